@@ -1,0 +1,2 @@
+//! The forwarder of sixway.
+pub mod update;
