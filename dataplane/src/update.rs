@@ -229,6 +229,8 @@ pub struct Policy {
     pub hairpin: bool,
     /// Source address of our ICMPv6 errors; `None` sends none.
     pub error_source: Option<Ipv6Addr>,
+    /// Echo replies to the router with this identifier are copied up the punt queue: answers to endpoint probes.
+    pub probe_ident: Option<u16>,
 }
 
 /// One wish of the control plane. A batch of them is applied as a whole or not at all.

@@ -1,0 +1,317 @@
+//! Which way each packet goes: pure, over one batch, no system call and no allocation.
+//!
+//! [`from_wire`] judges what peers sent: the outer sender *and* the inner source must belong to the same tunnel (RFC
+//! 4213 sections 3.6 and 4; RFC 3704 section 2). [`from_tun`] judges what the kernel routed to us. Between TUN and tunnel the
+//! kernel's forwarding is the hop; from tunnel to tunnel we are, and take one off the hop limit (RFC 8200 section 3).
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::encap::{inner_class, outer_tos};
+use crate::offload::segment::{Layout, complete};
+use crate::packet::batch::{Arrival, Merged, Packet, Sender};
+use crate::packet::icmp::IcmpError;
+use crate::packet::view::{HEADER, Unreadable, View, set_hop_limit, set_traffic_class};
+use crate::table::View as Tables;
+use crate::table::slab::{Encap, Entry, Learn, OuterKey, Owner, Path};
+use crate::update::Holder;
+use crate::verdict::{Judged, PuntClass, Reason, Verdict};
+
+/// The shortest datagram that may be for the control plane (RFC 5572 section 4.4: its signalling header is 8 octets).
+const LEAST_DATAGRAM: usize = 8;
+const ECHO_REPLY: u8 = 129;
+
+type Outcome = Result<Judged, Judged>;
+
+fn drop(reason: Reason, tunnel: Option<Path>) -> Judged {
+    Judged { verdict: Verdict::Drop(reason, None), tunnel }
+}
+
+fn refuse(reason: Reason, tunnel: Option<Path>, error: IcmpError) -> Judged {
+    Judged { verdict: Verdict::Drop(reason, Some(error)), tunnel }
+}
+
+/// Judges one packet, whatever side it came from; `bytes` are its octets and may be changed in place (hop limit,
+/// congestion mark), `packet.len` is cut to the honest length.
+pub fn judge(tables: &Tables<'_>, packet: &mut Packet, bytes: &mut [u8]) -> Judged {
+    let (Ok(judged) | Err(judged)) = match packet.arrival {
+        Arrival::Tun => from_tun(tables, packet, bytes),
+        Arrival::Wire(sender) => from_wire(tables, packet, bytes, &sender),
+    };
+    judged
+}
+
+fn parse(packet: &mut Packet, bytes: &[u8]) -> Result<View, Reason> {
+    let view = View::parse(bytes).map_err(|e| match e {
+        Unreadable::TooShort => Reason::TooShort,
+        Unreadable::NotIpv6 => Reason::NotIpv6,
+        Unreadable::Truncated => Reason::Truncated,
+    })?;
+    packet.len = view.len;
+    Ok(view)
+}
+
+// ---- from the kernel ----
+
+fn from_tun(tables: &Tables<'_>, packet: &mut Packet, bytes: &[u8]) -> Outcome {
+    let view = parse(packet, bytes).map_err(|r| drop(r, None))?;
+    let bytes = &bytes[..view.len];
+    if is_scoped(view.destination) || is_scoped(view.source) || view.destination.is_multicast() {
+        return Err(drop(Reason::Scope, None));
+    }
+    let source = tables.longest_match(view.source);
+    if let Some(Entry { owner: Owner::Tunnel(path), len: 1.., .. }) = source {
+        return Err(drop(Reason::SourceInTunnel, Some(path)));
+    }
+    match tables.longest_match(view.destination).map(|e| e.owner) {
+        None => Err(refuse(Reason::NoRoute, None, IcmpError::NoRoute)),
+        Some(Owner::Reserved(Holder::Unassigned)) => {
+            Err(refuse(Reason::Unassigned, None, IcmpError::NoRoute))
+        }
+        // The kernel keeps what is its own; what comes back here would go round for ever.
+        Some(Owner::Reserved(Holder::Local)) => Err(drop(Reason::NoRoute, None)),
+        Some(Owner::Tunnel(path)) => into_tunnel(path, packet, bytes, &view),
+    }
+}
+
+/// The checks that stand before every tunnel's entrance.
+fn into_tunnel(path: Path, packet: &Packet, bytes: &[u8], view: &View) -> Outcome {
+    if !path.has_remote() {
+        return Err(refuse(Reason::NoEndpoint, Some(path), IcmpError::AddressUnreachable));
+    }
+    let largest = largest(packet, bytes, path.mtu).ok_or(drop(Reason::BadOffload, Some(path)))?;
+    if largest > usize::from(path.mtu) {
+        return Err(refuse(Reason::TooBig, Some(path), IcmpError::PacketTooBig(path.mtu)));
+    }
+    Ok(Judged { verdict: Verdict::ToWire(path, outer_tos(view.traffic_class)), tunnel: None })
+}
+
+/// Octets of the largest packet that will be on the wire.
+fn largest(packet: &Packet, bytes: &[u8], mtu: u16) -> Option<usize> {
+    match packet.offload.merged {
+        None => Some(bytes.len()),
+        Some(_) => Layout::of(bytes, &packet.offload, mtu).ok().map(|l| l.largest()),
+    }
+}
+
+// ---- from a peer ----
+
+fn from_wire(tables: &Tables<'_>, packet: &mut Packet, bytes: &mut [u8], sender: &Sender) -> Outcome {
+    if is_outer_martian(*sender.remote.ip()) || sender.remote == sender.local {
+        return Err(drop(Reason::OuterMartian, None));
+    }
+    if sender.encap == Encap::Udp && bytes.first().is_some_and(|b| b >> 4 != 6) {
+        return datagram(tables, bytes, sender);
+    }
+    let view = parse(packet, bytes).map_err(|r| drop(r, by_sender(tables, sender)))?;
+    let bytes = &mut bytes[..view.len];
+    if is_inner_martian(&view) {
+        return Err(drop(Reason::InnerMartian, by_sender(tables, sender)));
+    }
+    if view.destination.is_multicast() || is_scoped(view.source) || is_scoped(view.destination) {
+        return on_link(tables, &view, sender);
+    }
+    let (path, _) = owner_of_source(tables, &view, sender, bytes)?;
+    let marked = inner_class(view.traffic_class, sender.tos).ok_or(drop(Reason::Ecn, Some(path)))?;
+    if marked != view.traffic_class {
+        set_traffic_class(bytes, marked);
+    }
+    settle_size(packet, bytes, &path)?;
+    out_of_tunnel(tables, packet, bytes, &View { traffic_class: marked, ..view }, path)
+}
+
+fn datagram(tables: &Tables<'_>, bytes: &[u8], sender: &Sender) -> Outcome {
+    let tunnel = by_sender(tables, sender);
+    if bytes.len() < LEAST_DATAGRAM {
+        return Err(drop(Reason::TooShort, tunnel));
+    }
+    Ok(Judged { verdict: Verdict::Punt(PuntClass::Datagram), tunnel })
+}
+
+/// Link-local and multicast traffic stays in its tunnel (RFC 4291 section 2.5.6, RFC 4007 section 9): the control plane
+/// answers it.
+fn on_link(tables: &Tables<'_>, view: &View, sender: &Sender) -> Outcome {
+    let path = by_sender(tables, sender).ok_or(drop(Reason::UnknownOuter, None))?;
+    let for_link = match view.destination {
+        d if d.is_multicast() => d.octets()[1] & 0x0f == 2,
+        d => is_scoped(d) || is_local(tables, d),
+    };
+    if !for_link {
+        return Err(drop(Reason::Scope, Some(path)));
+    }
+    let from_link = is_scoped(view.source) || view.source.is_unspecified();
+    if !from_link && !is_in_tunnel(tables, view.source, &path) {
+        return Err(drop(Reason::SourceNotInPrefix, Some(path)));
+    }
+    Ok(Judged { verdict: Verdict::Punt(PuntClass::Link), tunnel: Some(path) })
+}
+
+fn is_in_tunnel(tables: &Tables<'_>, source: Ipv6Addr, path: &Path) -> bool {
+    let owner = tables.longest_match(source).and_then(|e| e.owner.path());
+    owner.is_some_and(|p| p.tunnel == path.tunnel)
+}
+
+fn is_local(tables: &Tables<'_>, addr: Ipv6Addr) -> bool {
+    matches!(tables.longest_match(addr), Some(Entry { owner: Owner::Reserved(Holder::Local), .. }))
+}
+
+/// The tunnel that the inner source belongs to, if the sender is its peer.
+fn owner_of_source(
+    tables: &Tables<'_>,
+    view: &View,
+    sender: &Sender,
+    bytes: &[u8],
+) -> Result<(Path, u8), Judged> {
+    let (path, len) = match tables.longest_match(view.source) {
+        Some(Entry { owner: Owner::Tunnel(path), len, .. }) => (path, len),
+        other => return Err(stranger(tables, sender, other)),
+    };
+    if path.is_sender(outer_key(sender), *sender.local.ip()) {
+        return Ok((path, len));
+    }
+    if let Some(really) = by_sender(tables, sender) {
+        return Err(drop(Reason::SourceNotInPrefix, Some(really)));
+    }
+    Err(candidate(tables, path, view, sender, bytes))
+}
+
+/// The inner source is in no tunnel: say whether the sender is known at all.
+fn stranger(tables: &Tables<'_>, sender: &Sender, source: Option<Entry>) -> Judged {
+    match (by_sender(tables, sender), source.map(|e| e.owner)) {
+        (path, Some(Owner::Reserved(Holder::Local))) => drop(Reason::SourceIsLocal, path),
+        (Some(path), _) => drop(Reason::SourceNotInPrefix, Some(path)),
+        (None, _) => drop(Reason::UnknownOuter, None),
+    }
+}
+
+/// Right inner source, unknown sender: perhaps the peer has moved. The control plane may look into it, the packet
+/// itself goes nowhere.
+fn candidate(tables: &Tables<'_>, path: Path, view: &View, sender: &Sender, bytes: &[u8]) -> Judged {
+    let may_move = sender.encap == Encap::Udp
+        && path.encap == Encap::Udp
+        && path.local_port == sender.local.port()
+        && match path.learn {
+            Learn::Never => false,
+            Learn::Port => !path.has_remote() || path.remote == *sender.remote.ip(),
+            Learn::Anywhere => true,
+        };
+    if !may_move {
+        return drop(Reason::WrongOuter, Some(path));
+    }
+    let class = if is_probe_reply(tables, view, bytes) { PuntClass::EchoReply } else { PuntClass::Candidate };
+    Judged { verdict: Verdict::Punt(class), tunnel: Some(path) }
+}
+
+fn is_probe_reply(tables: &Tables<'_>, view: &View, bytes: &[u8]) -> bool {
+    let Some(ident) = tables.policy().probe_ident else { return false };
+    view.icmpv6_type(bytes) == Some(ECHO_REPLY)
+        && bytes.get(HEADER + 4..HEADER + 6) == Some(&ident.to_be_bytes())
+}
+
+/// Accepted from its tunnel: where to?
+fn out_of_tunnel(
+    tables: &Tables<'_>,
+    packet: &mut Packet,
+    bytes: &mut [u8],
+    view: &View,
+    from: Path,
+) -> Outcome {
+    let ok = |verdict| Ok(Judged { verdict, tunnel: Some(from) });
+    match tables.longest_match(view.destination) {
+        None => ok(Verdict::ToTun),
+        Some(Entry { owner: Owner::Reserved(Holder::Unassigned), .. }) => {
+            Err(refuse(Reason::Unassigned, Some(from), IcmpError::NoRoute))
+        }
+        Some(Entry { owner: Owner::Reserved(Holder::Local), .. }) => ok(to_router(tables, view, bytes)),
+        // An uplink's `::/0` says where the world is, not that this address is out there: our kernel knows.
+        Some(Entry { owner: Owner::Tunnel(to), len: 0, .. }) if to.tunnel == from.tunnel => {
+            ok(Verdict::ToTun)
+        }
+        Some(Entry { owner: Owner::Tunnel(to), .. }) => hairpin(tables, packet, bytes, view, from, to),
+    }
+}
+
+fn to_router(tables: &Tables<'_>, view: &View, bytes: &[u8]) -> Verdict {
+    let is_discovery = matches!(view.icmpv6_type(bytes), Some(133..=137)) && view.hop_limit == 255;
+    match () {
+        () if is_discovery => Verdict::Punt(PuntClass::Link),
+        () if is_probe_reply(tables, view, bytes) => Verdict::ToTunAndPunt(PuntClass::EchoReply),
+        () => Verdict::ToTun,
+    }
+}
+
+fn hairpin(
+    tables: &Tables<'_>,
+    packet: &mut Packet,
+    bytes: &mut [u8],
+    view: &View,
+    from: Path,
+    to: Path,
+) -> Outcome {
+    if to.tunnel == from.tunnel {
+        return Err(refuse(Reason::SameTunnel, Some(from), IcmpError::NoRoute));
+    }
+    if !tables.policy().hairpin {
+        return Err(refuse(Reason::HairpinOff, Some(from), IcmpError::Prohibited));
+    }
+    if view.hop_limit <= 1 {
+        return Err(refuse(Reason::HopLimit, Some(from), IcmpError::HopLimitExceeded));
+    }
+    let entered = into_tunnel(to, packet, bytes, view).map_err(|j| Judged { tunnel: Some(from), ..j })?;
+    set_hop_limit(bytes, view.hop_limit - 1);
+    if packet.offload.merged.is_none() {
+        finish_checksum(packet, bytes, &from)?;
+    }
+    Ok(Judged { tunnel: Some(from), ..entered })
+}
+
+/// A checksum that its sender left to hardware is completed before the packet leaves the machine again.
+pub(crate) fn finish_checksum(packet: &mut Packet, bytes: &mut [u8], path: &Path) -> Result<(), Judged> {
+    let Some((start, offset)) = packet.offload.partial.take() else { return Ok(()) };
+    complete(bytes, start, offset).map_err(|_| drop(Reason::BadOffload, Some(*path)))
+}
+
+/// A raw socket does not tell how large the merged segments were: no larger than this tunnel's MTU.
+fn settle_size(packet: &mut Packet, bytes: &[u8], path: &Path) -> Result<(), Judged> {
+    let Some((Merged::Tcp, 0)) = packet.offload.merged else { return Ok(()) };
+    if bytes.len() <= usize::from(path.mtu) {
+        packet.offload.merged = None;
+        return Ok(());
+    }
+    let layout =
+        Layout::of(bytes, &packet.offload, path.mtu).map_err(|_| drop(Reason::BadOffload, Some(*path)))?;
+    packet.offload.merged = Some((Merged::Tcp, layout.size as u16));
+    Ok(())
+}
+
+fn by_sender(tables: &Tables<'_>, sender: &Sender) -> Option<Path> {
+    tables.by_outer(outer_key(sender), *sender.local.ip())
+}
+
+fn outer_key(sender: &Sender) -> OuterKey {
+    OuterKey::new(sender.encap, *sender.remote.ip(), sender.remote.port(), sender.local.port())
+}
+
+// ---- addresses ----
+
+/// Link-local unicast, or the loopback address, which is narrower still.
+fn is_scoped(addr: Ipv6Addr) -> bool {
+    addr.is_unicast_link_local() || addr.is_loopback()
+}
+
+/// Addresses that no peer has (RFC 4213 section 3.6, RFC 6890).
+fn is_outer_martian(addr: Ipv4Addr) -> bool {
+    addr.octets()[0] == 0 || addr.is_loopback() || addr.is_multicast() || addr.is_broadcast()
+}
+
+/// Sources and destinations that must not cross a tunnel (RFC 4213 section 3.6, RFC 4291 sections 2.5.2 to 2.5.5 and 2.7).
+fn is_inner_martian(view: &View) -> bool {
+    let compatible = |a: Ipv6Addr| a.octets()[..12] == [0; 12];
+    let mapped = |a: Ipv6Addr| a.to_ipv4_mapped().is_some();
+    let source = view.source;
+    let is_probe_for_duplicates = source.is_unspecified() && view.destination.is_multicast();
+    source.is_multicast()
+        || (compatible(source) && !is_probe_for_duplicates)
+        || mapped(source)
+        || compatible(view.destination)
+        || mapped(view.destination)
+}

@@ -1,0 +1,256 @@
+//! The real thing: one TUN queue, UDP sockets, protocol 41, and one epoll to sleep in.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddrV4, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use super::outbox::Outbox;
+use super::proto41::Proto41Port;
+use super::sys::Inbox;
+use super::tun::TunQueue;
+use super::udp::UdpPort;
+use super::{Destination, PacketIo, Side};
+use crate::counters::{Event, Tally};
+use crate::offload::segment::Layout;
+use crate::packet::batch::{Batch, Offload, Packet};
+use crate::table::slab::{Encap, Path};
+use crate::verdict::{Judged, Reason, Verdict};
+
+const TUN: Token = Token(usize::MAX);
+const PROTO41: Token = Token(usize::MAX - 1);
+const WAKER: Token = Token(usize::MAX - 2);
+/// How often slow changes (our own addresses) are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// One worker's devices.
+#[derive(Debug)]
+pub struct KernelIo {
+    poll: Poll,
+    events: Events,
+    tun: TunQueue,
+    tun_ready: bool,
+    udp: Vec<Option<UdpPort>>,
+    udp_ready: VecDeque<u16>,
+    proto41: Option<Proto41Port>,
+    inbox: Inbox,
+    udp_out: Outbox,
+    udp_out_socket: u16,
+    proto41_out: Outbox,
+    kept: Instant,
+}
+
+impl KernelIo {
+    /// Puts the devices of one worker together; `gso` allows datagram trains. The waker ends a [`PacketIo::wait`].
+    pub fn new(tun: TunQueue, proto41: Option<Proto41Port>, gso: bool) -> io::Result<(Self, Arc<Waker>)> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        poll.registry().register(&mut SourceFd(&tun.fd().as_raw_fd()), TUN, Interest::READABLE)?;
+        if let Some(fd) = proto41.as_ref().and_then(Proto41Port::receiver) {
+            poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), PROTO41, Interest::READABLE)?;
+        }
+        let io = Self {
+            poll,
+            events: Events::with_capacity(256),
+            tun,
+            tun_ready: true,
+            udp: Vec::new(),
+            udp_ready: VecDeque::new(),
+            proto41,
+            inbox: Inbox::new(64),
+            udp_out: Outbox::new(gso),
+            udp_out_socket: 0,
+            proto41_out: Outbox::new(false),
+            kept: Instant::now(),
+        };
+        Ok((io, waker))
+    }
+
+    fn receive_wire(&mut self, batch: &mut Batch, tally: &mut Tally) -> bool {
+        let mut used = 0;
+        for _ in 0..self.udp_ready.len() {
+            if used == batch.buffers() {
+                break;
+            }
+            let Some(number) = self.udp_ready.pop_front() else { break };
+            let Some(port) = self.udp.get_mut(usize::from(number)).and_then(Option::as_mut) else { continue };
+            used += port.receive(&mut self.inbox, batch, used, tally);
+            if port.ready {
+                self.udp_ready.push_back(number);
+            }
+        }
+        if let Some(port) = self.proto41.as_mut().filter(|p| p.ready && used < batch.buffers()) {
+            port.receive(&mut self.inbox, batch, used, tally);
+        }
+        self.wire_ready()
+    }
+
+    fn wire_ready(&self) -> bool {
+        !self.udp_ready.is_empty() || self.proto41.as_ref().is_some_and(|p| p.ready)
+    }
+
+    fn queue(&mut self, path: &Path, tos: u8, packet: &Packet, batch: &Batch, tally: &mut Tally) {
+        let bytes = batch.bytes(packet);
+        let layout = match packet.offload.merged {
+            None => None,
+            Some(_) => match Layout::of(bytes, &packet.offload, path.mtu) {
+                Ok(layout) => Some(layout),
+                Err(_) => return tally.drop(Reason::BadOffload, Some(path.tunnel), 1),
+            },
+        };
+        let (segments, headers) = layout.map_or((1, 0), |l| (l.segments(), l.headers));
+        let other_socket = path.encap == Encap::Udp && path.socket != self.udp_out_socket;
+        if other_socket || !self.outbox(path.encap).has_room(segments, headers) {
+            self.flush(path.encap, batch, tally);
+        }
+        if path.encap == Encap::Udp {
+            self.udp_out_socket = path.socket;
+        }
+        match layout {
+            None => self.outbox(path.encap).push(path, tos, packet.start, packet.len),
+            Some(layout) => self.outbox(path.encap).push_cut(path, tos, packet.start, bytes, &layout),
+        }
+    }
+
+    fn outbox(&mut self, encap: Encap) -> &mut Outbox {
+        match encap {
+            Encap::Proto41 => &mut self.proto41_out,
+            Encap::Udp => &mut self.udp_out,
+        }
+    }
+
+    fn flush(&mut self, encap: Encap, batch: &Batch, tally: &mut Tally) {
+        match encap {
+            Encap::Udp if !self.udp_out.is_empty() => {
+                let port = self.udp.get(usize::from(self.udp_out_socket)).and_then(Option::as_ref);
+                match port {
+                    Some(port) => self.udp_out.flush(port.socket.as_fd(), &batch.arena, tally),
+                    None => self.udp_out.discard(tally),
+                }
+            }
+            Encap::Proto41 if !self.proto41_out.is_empty() => match &self.proto41 {
+                Some(port) => self.proto41_out.flush(port.sender(), &batch.arena, tally),
+                None => self.proto41_out.discard(tally),
+            },
+            Encap::Udp | Encap::Proto41 => {}
+        }
+    }
+
+    fn note_events(&mut self) {
+        for event in &self.events {
+            match event.token() {
+                TUN => self.tun_ready = true,
+                WAKER => {}
+                PROTO41 => {
+                    if let Some(port) = &mut self.proto41 {
+                        port.ready = true;
+                    }
+                }
+                Token(number) => {
+                    let port = self.udp.get_mut(number).and_then(Option::as_mut);
+                    if let Some(port) = port.filter(|p| !p.ready) {
+                        port.ready = true;
+                        self.udp_ready.push_back(number as u16);
+                    }
+                }
+            }
+        }
+    }
+
+    fn keep_house(&mut self) {
+        if self.kept.elapsed() >= HOUSEKEEPING {
+            self.kept = Instant::now();
+            if let Some(port) = &mut self.proto41 {
+                port.refresh();
+            }
+        }
+    }
+}
+
+impl PacketIo for KernelIo {
+    fn receive(&mut self, side: Side, batch: &mut Batch, tally: &mut Tally) -> bool {
+        match side {
+            Side::Wire => self.receive_wire(batch, tally),
+            Side::Tun if self.tun_ready => {
+                self.tun_ready = self.tun.receive(batch, tally);
+                self.tun_ready
+            }
+            Side::Tun => false,
+        }
+    }
+
+    fn transmit(&mut self, batch: &Batch, judged: &[Judged], tally: &mut Tally) {
+        for (packet, judgement) in batch.packets.iter().zip(judged) {
+            match judgement.verdict {
+                Verdict::ToWire(path, tos) => self.queue(&path, tos, packet, batch, tally),
+                Verdict::ToTun | Verdict::ToTunAndPunt(_) => {
+                    self.tun.send(batch.bytes(packet), &packet.offload, judgement.tunnel.as_ref(), tally);
+                }
+                Verdict::Punt(_) | Verdict::Drop(..) => {}
+            }
+        }
+        self.flush(Encap::Udp, batch, tally);
+        self.flush(Encap::Proto41, batch, tally);
+    }
+
+    fn emit(&mut self, to: Destination, packet: &[u8], tally: &mut Tally) -> bool {
+        match to {
+            Destination::Tun => {
+                self.tun.send(packet, &Offload::default(), None, tally);
+                true
+            }
+            Destination::Wire(path, tos) => {
+                let remote = SocketAddrV4::new(path.remote, path.remote_port);
+                match (path.encap, &self.proto41, self.udp.get(usize::from(path.socket))) {
+                    (Encap::Proto41, Some(port), _) => {
+                        self.proto41_out.send_now(port.sender(), path.local, remote, tos, packet)
+                    }
+                    (Encap::Udp, _, Some(Some(port))) => {
+                        self.udp_out.send_now(port.socket.as_fd(), path.local, remote, tos, packet)
+                    }
+                    (Encap::Proto41 | Encap::Udp, ..) => false,
+                }
+            }
+            Destination::Datagram { local, remote } => {
+                let port = self.udp.iter().flatten().find(|p| p.is_at(local));
+                port.is_some_and(|p| self.udp_out.send_now(p.socket.as_fd(), *local.ip(), remote, 0, packet))
+            }
+        }
+    }
+
+    fn open(&mut self, number: u16, at: SocketAddrV4, socket: UdpSocket) {
+        let slot = usize::from(number);
+        if self.udp.len() <= slot {
+            self.udp.resize_with(slot + 1, || None);
+        }
+        let fd = socket.as_raw_fd();
+        // Should the kernel refuse to watch it (no memory), the socket still sends, and is read at every turn.
+        let _is_watched = self.poll.registry().register(&mut SourceFd(&fd), Token(slot), Interest::READABLE);
+        self.udp[slot] = Some(UdpPort::new(socket, at));
+        self.udp_ready.push_back(number);
+    }
+
+    fn close(&mut self, number: u16) {
+        if let Some(port) = self.udp.get_mut(usize::from(number)).and_then(Option::take) {
+            let _closing_ends_it_too =
+                self.poll.registry().deregister(&mut SourceFd(&port.socket.as_raw_fd()));
+        }
+    }
+
+    fn wait(&mut self, most: Option<Duration>, tally: &mut Tally) {
+        let busy = self.tun_ready || self.wire_ready();
+        let most = if busy { Some(Duration::ZERO) } else { most };
+        if most.is_none_or(|d| !d.is_zero()) {
+            tally.event(Event::Sleeps, 1);
+        }
+        // Interrupted or not: the next turn looks at what is ready.
+        let _woken = self.poll.poll(&mut self.events, most);
+        self.note_events();
+        self.keep_house();
+    }
+}

@@ -1,0 +1,291 @@
+//! Protocol 41 of one worker (RFC 4213): a packet socket that tells how packets were merged, or a raw socket that does not.
+//!
+//! The kernel merges protocol-41 packets before any socket sees them and leaves partial checksums behind. A packet
+//! socket with PACKET_VNET_HDR delivers the description as well, so the super-packet is passed on whole. A raw socket
+//! hides it: there the partial TCP checksum gives the merge away (`detect_partial`); merged UDP cannot be told apart,
+//! so that rung is the fallback. Sending is always by a raw socket, which also keeps the kernel from answering
+//! "protocol unreachable".
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+
+use super::sys::{Inbox, Name, Received, bind_packet, option, set_option};
+use super::udp::enlarge_buffers;
+use super::vnet;
+use crate::counters::{Event, Tally};
+use crate::encap::{OUTER_TTL, proto41};
+use crate::offload::segment::detect_partial;
+use crate::packet::batch::{Arrival, BUFFER, Batch, HEADROOM, Merged, Offload, Packet, Sender};
+use crate::verdict::Reason;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERNET_HEADER: usize = 14;
+const ARPHRD_ETHER: u16 = 1;
+const ARPHRD_PPP: u16 = 512;
+const ARPHRD_RAWIP: u16 = 519;
+const ARPHRD_LOOPBACK: u16 = 772;
+const ARPHRD_NONE: u16 = 0xfffe;
+const PACKET_HOST: u8 = 0;
+
+/// Which kind of socket receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receive {
+    /// The packet socket, else the raw one.
+    Auto,
+    /// The packet socket or an error.
+    Packet,
+    /// The raw socket.
+    Raw,
+}
+
+/// The sockets of one worker, opened while rights last.
+#[derive(Debug)]
+pub struct Proto41Sockets {
+    raw: Socket,
+    packet: Option<Socket>,
+    /// The raw socket receives here: of several, each would get a copy, so only one worker's does.
+    reads_raw: bool,
+}
+
+/// Opens the sockets of `workers` workers. Returns them and the rung taken.
+pub fn open(workers: usize, receive: Receive) -> io::Result<(Vec<Proto41Sockets>, Receive)> {
+    let raws = (0..workers).map(|_| open_raw()).collect::<io::Result<Vec<_>>>()?;
+    let packets = match receive {
+        Receive::Raw => None,
+        Receive::Packet => Some(open_packets(workers)?),
+        Receive::Auto => open_packets(workers).ok(),
+    };
+    let taken = if packets.is_some() { Receive::Packet } else { Receive::Raw };
+    let mut packets = packets.unwrap_or_default().into_iter();
+    let mut all = Vec::with_capacity(workers);
+    for (n, raw) in raws.into_iter().enumerate() {
+        let reads_raw = taken == Receive::Raw && n == 0;
+        if !reads_raw {
+            raw.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
+        }
+        all.push(Proto41Sockets { raw, packet: packets.next(), reads_raw });
+    }
+    Ok((all, taken))
+}
+
+fn open_raw() -> io::Result<Socket> {
+    let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(i32::from(proto41::PROTOCOL))))?;
+    raw.set_nonblocking(true)?;
+    enlarge_buffers(&raw);
+    raw.set_ttl_v4(OUTER_TTL)?;
+    let fd = raw.as_fd();
+    set_option(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    // DF stays clear at every static MTU (RFC 4213 section 3.2.1).
+    set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+    let _counts_losses_where_known = set_option(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
+    Ok(raw)
+}
+
+fn open_packets(workers: usize) -> io::Result<Vec<Socket>> {
+    let mut group: Option<i32> = None;
+    let mut all = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let socket = open_packet()?;
+        group = Some(join_fanout(socket.as_fd(), group)?);
+        all.push(socket);
+    }
+    Ok(all)
+}
+
+fn open_packet() -> io::Result<Socket> {
+    // Protocol 0: it receives nothing before it is bound, when all options are set.
+    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+    socket.set_nonblocking(true)?;
+    enlarge_buffers(&socket);
+    socket.attach_filter(&only_proto41())?;
+    let fd = socket.as_fd();
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+    let _only_saves_work = set_option(fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1);
+    let _counts_losses_where_known = set_option(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
+    bind_packet(fd, ETHERTYPE_IPV4)?;
+    Ok(socket)
+}
+
+/// One group for all workers: the kernel reassembles fragments and keeps each inner flow with one of them.
+fn join_fanout(fd: BorrowedFd<'_>, group: Option<i32>) -> io::Result<i32> {
+    let flags = libc::PACKET_FANOUT_HASH | libc::PACKET_FANOUT_FLAG_DEFRAG;
+    let (id, flags) = match group {
+        Some(id) => (id, flags),
+        None => (0, flags | libc::PACKET_FANOUT_FLAG_UNIQUEID),
+    };
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, id | (flags as i32) << 16)?;
+    Ok(option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT)? & 0xffff)
+}
+
+const LOAD_BYTE: u16 = 0x30;
+const JUMP_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
+/// SKF_NET_OFF: offsets from here count from the network header, whatever the link header.
+const NETWORK: u32 = 0xfff0_0000;
+
+/// Classic BPF: let IPv4 protocol 41 through whole, nothing else.
+fn only_proto41() -> [SockFilter; 4] {
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, NETWORK + 9),
+        SockFilter::new(JUMP_EQUAL, 0, 1, u32::from(proto41::PROTOCOL)),
+        SockFilter::new(RETURN, 0, 0, 0x4_0000),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ]
+}
+
+/// The IPv4 addresses of this host: what a packet socket sees for others is not ours to unwrap.
+#[derive(Debug, Default)]
+struct LocalAddresses {
+    known: Vec<Ipv4Addr>,
+    missed: bool,
+}
+
+impl LocalAddresses {
+    fn refresh(&mut self) {
+        self.missed = false;
+        let Ok(all) = nix::ifaddrs::getifaddrs() else { return };
+        self.known.clear();
+        let addresses = all.filter_map(|i| Some(i.address?.as_sockaddr_in()?.ip()));
+        self.known.extend(addresses);
+    }
+
+    fn contains(&mut self, addr: Ipv4Addr) -> bool {
+        let is_ours = self.known.contains(&addr);
+        self.missed |= !is_ours;
+        is_ours
+    }
+}
+
+/// Protocol 41 as one worker sees it.
+#[derive(Debug)]
+pub struct Proto41Port {
+    sockets: Proto41Sockets,
+    addresses: LocalAddresses,
+    lost: u32,
+    /// Something may be waiting.
+    pub ready: bool,
+}
+
+impl Proto41Port {
+    /// Takes sockets that [`open`] has made.
+    pub fn new(sockets: Proto41Sockets) -> Self {
+        let mut addresses = LocalAddresses::default();
+        addresses.refresh();
+        Self { sockets, addresses, lost: 0, ready: true }
+    }
+
+    /// The socket to send with.
+    pub fn sender(&self) -> BorrowedFd<'_> {
+        self.sockets.raw.as_fd()
+    }
+
+    /// The socket to receive from, if this worker does.
+    pub fn receiver(&self) -> Option<BorrowedFd<'_>> {
+        let raw = self.sockets.reads_raw.then(|| self.sockets.raw.as_fd());
+        self.sockets.packet.as_ref().map(|s| s.as_fd()).or(raw)
+    }
+
+    /// Once a second: an address that was not ours may have become so.
+    pub fn refresh(&mut self) {
+        if self.addresses.missed {
+            self.addresses.refresh();
+        }
+    }
+
+    /// As `UdpPort::receive`.
+    pub fn receive(
+        &mut self,
+        inbox: &mut Inbox,
+        batch: &mut Batch,
+        first: usize,
+        tally: &mut Tally,
+    ) -> usize {
+        let room = batch.buffers() - first;
+        let place = (Batch::offset(first) + HEADROOM, BUFFER, BUFFER - HEADROOM);
+        let Some(fd) = self.receiver() else {
+            self.ready = false;
+            return 0;
+        };
+        let got = inbox.receive(fd, &mut batch.arena, room, place).unwrap_or(0);
+        self.ready = got == room;
+        tally.event(Event::WireReads, got as u64);
+        for n in 0..got {
+            let start = Batch::offset(first + n) + HEADROOM;
+            if let Err(reason) = self.accept(inbox.message(n), start, batch, tally) {
+                tally.drop(reason, None, 1);
+            }
+        }
+        got
+    }
+
+    fn accept(
+        &mut self,
+        m: Received,
+        start: usize,
+        batch: &mut Batch,
+        tally: &mut Tally,
+    ) -> Result<(), Reason> {
+        if let Some(lost) = m.lost {
+            tally.event(Event::KernelDrops, u64::from(lost.wrapping_sub(self.lost)));
+            self.lost = lost;
+        }
+        if m.truncated {
+            return Err(Reason::Truncated);
+        }
+        let frame = &batch.arena[start..start + m.len];
+        let (skip, link) = if self.sockets.packet.is_some() { self.link_header(&m)? } else { (0, 0) };
+        let outer = proto41::unwrap(frame.get(skip + link..).ok_or(Reason::TooShort)?)?;
+        if !self.addresses.contains(outer.destination) {
+            return Err(Reason::NotOurs);
+        }
+        let inner = skip + link + outer.len..skip + link + outer.total;
+        let offload = match frame.first_chunk::<{ vnet::LEN }>() {
+            Some(header) if skip > 0 => {
+                vnet::parse(header, link + outer.len).map_err(|_| Reason::BadOffload)?
+            }
+            _ => guess_offload(&frame[inner.clone()]),
+        };
+        tally.event(Event::WireMerged, u64::from(offload.merged.is_some()));
+        let sender = Sender::proto41(outer.source, outer.destination, outer.tos);
+        let arrival = Arrival::Wire(sender);
+        let packet = Packet { start: start + inner.start, len: inner.len(), arrival, offload };
+        if batch.push(packet) { Ok(()) } else { Err(Reason::BatchFull) }
+    }
+
+    /// Octets of the virtio header and of the link header of a frame.
+    fn link_header(&self, m: &Received) -> Result<(usize, usize), Reason> {
+        let Name::Link { hatype, pkttype } = m.name else { return Err(Reason::OddLink) };
+        if pkttype != PACKET_HOST {
+            return Err(Reason::NotOurs);
+        }
+        match hatype {
+            ARPHRD_ETHER | ARPHRD_LOOPBACK => Ok((vnet::LEN, ETHERNET_HEADER)),
+            ARPHRD_NONE | ARPHRD_PPP | ARPHRD_RAWIP => Ok((vnet::LEN, 0)),
+            _ => Err(Reason::OddLink),
+        }
+    }
+}
+
+/// A raw socket tells nothing: a partial TCP checksum says that the packet may be several.
+fn guess_offload(inner: &[u8]) -> Offload {
+    match detect_partial(inner) {
+        Some(partial) => Offload { merged: Some((Merged::Tcp, 0)), partial: Some(partial) },
+        None => Offload::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_not_ours_is_noticed() {
+        let mut local = LocalAddresses::default();
+        local.refresh();
+        assert!(local.contains(Ipv4Addr::LOCALHOST) && !local.missed);
+        assert!(!local.contains(Ipv4Addr::new(192, 0, 2, 77)) && local.missed);
+    }
+}

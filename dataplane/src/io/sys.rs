@@ -1,0 +1,439 @@
+//! Every system call that no safe library offers: batches of messages with control data, and a few socket options.
+//!
+//! One of the two rooms where `unsafe` is allowed. Each function here is small, takes and returns safe types, and
+//! checks its ranges before the kernel sees a pointer. Knows nothing of tunnels or verdicts.
+#![expect(
+    unsafe_code,
+    reason = "recvmmsg, sendmmsg and socket options with control data have no safe wrapper"
+)]
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Room for the control data of one message: packet info, type of service, segment size, overflow count.
+const CONTROL: usize = 160;
+
+#[derive(Clone, Copy)]
+#[repr(align(8))]
+struct Control([u8; CONTROL]);
+
+/// Who sent a received message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// An IPv4 socket address.
+    Inet(SocketAddrV4),
+    /// A link-layer source (packet sockets).
+    Link {
+        /// ARPHRD_ type of the device.
+        hatype: u16,
+        /// PACKET_ type: to us, to somebody else, ...
+        pkttype: u8,
+    },
+    /// Something else.
+    Other,
+}
+
+/// What is known of a received message.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// Octets in its buffer.
+    pub len: usize,
+    /// It was longer than its buffer.
+    pub truncated: bool,
+    /// Its sender.
+    pub name: Name,
+    /// Outer type of service.
+    pub tos: u8,
+    /// The local address it came to.
+    pub local: Option<Ipv4Addr>,
+    /// Octets of each datagram when the kernel merged several.
+    pub merged: Option<u16>,
+    /// Packets lost by this socket so far, as far as the kernel said.
+    pub lost: Option<u32>,
+}
+
+/// Receives many messages in one call, each into its own stretch of an arena.
+pub struct Inbox {
+    headers: Box<[libc::mmsghdr]>,
+    iovecs: Box<[libc::iovec]>,
+    names: Box<[libc::sockaddr_storage]>,
+    controls: Box<[Control]>,
+}
+
+// SAFETY: the raw pointers inside are written anew by each `receive` from buffers that this struct owns (or borrows for
+// the length of the call); between calls they are never read. Nothing in it is tied to a thread.
+unsafe impl Send for Inbox {}
+
+impl Inbox {
+    /// For up to `most` messages a call.
+    pub fn new(most: usize) -> Self {
+        // SAFETY: all four are plain C structs for which all-zero is a valid value.
+        let (header, iovec, name) = unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
+        Self {
+            headers: vec![header; most].into(),
+            iovecs: vec![iovec; most].into(),
+            names: vec![name; most].into(),
+            controls: vec![Control([0; CONTROL]); most].into(),
+        }
+    }
+
+    /// Receives up to `most` messages without waiting; message `n` goes to `arena[start + n * stride ..][.. len]`.
+    /// Returns how many came; an empty queue is `WouldBlock`.
+    pub fn receive(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        arena: &mut [u8],
+        most: usize,
+        (start, stride, len): (usize, usize, usize),
+    ) -> io::Result<usize> {
+        let most = most.min(self.headers.len());
+        assert!(len <= stride && start + most.saturating_sub(1) * stride + len <= arena.len());
+        for n in 0..most {
+            let buffer = &mut arena[start + n * stride..][..len];
+            self.iovecs[n] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: len };
+            let header = &mut self.headers[n].msg_hdr;
+            header.msg_name = (&raw mut self.names[n]).cast();
+            header.msg_namelen = size_of::<libc::sockaddr_storage>() as u32;
+            header.msg_iov = &raw mut self.iovecs[n];
+            header.msg_iovlen = 1;
+            header.msg_control = self.controls[n].0.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL;
+            header.msg_flags = 0;
+        }
+        // SAFETY: the first `most` headers point to names, vectors and control buffers owned by `self`, and to disjoint
+        // stretches of `arena`, all of them alive and exclusively borrowed during the call.
+        let got = unsafe {
+            let wait = std::ptr::null_mut();
+            libc::recvmmsg(fd.as_raw_fd(), self.headers.as_mut_ptr(), most as u32, libc::MSG_DONTWAIT, wait)
+        };
+        usize::try_from(got).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// What is known of message `n` of the last call.
+    pub fn message(&self, n: usize) -> Received {
+        let header = &self.headers[n];
+        let mut got = Received {
+            len: header.msg_len as usize,
+            truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            name: self.name(n),
+            tos: 0,
+            local: None,
+            merged: None,
+            lost: None,
+        };
+        self.read_control(n, &mut got);
+        got
+    }
+
+    fn name(&self, n: usize) -> Name {
+        let storage = &self.names[n];
+        match i32::from(storage.ss_family) {
+            libc::AF_INET => {
+                // SAFETY: the kernel says that this storage, which is large enough and aligned, holds a sockaddr_in.
+                let a = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_in>() };
+                Name::Inet(SocketAddrV4::new(
+                    Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr)),
+                    u16::from_be(a.sin_port),
+                ))
+            }
+            libc::AF_PACKET => {
+                // SAFETY: the same for a sockaddr_ll.
+                let a = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_ll>() };
+                Name::Link { hatype: a.sll_hatype, pkttype: a.sll_pkttype }
+            }
+            _ => Name::Other,
+        }
+    }
+
+    fn read_control(&self, n: usize, got: &mut Received) {
+        let header = &raw const self.headers[n].msg_hdr;
+        // SAFETY: the kernel has filled the control buffer of message `n` and set its length; CMSG_* stay within it. Data is
+        // read unaligned and only as long as its type says, which the kernel guarantees for these levels and types.
+        unsafe {
+            let mut at = libc::CMSG_FIRSTHDR(header);
+            while !at.is_null() {
+                let data = libc::CMSG_DATA(at);
+                match ((*at).cmsg_level, (*at).cmsg_type) {
+                    (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                        let info: libc::in_pktinfo = data.cast::<libc::in_pktinfo>().read_unaligned();
+                        got.local = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)));
+                    }
+                    (libc::IPPROTO_IP, libc::IP_TOS) => got.tos = data.read(),
+                    (libc::SOL_UDP, libc::UDP_GRO) => {
+                        let size = data.cast::<libc::c_int>().read_unaligned();
+                        got.merged = u16::try_from(size).ok().filter(|s| *s > 0);
+                    }
+                    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
+                        got.lost = Some(data.cast::<u32>().read_unaligned())
+                    }
+                    _ => {}
+                }
+                at = libc::CMSG_NXTHDR(header, at);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Inbox({})", self.headers.len())
+    }
+}
+
+/// A stretch of one of the two buffers that messages are gathered from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Whether it lies in the header buffer, not in the arena.
+    pub in_headers: bool,
+    /// Its first octet.
+    pub start: u32,
+    /// Its octets.
+    pub len: u32,
+}
+
+/// One message to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Where to.
+    pub to: SocketAddrV4,
+    /// Source address; unspecified lets the kernel choose.
+    pub from: Ipv4Addr,
+    /// Outer type of service.
+    pub tos: u8,
+    /// The kernel shall cut it into datagrams of this many octets; 0: it is one.
+    pub segment: u16,
+    /// First of its parts in the list.
+    pub first_part: u32,
+    /// How many parts.
+    pub parts: u32,
+}
+
+/// Sends many messages in one call, each gathered from parts.
+pub struct Outbox {
+    headers: Vec<libc::mmsghdr>,
+    iovecs: Vec<libc::iovec>,
+    names: Vec<libc::sockaddr_in>,
+    controls: Vec<Control>,
+}
+
+// SAFETY: as for `Inbox`: the pointers are written and read within one call of `send` only.
+unsafe impl Send for Outbox {}
+
+impl Outbox {
+    /// For up to `messages` messages of `parts` parts in all a call.
+    pub fn new(messages: usize, parts: usize) -> Self {
+        Self {
+            headers: Vec::with_capacity(messages),
+            iovecs: Vec::with_capacity(parts),
+            names: Vec::with_capacity(messages),
+            controls: Vec::with_capacity(messages),
+        }
+    }
+
+    /// Sends `messages` without waiting; their parts are `parts`, in `arena` and `headers`. Returns how many of them went
+    /// out, or why the first did not.
+    pub fn send(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        messages: &[Outgoing],
+        parts: &[Part],
+        (arena, headers): (&[u8], &[u8]),
+    ) -> io::Result<usize> {
+        self.gather(parts, arena, headers);
+        self.address(messages);
+        self.headers.clear();
+        for (n, message) in messages.iter().enumerate() {
+            let (first, count) = (message.first_part as usize, message.parts as usize);
+            let iovecs = &mut self.iovecs[first..first + count];
+            // SAFETY: all-zero is a valid mmsghdr.
+            let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            header.msg_hdr.msg_name = (&raw mut self.names[n]).cast();
+            header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
+            header.msg_hdr.msg_iov = iovecs.as_mut_ptr();
+            header.msg_hdr.msg_iovlen = count;
+            fill_control(&mut header.msg_hdr, &mut self.controls[n], message);
+            self.headers.push(header);
+        }
+        // SAFETY: every header points to a name, vectors and control data owned by `self`, none of which moves before the call
+        // returns; the vectors point into `arena` and `headers`, which are borrowed and only read by the kernel.
+        let sent = unsafe {
+            let count = self.headers.len() as u32;
+            libc::sendmmsg(fd.as_raw_fd(), self.headers.as_mut_ptr(), count, libc::MSG_DONTWAIT)
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn gather(&mut self, parts: &[Part], arena: &[u8], headers: &[u8]) {
+        self.iovecs.clear();
+        self.iovecs.extend(parts.iter().map(|part| {
+            let from = if part.in_headers { headers } else { arena };
+            let bytes = &from[part.start as usize..][..part.len as usize];
+            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+        }));
+    }
+
+    fn address(&mut self, messages: &[Outgoing]) {
+        self.names.clear();
+        self.controls.clear();
+        for message in messages {
+            // SAFETY: all-zero is a valid sockaddr_in.
+            let mut name: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+            name.sin_family = libc::AF_INET as u16;
+            name.sin_port = message.to.port().to_be();
+            name.sin_addr.s_addr = u32::from(*message.to.ip()).to_be();
+            self.names.push(name);
+            self.controls.push(Control([0; CONTROL]));
+        }
+    }
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Outbox({})", self.headers.capacity())
+    }
+}
+
+fn fill_control(header: &mut libc::msghdr, control: &mut Control, message: &Outgoing) {
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = CONTROL;
+    let mut used = 0;
+    let mut put = |level, kind, data: &[u8]| {
+        // SAFETY: `used` plus the space of this item stays below CONTROL for the three items there can be (16+12, 16+4 and 16+2
+        // octets, each rounded up to 8), and the buffer is aligned for cmsghdr.
+        unsafe {
+            let at = control.0.as_mut_ptr().add(used).cast::<libc::cmsghdr>();
+            (*at).cmsg_level = level;
+            (*at).cmsg_type = kind;
+            (*at).cmsg_len = libc::CMSG_LEN(data.len() as u32) as _;
+            std::ptr::copy_nonoverlapping(data.as_ptr(), libc::CMSG_DATA(at), data.len());
+            used += libc::CMSG_SPACE(data.len() as u32) as usize;
+        }
+    };
+    if !message.from.is_unspecified() {
+        // struct in_pktinfo: interface index, source address (ipi_spec_dst), destination.
+        let mut info = [0; 12];
+        info[4..8].copy_from_slice(&message.from.octets());
+        put(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+    }
+    if message.tos != 0 {
+        put(libc::IPPROTO_IP, libc::IP_TOS, &i32::from(message.tos).to_ne_bytes());
+    }
+    if message.segment != 0 {
+        put(libc::SOL_UDP, libc::UDP_SEGMENT, &message.segment.to_ne_bytes());
+    }
+    header.msg_controllen = used;
+    if used == 0 {
+        header.msg_control = std::ptr::null_mut();
+    }
+}
+
+/// Sets a socket option whose value is an `int`.
+pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the pointer is to a live `int` of the length given.
+    let done = unsafe {
+        let at = (&raw const value).cast();
+        libc::setsockopt(fd.as_raw_fd(), level, name, at, size_of::<i32>() as u32)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads a socket option whose value is an `int`.
+pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
+    let mut value = 0i32;
+    let mut len = size_of::<i32>() as u32;
+    // SAFETY: both pointers are to live variables, and `len` says how large the first is.
+    let done =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) };
+    if done == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Binds a packet socket to one EtherType on all interfaces; from now on it receives.
+pub fn bind_packet(fd: BorrowedFd<'_>, ethertype: u16) -> io::Result<()> {
+    // SAFETY: all-zero is a valid sockaddr_ll.
+    let mut at: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    at.sll_family = libc::AF_PACKET as u16;
+    at.sll_protocol = ethertype.to_be();
+    // SAFETY: the pointer is to a live sockaddr_ll of the length given.
+    let done = unsafe {
+        let len = size_of::<libc::sockaddr_ll>() as u32;
+        libc::bind(fd.as_raw_fd(), (&raw const at).cast(), len)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Tells a TUN device which super-packets it may hand over (TUN_F_ flags); device-wide.
+pub fn set_tun_offload(fd: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+    /// `_IOW('T', 208, unsigned int)`.
+    const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+    // SAFETY: this request takes its argument by value; no pointer is involved.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD as _, libc::c_ulong::from(flags)) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    fn pair() -> (UdpSocket, UdpSocket, SocketAddrV4) {
+        let a = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let b = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let std::net::SocketAddr::V4(to) = b.local_addr().unwrap() else { panic!() };
+        set_option(b.as_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO, 1).unwrap();
+        set_option(b.as_fd(), libc::IPPROTO_IP, libc::IP_RECVTOS, 1).unwrap();
+        (a, b, to)
+    }
+
+    #[test]
+    fn gathered_messages_arrive_with_their_marks() {
+        let (a, b, to) = pair();
+        let parts = [
+            Part { in_headers: true, start: 1, len: 2 },
+            Part { in_headers: false, start: 0, len: 3 },
+            Part { in_headers: false, start: 2, len: 1 },
+        ];
+        let one = Outgoing { to, from: Ipv4Addr::LOCALHOST, tos: 2, segment: 0, first_part: 0, parts: 2 };
+        let two = Outgoing { from: Ipv4Addr::UNSPECIFIED, tos: 0, first_part: 2, parts: 1, ..one };
+        let sent = Outbox::new(4, 8).send(a.as_fd(), &[one, two], &parts, (b"xyz", b"hAB"));
+        assert_eq!(sent.unwrap(), 2);
+
+        let mut inbox = Inbox::new(4);
+        let mut arena = vec![0; 4 * 100];
+        assert_eq!(inbox.receive(b.as_fd(), &mut arena, 4, (10, 100, 80)).unwrap(), 2);
+        let first = inbox.message(0);
+        assert_eq!(&arena[10..10 + first.len], b"ABxyz");
+        assert_eq!((first.tos, first.local, first.truncated), (2, Some(Ipv4Addr::LOCALHOST), false));
+        let std::net::SocketAddr::V4(from) = a.local_addr().unwrap() else { panic!() };
+        assert_eq!(first.name, Name::Inet(from));
+        assert_eq!((&arena[110..111], inbox.message(1).len), (&b"z"[..], 1));
+        let none = inbox.receive(b.as_fd(), &mut arena, 4, (10, 100, 80)).unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_train_is_cut_by_the_kernel_and_merged_again() {
+        let (a, b, to) = pair();
+        set_option(b.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1).unwrap();
+        let parts = [Part { in_headers: false, start: 0, len: 250 }];
+        let train =
+            Outgoing { to, from: Ipv4Addr::UNSPECIFIED, tos: 0, segment: 100, first_part: 0, parts: 1 };
+        Outbox::new(1, 1).send(a.as_fd(), &[train], &parts, (&[7; 250], &[])).unwrap();
+        let mut inbox = Inbox::new(4);
+        let mut arena = vec![0; 4 * 300];
+        let got = inbox.receive(b.as_fd(), &mut arena, 4, (0, 300, 300)).unwrap();
+        let all: usize = (0..got).map(|n| inbox.message(n).len).sum();
+        assert_eq!(all, 250);
+        if got == 1 {
+            assert_eq!(inbox.message(0).merged, Some(100));
+        }
+    }
+
+    #[test]
+    fn options_that_do_not_exist_are_errors() {
+        let (a, ..) = pair();
+        assert!(set_option(a.as_fd(), libc::IPPROTO_IP, 9999, 1).is_err());
+        assert!(option(a.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE).unwrap() == libc::SOCK_DGRAM);
+    }
+}

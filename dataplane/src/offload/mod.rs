@@ -1,0 +1,3 @@
+//! Super-packets: cut once on the way out, put together once on the way in.
+
+pub mod segment;

@@ -1,0 +1,469 @@
+//! Opening devices, starting workers, and what the control plane then holds: writer, punts, injector, counters.
+//!
+//! In two steps, because a process may give up rights or change its network namespace between them: [`Prepared`] holds
+//! the outer sockets, [`Prepared::start`] opens the TUN device and lets the workers run.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::queue::ArrayQueue;
+use mio::Waker;
+
+use crate::counters::{CounterReader, counters};
+use crate::io::kernel::KernelIo;
+use crate::io::proto41::{self, Proto41Port, Proto41Sockets, Receive};
+use crate::io::tun::{self, TunOffload};
+use crate::io::udp::{self, UdpOffload};
+use crate::punt::{self, PuntReader};
+use crate::table::editor::Editor;
+use crate::table::tables;
+use crate::update::{Generation, Rejected, Update};
+use crate::worker::{Command, Inject, Worker};
+
+/// Commands that may wait for one worker.
+const COMMANDS: usize = 4096;
+
+/// What the forwarder is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Name of the TUN device.
+    pub tun: String,
+    /// Super-packets may come from it.
+    pub tun_offload: bool,
+    /// How many forwarding threads; 0: one for each processor that this process may use.
+    pub workers: usize,
+    /// Most tunnels.
+    pub capacity: u32,
+    /// UDP offloading.
+    pub udp: UdpOffload,
+    /// Protocol 41, and how it is received; `None` turns it off.
+    pub proto41: Option<Receive>,
+}
+
+/// Why the forwarder did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The TUN device.
+    #[error("cannot open the TUN device {name}: {source}")]
+    Tun {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The protocol-41 sockets.
+    #[error("cannot open a socket for protocol 41: {0}")]
+    Proto41(io::Error),
+    /// A UDP socket.
+    #[error("cannot listen on UDP {at}: {source}")]
+    Listen {
+        /// The endpoint.
+        at: SocketAddrV4,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Threads, queues and the like.
+    #[error("cannot start the forwarding threads: {0}")]
+    System(#[from] io::Error),
+}
+
+/// What was granted of what was wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Forwarding threads.
+    pub workers: usize,
+    /// TUN offloads.
+    pub tun_offload: TunOffload,
+    /// How protocol 41 is received; `None`: it is off.
+    pub proto41: Option<Receive>,
+}
+
+/// The outer sockets, open.
+#[derive(Debug)]
+pub struct Prepared {
+    settings: Settings,
+    proto41: Option<(Vec<Proto41Sockets>, Receive)>,
+    udp: HashMap<SocketAddrV4, Vec<UdpSocket>>,
+}
+
+impl Prepared {
+    /// Opens the sockets for protocol 41, if wanted.
+    pub fn open(mut settings: Settings) -> Result<Self, StartError> {
+        if settings.workers == 0 {
+            settings.workers = processors().len().max(1);
+        }
+        let open = |receive| proto41::open(settings.workers, receive).map_err(StartError::Proto41);
+        let proto41 = settings.proto41.map(open).transpose()?;
+        Ok(Self { settings, proto41, udp: HashMap::new() })
+    }
+
+    /// Opens UDP sockets for an endpoint.
+    pub fn listen(&mut self, at: SocketAddrV4) -> Result<(), StartError> {
+        let sockets = open_group(at, &self.settings).map_err(|source| StartError::Listen { at, source })?;
+        self.udp.insert(at, sockets);
+        Ok(())
+    }
+
+    /// Opens the TUN device and starts the workers. `seed` should be random.
+    pub fn start(self, seed: u64) -> Result<Dataplane, StartError> {
+        let Self { settings, proto41, udp } = self;
+        let tun_error = |source| StartError::Tun { name: settings.tun.clone(), source };
+        let (queues, tun_offload) =
+            tun::open(&settings.tun, settings.workers, settings.tun_offload).map_err(tun_error)?;
+        let (rung, mut proto41) = match proto41 {
+            Some((sockets, rung)) => (Some(rung), sockets),
+            None => (None, Vec::new()),
+        };
+        let facts = Facts { workers: settings.workers, tun_offload, proto41: rung };
+        let (editor, readers) = tables(settings.capacity, settings.workers, seed);
+        let (counters, tallies) = counters(settings.workers, settings.capacity);
+        let (punt_sender, punts) = punt::queue()?;
+        let started = Instant::now();
+        let mut doors = Vec::new();
+        let mut threads = Vec::new();
+        let parts = queues.into_iter().zip(readers).zip(tallies);
+        for (n, ((queue, reader), tally)) in parts.enumerate() {
+            let port = if proto41.is_empty() { None } else { Some(Proto41Port::new(proto41.remove(0))) };
+            let (io, waker) = KernelIo::new(queue, port, settings.udp.gso)?;
+            let door = Door { commands: Arc::new(ArrayQueue::new(COMMANDS)), waker };
+            let worker =
+                Worker::new(io, reader, tally, punt_sender.clone(), door.commands.clone(), (seed, started));
+            threads.push(spawn(n, worker)?);
+            doors.push(door);
+        }
+        let doors: Arc<[Door]> = doors.into();
+        let mut writer = TableWriter::new(editor, counters.clone(), doors.clone(), settings);
+        udp.into_iter().for_each(|(at, sockets)| writer.adopt(at, sockets));
+        let injector = Injector(doors.clone());
+        Ok(Dataplane {
+            writer,
+            punts,
+            injector,
+            counters,
+            workers: Workers { doors, threads },
+            facts,
+            started,
+        })
+    }
+}
+
+/// A running forwarder.
+#[derive(Debug)]
+pub struct Dataplane {
+    /// Changes the tables.
+    pub writer: TableWriter,
+    /// What came up.
+    pub punts: PuntReader,
+    /// Sends down.
+    pub injector: Injector,
+    /// What was counted.
+    pub counters: CounterReader,
+    /// The threads.
+    pub workers: Workers,
+    /// What was granted.
+    pub facts: Facts,
+    /// When it started: `last_seen` counts from here.
+    pub started: Instant,
+}
+
+/// The processors that this process may use.
+fn processors() -> Vec<usize> {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_default();
+    (0..nix::sched::CpuSet::count()).filter(|n| set.is_set(*n).unwrap_or(false)).collect()
+}
+
+fn spawn(n: usize, worker: Worker<KernelIo>) -> io::Result<JoinHandle<()>> {
+    let mine = processors();
+    std::thread::Builder::new().name(format!("forward-{n}")).spawn(move || {
+        let mut set = nix::sched::CpuSet::new();
+        if let Some(cpu) = mine.get(n % mine.len().max(1)) {
+            // A thread that could not be pinned forwards as well, only less evenly.
+            let _pinned = set
+                .set(*cpu)
+                .and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set));
+        }
+        worker.run();
+    })
+}
+
+fn open_group(at: SocketAddrV4, settings: &Settings) -> io::Result<Vec<UdpSocket>> {
+    claim(at)?;
+    (0..settings.workers).map(|_| udp::open(at, settings.udp)).collect()
+}
+
+/// SO_REUSEPORT would let a second instance of ours share the endpoint silently; binding once without it asks the kernel
+/// whether anybody is there.
+fn claim(at: SocketAddrV4) -> io::Result<()> {
+    UdpSocket::bind(at).map(std::mem::drop)
+}
+
+#[derive(Debug)]
+struct Door {
+    commands: Arc<ArrayQueue<Command>>,
+    waker: Arc<Waker>,
+}
+
+impl Door {
+    /// Waits while the queue is full: workers empty it at every turn.
+    fn command(&self, mut command: Command) {
+        while let Err(back) = self.commands.push(command) {
+            command = back;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.ring();
+    }
+
+    fn ring(&self) {
+        // Waking fails only when the descriptor is gone, and then so is the worker.
+        let _woken = self.waker.wake();
+    }
+}
+
+/// The only one who may change the tables; not `Clone`.
+#[derive(Debug)]
+pub struct TableWriter {
+    editor: Editor,
+    counters: CounterReader,
+    doors: Arc<[Door]>,
+    settings: Settings,
+    listening: HashMap<SocketAddrV4, u16>,
+    next_socket: u16,
+    free_sockets: Vec<u16>,
+    sealed: bool,
+}
+
+impl TableWriter {
+    fn new(editor: Editor, counters: CounterReader, doors: Arc<[Door]>, settings: Settings) -> Self {
+        Self {
+            editor,
+            counters,
+            doors,
+            settings,
+            listening: HashMap::new(),
+            next_socket: 0,
+            free_sockets: Vec::new(),
+            sealed: false,
+        }
+    }
+
+    /// From now on no new UDP socket can be opened: the process has left the network it started in.
+    pub fn seal_sockets(&mut self) {
+        self.sealed = true;
+    }
+
+    /// Applies a batch as a whole, or refuses it and changes nothing. `Unlisten` is judged by the tunnels there are before
+    /// the batch.
+    pub fn apply(&mut self, batch: &[Update]) -> Result<Generation, Rejected> {
+        let opened = self.open_sockets(batch)?;
+        let applied = self.check_unlisten(batch).and_then(|()| {
+            for update in batch {
+                if let Update::Upsert(tunnel) = update {
+                    self.counters.make_room(tunnel.id);
+                }
+            }
+            self.editor.apply(batch)
+        });
+        if applied.is_err() {
+            opened.iter().for_each(|at| self.close_sockets(*at));
+            return applied;
+        }
+        for update in batch {
+            if let Update::Unlisten(at) = update {
+                self.close_sockets(*at);
+            }
+        }
+        applied
+    }
+
+    /// Where UDP sockets listen.
+    pub fn listening(&self) -> Vec<SocketAddrV4> {
+        let mut all: Vec<_> = self.listening.keys().copied().collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// How many tunnels the table holds.
+    pub fn tunnels(&self) -> u32 {
+        self.editor.tunnels()
+    }
+
+    /// Octets of the tables, without counters.
+    pub fn memory(&self) -> usize {
+        self.editor.memory()
+    }
+
+    fn open_sockets(&mut self, batch: &[Update]) -> Result<Vec<SocketAddrV4>, Rejected> {
+        let mut opened = Vec::new();
+        for update in batch {
+            let Update::Listen(at) = update else { continue };
+            if self.listening.contains_key(at) {
+                continue;
+            }
+            match self.open_one(*at) {
+                Ok(sockets) => self.adopt(*at, sockets),
+                Err(why) => {
+                    opened.iter().for_each(|at| self.close_sockets(*at));
+                    return Err(Rejected::Listen { at: *at, why });
+                }
+            }
+            opened.push(*at);
+        }
+        Ok(opened)
+    }
+
+    fn open_one(&self, at: SocketAddrV4) -> Result<Vec<UdpSocket>, String> {
+        if self.sealed {
+            return Err("this instance has left the network where its sockets are; restart it".to_owned());
+        }
+        if self.free_sockets.is_empty() && self.next_socket == u16::MAX {
+            return Err("no socket numbers left".to_owned());
+        }
+        open_group(at, &self.settings).map_err(|e| e.to_string())
+    }
+
+    fn adopt(&mut self, at: SocketAddrV4, sockets: Vec<UdpSocket>) {
+        let number = self.free_sockets.pop().unwrap_or_else(|| {
+            self.next_socket += 1;
+            self.next_socket - 1
+        });
+        self.listening.insert(at, number);
+        self.editor.name_socket(at, number);
+        for (door, socket) in self.doors.iter().zip(sockets) {
+            door.command(Command::Open(number, at, socket));
+        }
+    }
+
+    fn close_sockets(&mut self, at: SocketAddrV4) {
+        let Some(number) = self.listening.remove(&at) else { return };
+        self.editor.forget_socket(at);
+        self.doors.iter().for_each(|door| door.command(Command::Close(number)));
+        self.free_sockets.push(number);
+    }
+
+    fn check_unlisten(&self, batch: &[Update]) -> Result<(), Rejected> {
+        for update in batch {
+            let Update::Unlisten(at) = update else { continue };
+            let others = self.listening.keys().any(|o| o != at && o.port() == at.port());
+            let why = match self.listening.contains_key(at) {
+                false => "nothing listens there",
+                true if !others && self.editor.uses_port(at.port()) => "tunnels still end there",
+                true => continue,
+            };
+            return Err(Rejected::Unlisten { at: *at, why: why.to_owned() });
+        }
+        Ok(())
+    }
+}
+
+/// Sends packets down for the control plane.
+#[derive(Clone, Debug)]
+pub struct Injector(Arc<[Door]>);
+
+/// The queue to the forwarder is full; the packet comes back.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the queue to the forwarder is full")]
+pub struct QueueFull(pub Inject);
+
+impl Injector {
+    /// Queues a packet; it is sent at the forwarder's next turn.
+    pub fn inject(&self, inject: Inject) -> Result<(), QueueFull> {
+        let key = match &inject {
+            Inject::Tunnel { id, .. } | Inject::TunnelAt { id, .. } => id.0 as usize,
+            Inject::Datagram { remote, .. } => usize::from(remote.port()),
+        };
+        let door = &self.0[key % self.0.len()];
+        match door.commands.push(Command::Inject(inject)) {
+            Ok(()) => {
+                door.ring();
+                Ok(())
+            }
+            Err(Command::Inject(back)) => Err(QueueFull(back)),
+            Err(Command::Open(..) | Command::Close(_) | Command::Stop) => Ok(()),
+        }
+    }
+}
+
+/// The forwarding threads.
+#[derive(Debug)]
+pub struct Workers {
+    doors: Arc<[Door]>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Whether a thread has ended although nobody asked it to: a bug, and the router must not go on half.
+    pub fn has_failed(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Stops all threads and waits for them; their devices are closed then. `false` when one had panicked.
+    pub fn stop(self) -> bool {
+        self.doors.iter().for_each(|door| door.command(Command::Stop));
+        self.threads.into_iter().map(JoinHandle::join).fold(true, |ok, ended| ok & ended.is_ok())
+    }
+}
+
+/// A worker on the in-memory twin, for tests and benches: the real loop, tables and counters.
+pub fn in_memory(capacity: u32, seed: u64) -> io::Result<InMemory> {
+    let (editor, mut readers) = tables(capacity, 1, seed);
+    let (counters, mut tallies) = counters(1, capacity);
+    let (sender, punts) = punt::queue()?;
+    let commands = Arc::new(ArrayQueue::new(COMMANDS));
+    let io = crate::io::mem::MemIo::new();
+    let (Some(reader), Some(tally)) = (readers.pop(), tallies.pop()) else {
+        return Err(io::ErrorKind::Other.into());
+    };
+    let mut worker = Worker::new(io, reader, tally, sender, commands.clone(), (seed, Instant::now()));
+    worker.online();
+    Ok(InMemory { worker, editor, counters, punts, commands: InMemoryCommands(commands) })
+}
+
+/// What [`in_memory`] makes.
+#[derive(Debug)]
+pub struct InMemory {
+    /// The forwarder.
+    pub worker: Worker<crate::io::mem::MemIo>,
+    /// Its tables.
+    pub editor: Editor,
+    /// Its counters.
+    pub counters: CounterReader,
+    /// What came up.
+    pub punts: PuntReader,
+    /// The way down.
+    pub commands: InMemoryCommands,
+}
+
+impl InMemory {
+    /// Applies a batch as `TableWriter` does; UDP endpoints that tunnels end at count as open.
+    pub fn apply(&mut self, batch: &[Update]) -> Result<Generation, Rejected> {
+        for update in batch {
+            match update {
+                Update::Listen(at) => self.editor.name_socket(*at, at.port()),
+                Update::Upsert(tunnel) => self.counters.make_room(tunnel.id),
+                Update::Remove(_) | Update::Reserve(..) | Update::Free(_) => {}
+                Update::Unlisten(_) | Update::Watch(..) | Update::Policy(_) => {}
+            }
+        }
+        self.editor.apply(batch)
+    }
+
+    /// A local endpoint with any address, for [`Update::Listen`].
+    pub fn any(port: u16) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)
+    }
+}
+
+/// The way down to an in-memory worker.
+#[derive(Clone, Debug)]
+pub struct InMemoryCommands(Arc<ArrayQueue<Command>>);
+
+impl InMemoryCommands {
+    /// Queues a packet for the worker's next turn. `false` when the queue is full.
+    pub fn inject(&self, inject: Inject) -> bool {
+        self.0.push(Command::Inject(inject)).is_ok()
+    }
+}

@@ -1,0 +1,189 @@
+//! Who is behind which inner prefix and which outer endpoint: read by every worker, written by one editor.
+//!
+//! Inner prefixes: one hash index for each prefix length in use, longest first (longest match, RFC 4291
+//! section 2.3). Outer endpoints: one more index. Both lead to records in [`slab`]; [`qsbr`] says when those may
+//! be reused. Readers take no lock and do no system call. Refuses to know packets, sockets and time.
+
+pub mod editor;
+pub mod index;
+pub mod qsbr;
+pub mod slab;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+
+use crate::sync::{AtomicU32, Ordering};
+use crate::update::{Policy, TunnelId};
+use index::{Index, Seed};
+use qsbr::Quiescence;
+use slab::{Entry, OuterKey, Owner, Path, Slab};
+
+/// All prefixes of one length.
+#[derive(Clone, Debug)]
+struct Level {
+    len: u8,
+    mask: u128,
+    index: Arc<Index>,
+}
+
+/// What changes rarely and as a whole: which indexes there are, and the policy.
+#[derive(Debug)]
+struct Root {
+    levels: Vec<Level>,
+    outer: Arc<Index>,
+    policy: Policy,
+}
+
+/// Head record of each tunnel by its number, plus one; 0 is nobody.
+#[derive(Debug)]
+struct ById(Box<[OnceLock<Box<[AtomicU32]>>]>);
+
+const ID_CHUNK: usize = 16_384;
+
+impl ById {
+    fn new(capacity: u32) -> Self {
+        Self((0..(capacity as usize).div_ceil(ID_CHUNK)).map(|_| OnceLock::new()).collect())
+    }
+
+    fn head(&self, id: TunnelId) -> Option<u32> {
+        let chunk = self.0.get(id.0 as usize / ID_CHUNK)?.get()?;
+        chunk.get(id.0 as usize % ID_CHUNK)?.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    fn publish(&self, id: TunnelId, head: Option<u32>) {
+        let Some(chunk) = self.0.get(id.0 as usize / ID_CHUNK) else { return };
+        let chunk = chunk.get_or_init(|| (0..ID_CHUNK).map(|_| AtomicU32::new(0)).collect());
+        chunk[id.0 as usize % ID_CHUNK].store(head.map_or(0, |h| h + 1), Ordering::Release);
+    }
+
+    fn allocated(&self) -> usize {
+        self.0.iter().filter(|c| c.get().is_some()).count() * ID_CHUNK * size_of::<AtomicU32>()
+    }
+}
+
+/// What the editor and the readers share.
+#[derive(Debug)]
+struct Shared {
+    root: Arc<ArcSwap<Root>>,
+    slab: Slab,
+    by_id: ById,
+    quiescence: Quiescence,
+    seed: Seed,
+}
+
+/// Makes an empty table for up to `capacity` tunnels, its one editor and `readers` readers.
+///
+/// `seed` should be random: it keeps strangers from choosing colliding outer addresses.
+pub fn tables(capacity: u32, readers: usize, seed: u64) -> (editor::Editor, Vec<Reader>) {
+    let policy = Policy { hairpin: true, error_source: None, probe_ident: None };
+    let root = Root { levels: Vec::new(), outer: Arc::new(Index::for_items(8)), policy };
+    let shared = Arc::new(Shared {
+        root: Arc::new(ArcSwap::from_pointee(root)),
+        slab: Slab::new(capacity as usize * 3 + 4096),
+        by_id: ById::new(capacity),
+        quiescence: Quiescence::new(readers),
+        seed: Seed(seed),
+    });
+    let readers = (0..readers).map(|who| Reader::new(shared.clone(), who)).collect();
+    (editor::Editor::new(shared, capacity), readers)
+}
+
+/// One worker's access to the tables.
+#[derive(Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+    root: arc_swap::Cache<Arc<ArcSwap<Root>>, Arc<Root>>,
+    who: usize,
+}
+
+impl Reader {
+    fn new(shared: Arc<Shared>, who: usize) -> Self {
+        let root = arc_swap::Cache::new(shared.root.clone());
+        Self { shared, root, who }
+    }
+
+    /// Wakes up: from now on the editor waits for this reader.
+    pub fn online(&mut self) {
+        self.shared.quiescence.online(self.who);
+    }
+
+    /// Goes to sleep: holds nothing, and is not waited for.
+    pub fn offline(&mut self) {
+        self.shared.quiescence.offline(self.who);
+    }
+
+    /// Between two batches: nothing that an earlier view gave is still held.
+    pub fn quiescent(&mut self) {
+        self.shared.quiescence.quiescent(self.who);
+    }
+
+    /// The tables as they are now, for one batch. Between [`Self::online`] and [`Self::offline`] only.
+    pub fn view(&mut self) -> View<'_> {
+        View { root: self.root.load(), shared: &self.shared }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.quiescence.offline(self.who);
+    }
+}
+
+/// The tables during one batch.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    root: &'a Root,
+    shared: &'a Shared,
+}
+
+impl View<'_> {
+    /// The longest prefix that `addr` lies in.
+    pub fn longest_match(&self, addr: Ipv6Addr) -> Option<Entry> {
+        let addr = u128::from(addr);
+        self.root.levels.iter().find_map(|level| {
+            let bits = addr & level.mask;
+            let number = level.index.find(prefix_hash(self.shared.seed, bits, level.len), |n| {
+                self.shared.slab.prefix(n) == Some((bits, level.len))
+            })?;
+            self.shared.slab.read(number)
+        })
+    }
+
+    /// The tunnel whose peer sends from this endpoint to our address `local`.
+    pub fn by_outer(&self, key: OuterKey, local: Ipv4Addr) -> Option<Path> {
+        let mut found = None;
+        self.root.outer.find(self.shared.seed.hash(key.bits()), |n| {
+            let path = self.shared.slab.read(n).and_then(|e| e.owner.path());
+            found = path.filter(|p| p.is_sender(key, local));
+            found.is_some()
+        });
+        found
+    }
+
+    /// The tunnel with this number.
+    pub fn tunnel(&self, id: TunnelId) -> Option<Path> {
+        let head = self.shared.by_id.head(id)?;
+        self.shared.slab.read(head)?.owner.path()
+    }
+
+    /// What holds for all tunnels.
+    pub fn policy(&self) -> Policy {
+        self.root.policy
+    }
+}
+
+impl Owner {
+    /// The tunnel, if it is one.
+    pub fn path(self) -> Option<Path> {
+        match self {
+            Self::Reserved(_) => None,
+            Self::Tunnel(path) => Some(path),
+        }
+    }
+}
+
+fn prefix_hash(seed: Seed, bits: u128, len: u8) -> u64 {
+    Seed(seed.0 ^ u64::from(len).wrapping_mul(0xff51_afd7_ed55_8ccd)).hash(bits)
+}

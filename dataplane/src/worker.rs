@@ -1,0 +1,319 @@
+//! The loop of one pinned thread: receive a batch, judge it, send it, be quiescent; sleep when there is nothing.
+//!
+//! Runs to completion: no packet changes threads, nothing waits for anybody. Generic over [`PacketIo`], so the same loop
+//! runs in tests and benches without a kernel.
+
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::counters::{Event, Tally};
+use crate::forward::judge;
+use crate::io::{Destination, PacketIo, Side};
+use crate::limit::Buckets;
+use crate::offload::segment::{Layout, complete};
+use crate::packet::batch::{Arrival, Batch, Packet};
+use crate::packet::icmp;
+use crate::punt::PuntSender;
+use crate::table::Reader;
+use crate::table::slab::Path;
+use crate::update::TunnelId;
+use crate::verdict::{Judged, PuntClass, Reason, Verdict};
+
+/// Buffers of each side; each may hold a super-packet.
+const BUFFERS: usize = 32;
+/// Packets that one buffer may hold at most, on average.
+const SLICES: usize = 64;
+/// Punts a second and sender (RFC 5572 leaves the number open; a client's set-up takes about ten).
+const PUNTS: (u32, u32) = (50, 100);
+/// ICMPv6 errors a second: for each tunnel, and by each worker (RFC 4443 section 2.4(f)).
+const ERRORS: (u32, u32) = (100, 50);
+const ALL_ERRORS: (u32, u32) = (1000, 200);
+
+/// What the control plane has sent down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inject {
+    /// A whole IPv6 packet into a tunnel.
+    Tunnel {
+        /// Which.
+        id: TunnelId,
+        /// The packet.
+        packet: Vec<u8>,
+    },
+    /// The same to another endpoint: a probe.
+    TunnelAt {
+        /// Which.
+        id: TunnelId,
+        /// Where to instead of its peer.
+        remote: SocketAddrV4,
+        /// Which of our addresses it comes from.
+        local: Ipv4Addr,
+        /// The packet.
+        packet: Vec<u8>,
+    },
+    /// A bare datagram back to whom a punt came from.
+    Datagram {
+        /// Our endpoint.
+        local: SocketAddrV4,
+        /// The peer.
+        remote: SocketAddrV4,
+        /// What it says.
+        payload: Vec<u8>,
+    },
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Open(u16, SocketAddrV4, UdpSocket),
+    Close(u16),
+    Inject(Inject),
+    Stop,
+}
+
+/// One forwarding thread's state.
+#[derive(Debug)]
+pub struct Worker<I> {
+    /// Its devices.
+    pub io: I,
+    reader: Reader,
+    tally: Tally,
+    tun: Batch,
+    wire: Batch,
+    judged: Vec<Judged>,
+    punts: PuntSender,
+    commands: Arc<ArrayQueue<Command>>,
+    punt_limit: Buckets,
+    error_limit: Buckets,
+    all_errors: Buckets,
+    error: [u8; icmp::LARGEST],
+    started: Instant,
+    stopping: bool,
+}
+
+impl<I: PacketIo> Worker<I> {
+    pub(crate) fn new(
+        io: I,
+        reader: Reader,
+        tally: Tally,
+        punts: PuntSender,
+        commands: Arc<ArrayQueue<Command>>,
+        (seed, started): (u64, Instant),
+    ) -> Self {
+        Self {
+            io,
+            reader,
+            tally,
+            tun: Batch::new(BUFFERS, SLICES),
+            wire: Batch::new(BUFFERS, SLICES),
+            judged: Vec::with_capacity(BUFFERS * SLICES),
+            punts,
+            commands,
+            punt_limit: Buckets::new(PUNTS.0, PUNTS.1, seed),
+            error_limit: Buckets::new(ERRORS.0, ERRORS.1, seed),
+            all_errors: Buckets::new(ALL_ERRORS.0, ALL_ERRORS.1, seed),
+            error: [0; icmp::LARGEST],
+            started,
+            stopping: false,
+        }
+    }
+
+    /// Forwards until told to stop.
+    pub(crate) fn run(mut self) {
+        self.reader.online();
+        while !self.stopping {
+            if self.turn() {
+                self.io.wait(Some(std::time::Duration::ZERO), &mut self.tally);
+                continue;
+            }
+            self.reader.offline();
+            self.io.wait(None, &mut self.tally);
+            self.reader.online();
+        }
+        self.reader.offline();
+    }
+
+    /// Makes this worker's reader count; [`Self::turn`] may be called from now on.
+    pub fn online(&mut self) {
+        self.reader.online();
+    }
+
+    /// One round over both sides and the commands. Returns whether there may be more to do at once.
+    pub fn turn(&mut self) -> bool {
+        let from_wire = self.side(Side::Wire);
+        let from_tun = self.side(Side::Tun);
+        let commands = self.obey();
+        self.reader.quiescent();
+        from_wire || from_tun || commands
+    }
+
+    fn side(&mut self, side: Side) -> bool {
+        let batch = match side {
+            Side::Tun => &mut self.tun,
+            Side::Wire => &mut self.wire,
+        };
+        batch.clear();
+        let more = self.io.receive(side, batch, &mut self.tally);
+        if batch.packets.is_empty() {
+            return more;
+        }
+        let view = self.reader.view();
+        self.judged.clear();
+        let arena = &mut batch.arena;
+        for packet in &mut batch.packets {
+            let judged = judge(&view, packet, &mut arena[packet.range()]);
+            self.judged.push(judged);
+        }
+        let error_source = view.policy().error_source;
+        self.io.transmit(batch, &self.judged, &mut self.tally);
+        let now = self.started.elapsed();
+        for n in 0..self.judged.len() {
+            self.settle(side, n, now.as_secs() as u32, now.as_millis() as u64, error_source);
+        }
+        more
+    }
+
+    /// What is left to do for a packet once it has been sent: count it, hand it up, tell its sender.
+    fn settle(
+        &mut self,
+        side: Side,
+        n: usize,
+        second: u32,
+        millisecond: u64,
+        error_source: Option<std::net::Ipv6Addr>,
+    ) {
+        let batch = match side {
+            Side::Tun => &mut self.tun,
+            Side::Wire => &mut self.wire,
+        };
+        let (packet, judged) = (batch.packets[n], self.judged[n]);
+        let packets = segments(batch, &packet, &judged);
+        if judged.tunnel.is_some_and(|p| p.watched) {
+            let copy = &batch.arena[packet.range()];
+            self.punts.send(PuntClass::Watched, judged.tunnel_id(), packet.arrival, judged.verdict, copy);
+        }
+        match judged.verdict {
+            Verdict::ToTun | Verdict::ToWire(..) => {}
+            Verdict::Punt(class) | Verdict::ToTunAndPunt(class) => {
+                complete_for_punt(batch, &packet);
+                let bytes = &batch.arena[packet.range()];
+                punt(
+                    &mut self.punt_limit,
+                    &self.punts,
+                    &mut self.tally,
+                    class,
+                    (&packet, &judged),
+                    bytes,
+                    millisecond,
+                );
+            }
+            Verdict::Drop(reason, error) => {
+                self.tally.drop(reason, judged.tunnel_id(), packets);
+                if let (Some(error), Some(source)) = (error, error_source) {
+                    let bytes = &batch.arena[packet.range()];
+                    let built = icmp::build(error, source, bytes, &mut self.error);
+                    self.tell(built, &packet, judged.tunnel, millisecond);
+                }
+                return;
+            }
+        }
+        let is_the_tunnels =
+            !matches!(judged.verdict, Verdict::Punt(PuntClass::Candidate | PuntClass::Datagram));
+        if let (Side::Wire, Some(path), true) = (side, judged.tunnel, is_the_tunnels) {
+            self.tally.received(path.tunnel, packets, packet.len as u64, second);
+        }
+    }
+
+    fn tell(&mut self, built: Option<usize>, packet: &Packet, tunnel: Option<Path>, now: u64) {
+        let Some(len) = built else { return };
+        let key = tunnel.map_or(u64::MAX, |p| u64::from(p.tunnel.0));
+        if !self.error_limit.allow(key, now) || !self.all_errors.allow(0, now) {
+            return self.tally.event(Event::IcmpLimited, 1);
+        }
+        let to = match (packet.arrival, tunnel) {
+            (Arrival::Tun, _) => Destination::Tun,
+            (Arrival::Wire(_), Some(path)) if path.has_remote() => Destination::Wire(path, 0),
+            (Arrival::Wire(_), _) => return,
+        };
+        if self.io.emit(to, &self.error[..len], &mut self.tally) {
+            self.tally.event(Event::IcmpSent, 1);
+        }
+    }
+
+    fn obey(&mut self) -> bool {
+        let mut any = false;
+        while let Some(command) = self.commands.pop() {
+            any = true;
+            match command {
+                Command::Open(number, at, socket) => self.io.open(number, at, socket),
+                Command::Close(number) => self.io.close(number),
+                Command::Stop => self.stopping = true,
+                Command::Inject(inject) => self.inject(&inject),
+            }
+        }
+        any
+    }
+
+    fn inject(&mut self, inject: &Inject) {
+        let view = self.reader.view();
+        let target = match inject {
+            Inject::Tunnel { id, packet } => {
+                let path = view.tunnel(*id).filter(Path::has_remote);
+                path.map(|p| (Destination::Wire(p, 0), packet))
+            }
+            Inject::TunnelAt { id, remote, local, packet } => view.tunnel(*id).map(|p| {
+                let moved = Path { remote: *remote.ip(), remote_port: remote.port(), local: *local, ..p };
+                (Destination::Wire(moved, 0), packet)
+            }),
+            Inject::Datagram { local, remote, payload } => {
+                Some((Destination::Datagram { local: *local, remote: *remote }, payload))
+            }
+        };
+        let sent = target.is_some_and(|(to, bytes)| self.io.emit(to, bytes, &mut self.tally));
+        self.tally.event(if sent { Event::Injected } else { Event::InjectFailed }, 1);
+    }
+}
+
+/// How many packets on the wire this is.
+fn segments(batch: &Batch, packet: &Packet, judged: &Judged) -> u64 {
+    if packet.offload.merged.is_none() {
+        return 1;
+    }
+    let mtu = judged.tunnel.map_or(crate::update::MIN_MTU, |p| p.mtu);
+    Layout::of(batch.bytes(packet), &packet.offload, mtu).map_or(1, |l| l.segments() as u64)
+}
+
+/// The control plane checks checksums: one that was left to hardware is completed first.
+fn complete_for_punt(batch: &mut Batch, packet: &Packet) {
+    if let (Some((start, offset)), None) = (packet.offload.partial, packet.offload.merged) {
+        // What does not fit is not a packet that anybody up there would take either.
+        let _completed = complete(&mut batch.arena[packet.range()], start, offset);
+    }
+}
+
+fn punt(
+    limit: &mut Buckets,
+    punts: &PuntSender,
+    tally: &mut Tally,
+    class: PuntClass,
+    (packet, judged): (&Packet, &Judged),
+    bytes: &[u8],
+    now: u64,
+) {
+    let tunnel = judged.tunnel_id();
+    if let Arrival::Wire(sender) = packet.arrival {
+        let key = u64::from(u32::from(*sender.remote.ip())) << 24
+            | u64::from(sender.remote.port()) << 8
+            | class as u64;
+        if !limit.allow(key, now) {
+            return tally.drop(Reason::PuntLimited, tunnel, 1);
+        }
+    }
+    if punts.send(class, tunnel, packet.arrival, judged.verdict, bytes) {
+        tally.event(Event::Punted, 1);
+    } else {
+        tally.drop(Reason::PuntFull, tunnel, 1);
+    }
+}
