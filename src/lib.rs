@@ -1,1 +1,35 @@
-//! sixway
+//! sixway: IPv6 tunnels in userspace, a router and broker in one program.
+//!
+//! Two planes and one narrow door between them. The *data plane* is a crate of its own, `sixway_dataplane`: pinned threads
+//! that move packets between a TUN device and sockets, and know nothing else. This crate is the *control plane*: it
+//! decides which tunnels there are, keeps the data plane's tables, and answers what packets cannot be forwarded.
+//!
+//! | room | what happens there |
+//! |---|---|
+//! | [`cli`] | one file for each command: parses, calls, prints |
+//! | [`config`] | TOML to a checked `Config`; every bound is tested there |
+//! | [`router`] | opens everything in order and runs the control loop |
+//! | [`registry`] | the truth about live tunnels; owns the only table writer |
+//! | [`punt`] | hands packets that came up to whoever deals with them |
+//! | [`nd`] | neighbour discovery and echo inside each tunnel |
+//! | [`endpoint`] | proves where a peer is before its tunnel moves there |
+//! | [`network`], [`link`] | the TUN device's addresses and routes, through netlink |
+//! | [`admin`] | the operator's socket: status and reload |
+//! | [`privileges`] | what needs rights, and what to do without |
+//! | [`demo`] | the whole thing in three namespaces, in one process |
+//!
+//! The door: `TableWriter::apply(&[Update])` down, `Punt` up, `Inject` down, `Counters` read. `codec.rs` and `session.rs`
+//! of each protocol are pure: bytes, time and randomness come in, bytes and wishes go out.
+
+pub mod admin;
+pub mod cli;
+pub mod config;
+
+pub mod endpoint;
+pub mod link;
+pub mod nd;
+pub mod network;
+pub mod privileges;
+pub mod punt;
+pub mod registry;
+pub mod router;

@@ -4,7 +4,6 @@
 //! and gives it back by dropping it. When none is empty the packet is dropped and counted. Knows nothing of who reads.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,9 +116,9 @@ impl PuntReader {
         !self.shared.full.is_empty()
     }
 
-    /// Becomes readable when a packet has come after [`Self::arm`].
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+    /// A stream that becomes readable when a packet has come after [`Self::arm`]; for waiting, not for reading.
+    pub fn bell(&self) -> std::io::Result<UnixStream> {
+        self.bell.try_clone()
     }
 }
 

@@ -1,0 +1,55 @@
+//! The local door for operators: one JSON line asked, one JSON line answered, over a Unix socket of mode 0600.
+//!
+//! Here are the words that both ends use. [`server`] listens inside `sixway run`; [`client`] is what the commands use;
+//! [`status`] says what is asked for most. Knows no packets.
+
+pub mod client;
+pub mod server;
+pub mod status;
+
+use serde::{Deserialize, Serialize};
+
+/// Tunnels in one page of a status answer, unless asked otherwise.
+pub const PAGE: usize = 1000;
+/// Most octets of a question.
+pub const MOST_REQUEST: usize = 64 * 1024;
+
+/// What may be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How things are.
+    Status {
+        /// Which page of tunnels, from 1.
+        #[serde(default = "first_page")]
+        page: usize,
+        /// Tunnels in a page, at most 10,000.
+        #[serde(default = "page_size")]
+        limit: usize,
+        /// Only the tunnel with this name.
+        #[serde(default)]
+        tunnel: Option<String>,
+    },
+    /// Read the configuration file again.
+    Reload,
+}
+
+fn first_page() -> usize {
+    1
+}
+
+fn page_size() -> usize {
+    PAGE
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// The status, a page of it.
+    Status(Box<status::Status>),
+    /// What a reload changed.
+    Reloaded(status::Reloaded),
+    /// It could not be done; a sentence for people.
+    Error(String),
+}

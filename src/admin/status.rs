@@ -1,0 +1,229 @@
+//! What `sixway status --json` says, field by field. Knows how to read the registry and the counters, not how to print.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sixway_dataplane::counters::{CounterReader, Event};
+use sixway_dataplane::io::proto41::Receive;
+use sixway_dataplane::start::Facts;
+use sixway_dataplane::update::{Outer, TunnelId, UdpRemote};
+
+use crate::registry::{Diff, Live, Registry};
+
+/// Most tunnels in a page, whatever was asked.
+const MOST_IN_PAGE: usize = 10_000;
+
+/// The state of a running router.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// The TUN device.
+    pub tun: String,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// Forwarding threads.
+    pub workers: usize,
+    /// What of the kernel's help was granted.
+    pub offload: Offload,
+    /// UDP endpoints that are open.
+    pub listening: Vec<String>,
+    /// Octets of the forwarding tables, without counters.
+    pub table_bytes: usize,
+    /// All tunnels, of which this answer shows a page.
+    pub tunnels_total: usize,
+    /// This page, from 1.
+    pub page: usize,
+    /// How many pages there are.
+    pub pages: usize,
+    /// The tunnels of this page.
+    pub tunnels: Vec<TunnelStatus>,
+    /// Drops of all tunnels and of none, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// What else was counted.
+    pub events: BTreeMap<String, u64>,
+    /// What neighbour discovery did not answer, by reason.
+    pub nd: BTreeMap<String, u64>,
+    /// What became of endpoint probes.
+    pub endpoints: BTreeMap<String, u64>,
+}
+
+/// What of the kernel's help was granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offload {
+    /// Super-packets from the TUN device: off, tcp, tcp+udp.
+    pub tun: String,
+    /// How protocol 41 is received: packet, raw, off.
+    pub proto41: String,
+}
+
+/// One tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// `proto41` or `udp`.
+    pub encap: String,
+    /// Our outer endpoint; `*` for any address.
+    pub local: String,
+    /// The peer's outer endpoint, or what is known of it.
+    pub remote: String,
+    /// Inner prefixes.
+    pub prefixes: Vec<String>,
+    /// Inner MTU, octets.
+    pub mtu: u16,
+    /// Packets that came out of the tunnel.
+    pub rx_packets: u64,
+    /// Their octets.
+    pub rx_bytes: u64,
+    /// Packets that went into the tunnel.
+    pub tx_packets: u64,
+    /// Their octets.
+    pub tx_bytes: u64,
+    /// Seconds since its peer was last heard; `null`: never.
+    pub last_seen_s: Option<u64>,
+    /// Drops by reason.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// What a reload changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// New tunnels.
+    pub added: usize,
+    /// Tunnels that are gone.
+    pub removed: usize,
+    /// Tunnels with another setting.
+    pub changed: usize,
+    /// Tunnels that nothing touched.
+    pub unchanged: usize,
+    /// What needs a restart, and other advice.
+    pub notes: Vec<String>,
+}
+
+impl Reloaded {
+    /// A diff with advice.
+    pub fn new(diff: Diff, notes: Vec<String>) -> Self {
+        let Diff { added, removed, changed, unchanged } = diff;
+        Self { added, removed, changed, unchanged, notes }
+    }
+}
+
+/// What the status is read from.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    /// Live tunnels.
+    pub registry: &'a Registry,
+    /// Counters.
+    pub counters: &'a CounterReader,
+    /// What was granted.
+    pub facts: &'a Facts,
+    /// The TUN device.
+    pub tun: &'a str,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// Counts of neighbour discovery.
+    pub nd: BTreeMap<String, u64>,
+    /// Counts of endpoint probing.
+    pub endpoints: BTreeMap<String, u64>,
+    /// Datagrams that nobody wanted.
+    pub unclaimed: u64,
+}
+
+impl Sources<'_> {
+    /// Page `page` (from 1) of at most `limit` tunnels, or the one tunnel `only`. `Err` says what is wrong.
+    pub fn status(&self, page: usize, limit: usize, only: Option<&str>) -> Result<Status, String> {
+        let limit = limit.clamp(1, MOST_IN_PAGE);
+        let (total, tunnels) = match only {
+            Some(name) => {
+                let id = self.registry.by_name(name).ok_or_else(|| format!("there is no tunnel '{name}'"))?;
+                (1, self.registry.tunnel(id).map(|live| self.tunnel(id, live)).into_iter().collect())
+            }
+            None => (self.registry.len(), self.page(page, limit)),
+        };
+        let pages = total.div_ceil(limit).max(1);
+        if page == 0 || page > pages {
+            return Err(format!("there is no page {page}; the pages are 1 to {pages}"));
+        }
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            tun: self.tun.to_owned(),
+            uptime_s: self.uptime_s,
+            workers: self.facts.workers,
+            offload: self.offload(),
+            listening: self.registry.listening().iter().map(ToString::to_string).collect(),
+            table_bytes: self.registry.table_memory(),
+            tunnels_total: total,
+            page,
+            pages,
+            tunnels,
+            drops: self.drops(),
+            events: Event::ALL.iter().map(|e| (e.name().to_owned(), self.counters.happened(*e))).collect(),
+            nd: self.nd.clone(),
+            endpoints: self.endpoints.clone(),
+        })
+    }
+
+    fn page(&self, page: usize, limit: usize) -> Vec<TunnelStatus> {
+        let skip = page.saturating_sub(1).saturating_mul(limit);
+        self.registry.iter().skip(skip).take(limit).map(|(id, live)| self.tunnel(id, live)).collect()
+    }
+
+    fn drops(&self) -> BTreeMap<String, u64> {
+        let mut drops: BTreeMap<_, _> =
+            self.counters.drops().into_iter().map(|(r, n)| (r.name().to_owned(), n)).collect();
+        if self.unclaimed > 0 {
+            *drops.entry("unclaimed".to_owned()).or_default() += self.unclaimed;
+        }
+        drops
+    }
+
+    fn offload(&self) -> Offload {
+        let proto41 = match self.facts.proto41 {
+            None => "off",
+            Some(Receive::Raw) => "raw",
+            Some(Receive::Packet | Receive::Auto) => "packet",
+        };
+        Offload { tun: self.facts.tun_offload.name().to_owned(), proto41: proto41.to_owned() }
+    }
+
+    fn tunnel(&self, id: TunnelId, live: &Live) -> TunnelStatus {
+        let totals = self.registry.totals(id);
+        let (encap, local, remote) = ends(&live.outer);
+        TunnelStatus {
+            name: live.config.name.to_string(),
+            encap: encap.to_owned(),
+            local,
+            remote,
+            prefixes: live.config.prefixes.iter().map(ToString::to_string).collect(),
+            mtu: live.config.mtu,
+            rx_packets: totals.rx_packets,
+            rx_bytes: totals.rx_bytes,
+            tx_packets: totals.tx_packets,
+            tx_bytes: totals.tx_bytes,
+            last_seen_s: totals.last_seen.map(|at| self.uptime_s.saturating_sub(u64::from(at))),
+            drops: totals.drops.iter().map(|(r, n)| (r.name().to_owned(), *n)).collect(),
+        }
+    }
+}
+
+/// Encapsulation and both ends, as the configuration writes them.
+pub fn ends(outer: &Outer) -> (&'static str, String, String) {
+    let any = |addr: Option<std::net::Ipv4Addr>| addr.map_or_else(|| "*".to_owned(), |a| a.to_string());
+    match outer {
+        Outer::Proto41 { local, remote } => ("proto41", any(*local), remote.to_string()),
+        Outer::Udp { local, remote } => {
+            let peer = match remote {
+                UdpRemote::AnyPort { addr, port: None } => format!("{addr}:*"),
+                UdpRemote::Learned(None) => "learn".to_owned(),
+                UdpRemote::Fixed(_) | UdpRemote::AnyPort { .. } | UdpRemote::Learned(Some(_)) => {
+                    remote.endpoint().map_or_else(String::new, |at| at.to_string())
+                }
+            };
+            ("udp", format!("{}:{}", any(local.addr), local.port), peer)
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! `sixway check`: is this configuration right, and what would it do?
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::print_line;
+use crate::config::Config;
+
+/// Arguments of `sixway check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Configuration file
+    #[arg(value_name = "FILE", default_value = "/etc/sixway/sixway.toml")]
+    file: PathBuf,
+}
+
+/// Prints what the file would do, or every error in it.
+pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
+    let config = Config::load(&args.file)?;
+    print_line(&format!("{}: ok", args.file.display()));
+    print_line(&format!("  TUN device    {}", config.router.tun));
+    let addresses: Vec<_> =
+        config.router.address.iter().map(|a| format!("{}/{}", a.addr, a.prefix_len)).collect();
+    print_line(&format!("  addresses     {}", list(&addresses)));
+    print_line(&format!("  kernel routes {}", list(&routes(&config))));
+    print_line(&format!("  UDP           {}", list(&config.listen_endpoints())));
+    print_line(&format!("  tunnels       {}", config.tunnels.len()));
+    print_line(&format!("  admin socket  {}", config.admin.socket.display()));
+    Ok(())
+}
+
+fn routes(config: &Config) -> Vec<String> {
+    let default = config.tunnels.iter().find(|t| t.default_route);
+    let default = default.map(|t| format!("default (into {})", t.name));
+    config.kernel_routes().iter().map(ToString::to_string).chain(default).collect()
+}
+
+/// The first few, and how many more.
+fn list<T: ToString>(items: &[T]) -> String {
+    const SHOWN: usize = 8;
+    if items.is_empty() {
+        return "none".to_owned();
+    }
+    let shown: Vec<_> = items.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = items.len().saturating_sub(SHOWN);
+    let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
+    shown.join(", ") + &tail
+}

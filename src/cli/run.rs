@@ -1,0 +1,63 @@
+//! `sixway run`: the router in the foreground.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::config::Config;
+use crate::privileges::leave_network;
+use crate::router::{Router, Start, prepare};
+
+/// Arguments of `sixway run`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "SIGHUP reads the configuration again, SIGTERM stops and leaves nothing behind.\n\nWithout any rights on this host (only /dev/net/tun must be open to you), over UDP:\n  sixway run --unshare --config client.toml -- bash\n\nLog more or less with SIXWAY_LOG=debug|info|warn|error."
+)]
+pub struct RunArgs {
+    /// Configuration file
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/sixway/sixway.toml")]
+    config: PathBuf,
+    /// Put the TUN device into a user and network namespace of our own; the outer UDP sockets stay in this one
+    #[arg(long)]
+    unshare: bool,
+    /// With --unshare: run this inside, and stop when it ends
+    #[arg(last = true, requires = "unshare", value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Runs the router until it is told to stop.
+pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    start_log();
+    let config = Config::load(&args.config)?;
+    let prepared = if args.unshare {
+        let prepared = prepare(&config)?;
+        leave_network()?;
+        Some(prepared)
+    } else {
+        None
+    };
+    let file = std::path::absolute(&args.config).unwrap_or_else(|_| args.config.clone());
+    let router = Router::start(Start { config, file: Some(file), prepared, signals: true })?;
+    let Some((program, arguments)) = args.command.split_first() else { return router.wait() };
+    let status =
+        Command::new(program).args(arguments).status().with_context(|| format!("cannot run '{program}'"));
+    router.stop()?;
+    let status = status?;
+    anyhow::ensure!(status.success(), "'{program}' ended with {status}");
+    Ok(())
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_env_var("SIXWAY_LOG")
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy();
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    // A second subscriber is refused: then somebody else has set one up, and it will do.
+    let _already_set = log.with_target(false).try_init();
+}

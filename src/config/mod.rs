@@ -1,0 +1,281 @@
+//! The configuration file: TOML text in, a checked [`Config`] or all of its mistakes out.
+//!
+//! Every bound is tested here and nowhere else: whoever holds a `Config` need not doubt it. Pure but for
+//! [`Config::load`], which reads the file. Refuses to know how any of it is carried out: no socket, no
+//! device, no clock. Every key is explained in `docs/config.md`.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+
+use sixway_dataplane::update::{Ipv6Prefix, Outer};
+use toml::de::DeTable;
+
+mod address;
+mod aggregate;
+mod check;
+mod schema;
+mod sections;
+mod source;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+
+pub use aggregate::aggregate;
+pub use source::{ConfigError, ConfigErrors, Place, Position};
+
+use source::{Report, Section};
+
+/// Where the configuration is looked for when nothing else is said.
+pub const DEFAULT_PATH: &str = "/etc/sixway/sixway.toml";
+/// The TUN device's name when nothing else is said.
+pub const DEFAULT_TUN: &str = "six0";
+/// The UDP port when nothing else is said: the one of the Tunnel Setup Protocol (RFC 5572 section 9).
+pub const DEFAULT_UDP_PORT: u16 = 3653;
+/// How many tunnels the table holds when nothing else is said and no more are configured.
+pub const DEFAULT_CAPACITY: u32 = 1 << 20;
+/// The most tunnels there can be.
+pub const MAX_TUNNELS: u32 = 1 << 22;
+/// The most forwarding threads.
+pub const MAX_WORKERS: u16 = 256;
+/// The most prefixes of one tunnel.
+pub const MAX_PREFIXES: usize = 64;
+/// The most prefixes in one router advertisement: so many fit into 1280 octets (RFC 4861 section 4.2).
+pub const MAX_RA_PREFIXES: usize = 32;
+/// The longest name of a tunnel, in characters.
+pub const MAX_NAME: usize = 32;
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The machine itself.
+    pub router: Router,
+    /// How to ask the running router.
+    pub admin: Admin,
+    /// The UDP encapsulation.
+    pub udp: Udp,
+    /// The protocol 41 encapsulation.
+    pub proto41: Proto41,
+    /// All tunnels: those written out, then those of the ranges, each in the order of the file.
+    pub tunnels: Vec<TunnelConfig>,
+}
+
+/// `[router]`: the machine itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Router {
+    /// The TUN device's name, 1 to 15 octets.
+    pub tun: String,
+    /// The router's own addresses inside, all different.
+    pub address: Vec<RouterAddress>,
+    /// The IPv4 address that tunnels end at; `None`: whatever local address a packet came to.
+    pub outer: Option<Ipv4Addr>,
+    /// Which kernel routes lead to the TUN device.
+    pub routes: Routes,
+    /// What to do about the kernel's forwarding switch.
+    pub forwarding: Forwarding,
+    /// Whether packets pass from tunnel to tunnel inside the forwarder.
+    pub hairpin: bool,
+    /// Forwarding threads, at most [`MAX_WORKERS`]; 0 is one a core.
+    pub workers: u16,
+    /// Whether the TUN device exchanges super-packets and partial checksums with the kernel.
+    pub tun_offload: bool,
+    /// How many tunnels the table holds, 1 to [`MAX_TUNNELS`], not fewer than are configured.
+    pub capacity: u32,
+}
+
+/// An address of the router inside, with the length of the prefix it lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RouterAddress {
+    /// The address.
+    pub addr: Ipv6Addr,
+    /// The prefix length in bits, 1 to 128.
+    pub prefix_len: u8,
+}
+
+/// Which kernel routes lead to the TUN device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Routes {
+    /// Those of all tunnels, merged.
+    Aggregate,
+    /// Exactly these.
+    List(Vec<Ipv6Prefix>),
+}
+
+/// What to do about the kernel's forwarding switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// Look, and say what is missing.
+    Check,
+    /// Turn it on.
+    Set,
+}
+
+/// `[admin]`: how to ask the running router.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admin {
+    /// The local socket, an absolute path of at most 107 octets.
+    pub socket: PathBuf,
+}
+
+/// `[udp]`: the UDP encapsulation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Udp {
+    /// The ports to listen on, all different, none 0; none at all turns UDP off.
+    pub ports: Vec<u16>,
+    /// Whether the kernel may merge datagrams before we read them.
+    pub gro: bool,
+    /// Whether the kernel may split what we write into datagrams.
+    pub gso: bool,
+}
+
+/// `[proto41]`: the protocol 41 encapsulation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proto41 {
+    /// What was written; `None`: nothing, so it is on where the rights suffice.
+    pub enabled: Option<bool>,
+    /// How packets are received.
+    pub receive: Receive,
+}
+
+/// How protocol 41 packets are received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receive {
+    /// By packet sockets where possible, else by raw sockets.
+    Auto,
+    /// By packet sockets (`AF_PACKET`).
+    Packet,
+    /// By raw sockets.
+    Raw,
+}
+
+/// One tunnel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TunnelConfig {
+    /// Its name, 1 to 32 of `A-Z a-z 0-9 . _ -`, unlike all others.
+    pub name: Box<str>,
+    /// Encapsulation and outer addresses; nothing is learned yet.
+    pub outer: Outer,
+    /// The prefixes behind it, at most [`MAX_PREFIXES`], none of them another tunnel's.
+    pub prefixes: Vec<Ipv6Prefix>,
+    /// The largest inner packet in octets, `MIN_MTU` to `MAX_MTU` of the data plane.
+    pub mtu: u16,
+    /// Whether the kernel's default route leads into this tunnel; of at most one tunnel.
+    pub default_route: bool,
+    /// Router advertisements inside it.
+    pub ra: Ra,
+}
+
+/// Router advertisements inside a tunnel (RFC 4861 section 4.2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ra {
+    /// Whether they are sent: on unless the tunnel is our own way out.
+    pub on: bool,
+    /// The flag M: addresses are to be had by DHCPv6.
+    pub managed: bool,
+    /// The flag O: other things are to be had by DHCPv6.
+    pub other: bool,
+    /// The prefixes advertised, each within one of the tunnel's.
+    pub prefix: Vec<Ipv6Prefix>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// That the file cannot be read, or all mistakes in it.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| unreadable(&file, &error))?;
+        Self::parse(&file, &text)
+    }
+
+    /// Checks the text of a file; `file` is only its name in error messages.
+    ///
+    /// # Errors
+    /// All mistakes in it; where the text is not TOML, only those that make it so.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
+        let mut report = Report::new(file, text);
+        let (document, errors) = DeTable::parse_recoverable(text);
+        syntax(&mut report, &errors);
+        // A text that was guessed at has no meaning to check.
+        let config = errors.is_empty().then(|| interpret(&mut report, document.get_ref()));
+        config.filter(|_| report.count() == 0).ok_or_else(|| report.into_errors())
+    }
+
+    /// The endpoints that UDP sockets are needed on: the ports of `[udp]` on `outer` (or on all
+    /// addresses) and every tunnel's own; where one is on all addresses, no other has its port. Sorted.
+    pub fn listen_endpoints(&self) -> Vec<SocketAddrV4> {
+        let on =
+            |addr: Option<Ipv4Addr>, port| SocketAddrV4::new(addr.unwrap_or(Ipv4Addr::UNSPECIFIED), port);
+        let mut all: BTreeSet<_> = self.udp.ports.iter().map(|&port| on(self.router.outer, port)).collect();
+        all.extend(self.tunnels.iter().filter_map(|tunnel| match tunnel.outer {
+            Outer::Proto41 { .. } => None,
+            Outer::Udp { local, .. } => Some(on(local.addr, local.port)),
+        }));
+        let alone = |at: &&SocketAddrV4| at.ip().is_unspecified() || !all.contains(&on(None, at.port()));
+        all.iter().filter(alone).copied().collect()
+    }
+
+    /// The kernel routes that lead to the TUN device, the default route aside. Sorted if aggregated.
+    pub fn kernel_routes(&self) -> Vec<Ipv6Prefix> {
+        match &self.router.routes {
+            Routes::List(list) => list.clone(),
+            Routes::Aggregate => {
+                let all = self.tunnels.iter().flat_map(|tunnel| &tunnel.prefixes).copied();
+                aggregate(all.filter(|&prefix| prefix != Ipv6Prefix::ALL).collect())
+            }
+        }
+    }
+
+    /// Whether the kernel has to forward packets: there is a tunnel that is not our own way out.
+    pub fn needs_forwarding(&self) -> bool {
+        self.tunnels.iter().any(|tunnel| !tunnel.default_route)
+    }
+}
+
+fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
+    let root = Section::open(report, &schema::ROOT, document, 0);
+    let router_section = root.table(report, "router", &schema::ROUTER);
+    let udp_section = root.table(report, "udp", &schema::UDP);
+    let proto41_section = root.table(report, "proto41", &schema::PROTO41);
+    let admin_section = root.table(report, "admin", &schema::ADMIN);
+    let router = sections::router(report, &router_section);
+    let udp = sections::udp(report, &udp_section);
+    let proto41 = sections::proto41(report, &proto41_section);
+    let admin = sections::admin(report, &admin_section, &router.tun);
+    // What tunnels take from a mistaken table is a guess; no mistakes are derived from guesses.
+    let sound = report.count() == 0;
+    let defaults = tunnel::Defaults { outer: router.outer, udp_port: udp.ports.first().copied() };
+    let tunnels = tunnel::tunnels(report, &root, defaults);
+    let mut config = Config { router, admin, udp, proto41, tunnels: tunnels.list };
+    if sound {
+        let capacity_at = router_section.has("capacity").then(|| router_section.at("capacity"));
+        check::together(report, &mut config, &tunnels.blocks, capacity_at);
+    }
+    config
+}
+
+/// One mistake a line: what the TOML parser finds behind the first is mostly its consequence.
+fn syntax(report: &mut Report<'_>, errors: &[toml::de::Error]) {
+    let mut reported = BTreeSet::new();
+    for error in errors {
+        let at = error.span().map_or(0, |span| span.start);
+        if reported.insert(report.line(at)) {
+            let message: Vec<&str> = error.message().lines().collect();
+            let why = "this is not TOML (https://toml.io)";
+            report.add(at, message.join(", "), why, "correct the line, then check again");
+        }
+    }
+}
+
+fn unreadable(file: &str, error: &std::io::Error) -> ConfigErrors {
+    ConfigErrors(vec![ConfigError {
+        place: Place { file: file.to_owned(), position: None },
+        what: "cannot read the configuration".to_owned(),
+        why: error.to_string(),
+        next: format!(
+            "name another file with --config (the default is {DEFAULT_PATH}), \
+             or write this one and test it with `sixway check {file}`"
+        ),
+    }])
+}

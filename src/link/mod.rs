@@ -1,0 +1,15 @@
+//! The kernel's network configuration, as far as the router needs it: devices, addresses, routes,
+//! the forwarding switch.
+//!
+//! [`netlink`] speaks rtnetlink (RFC 3549), [`sysctl`] reads and writes `/proc/sys`. Both act on the
+//! network namespace of the thread that calls. Refuses to know what the addresses and routes are
+//! for, and who must remove them at the end: every addition says whether it was there before.
+
+mod answer;
+pub mod error;
+pub mod netlink;
+pub mod sysctl;
+
+pub use error::LinkError;
+pub use netlink::{Links, Outcome};
+pub use sysctl::{FORWARDING_COMMAND, Forwarding, forwarding_state, set_forwarding};

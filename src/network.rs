@@ -1,0 +1,151 @@
+//! The router's part of the kernel's network configuration: the TUN device's addresses, MTU and routes.
+//!
+//! Brings what is there to what the configuration wants, remembers what was added, and takes exactly that away at
+//! the end. Knows the device by name only; who opened it is the data plane's business.
+
+use std::net::Ipv6Addr;
+
+use sixway_dataplane::update::{Ipv6Prefix, MIN_MTU};
+
+use crate::config::{Config, Forwarding as Wanted};
+use crate::link::{
+    FORWARDING_COMMAND, Forwarding, LinkError, Links, Outcome, forwarding_state, set_forwarding,
+};
+
+/// What the router has changed about one device.
+pub struct Network {
+    links: Links,
+    tun: String,
+    existed: bool,
+    addresses: Vec<(Ipv6Addr, u8)>,
+    routes: Vec<Ipv6Prefix>,
+    mtu: u16,
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Network({}: {:?} {:?})", self.tun, self.addresses, self.routes)
+    }
+}
+
+impl Network {
+    /// Looks at the device before it is opened: what was there is not ours to remove.
+    pub async fn look(tun: &str) -> Result<Self, LinkError> {
+        let links = Links::open()?;
+        let existed = links.index(tun).await?.is_some();
+        let (addresses, routes) = (Vec::new(), Vec::new());
+        Ok(Self { links, tun: tun.to_owned(), existed, addresses, routes, mtu: 0 })
+    }
+
+    /// Makes the device what `config` wants. Returns advice for the operator, a line each.
+    pub async fn apply(&mut self, config: &Config) -> Result<Vec<String>, LinkError> {
+        let mtu = config.tunnels.iter().map(|t| t.mtu).max().unwrap_or(MIN_MTU);
+        if mtu != self.mtu {
+            self.links.set_up(&self.tun, Some(u32::from(mtu))).await?;
+            self.mtu = mtu;
+        }
+        self.apply_addresses(config).await?;
+        self.apply_routes(config).await?;
+        let mut notes = self.check_mtu(config).await?;
+        notes.extend(check_forwarding(config)?);
+        Ok(notes)
+    }
+
+    async fn apply_addresses(&mut self, config: &Config) -> Result<(), LinkError> {
+        let wanted: Vec<_> = config.router.address.iter().map(|a| (a.addr, a.prefix_len)).collect();
+        let gone: Vec<_> = self.addresses.iter().copied().filter(|a| !wanted.contains(a)).collect();
+        for (addr, len) in gone {
+            self.links.remove_address(&self.tun, addr, len).await?;
+            self.addresses.retain(|a| *a != (addr, len));
+        }
+        for (addr, len) in wanted {
+            if !self.addresses.contains(&(addr, len))
+                && self.links.add_address(&self.tun, addr, len).await? == Outcome::Added
+            {
+                self.addresses.push((addr, len));
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply_routes(&mut self, config: &Config) -> Result<(), LinkError> {
+        let mut wanted = config.kernel_routes();
+        if config.tunnels.iter().any(|t| t.default_route) {
+            wanted.push(Ipv6Prefix::ALL);
+        }
+        let gone: Vec<_> = self.routes.iter().copied().filter(|r| !wanted.contains(r)).collect();
+        for prefix in gone {
+            self.links.remove_route(prefix, &self.tun, None).await?;
+            self.routes.retain(|r| *r != prefix);
+        }
+        for prefix in wanted {
+            if !self.routes.contains(&prefix)
+                && self.links.add_route(prefix, &self.tun, None).await? == Outcome::Added
+            {
+                self.routes.push(prefix);
+            }
+        }
+        Ok(())
+    }
+
+    /// A tunnel MTU that the way to the peer cannot carry whole works, in fragments; its operator should know.
+    async fn check_mtu(&self, config: &Config) -> Result<Vec<String>, LinkError> {
+        let mut notes = Vec::new();
+        // Looking up a route for each of a million tunnels would hold up the start: the first ones tell enough.
+        for tunnel in config.tunnels.iter().filter(|t| t.mtu > MIN_MTU).take(100) {
+            let Some(remote) = peer(tunnel) else { continue };
+            let most = self.links.link_mtu_towards(remote).await?;
+            let fits = most.map(|m| m.saturating_sub(u32::from(tunnel.outer.overhead())));
+            if let Some(fits) = fits.filter(|f| u32::from(tunnel.mtu) > *f) {
+                notes.push(format!(
+                    "tunnel '{}': an MTU of {} does not fit the link towards {remote} unfragmented; at most {fits} does",
+                    tunnel.name, tunnel.mtu
+                ));
+            }
+        }
+        Ok(notes)
+    }
+
+    /// Takes away what was added. A device that the data plane created goes with its last descriptor, and all this
+    /// with it.
+    pub async fn withdraw(&mut self) {
+        if !self.existed {
+            return;
+        }
+        for prefix in std::mem::take(&mut self.routes) {
+            if let Err(why) = self.links.remove_route(prefix, &self.tun, None).await {
+                tracing::warn!(%prefix, %why, "a route stays");
+            }
+        }
+        for (addr, len) in std::mem::take(&mut self.addresses) {
+            if let Err(why) = self.links.remove_address(&self.tun, addr, len).await {
+                tracing::warn!(%addr, %why, "an address stays");
+            }
+        }
+    }
+}
+
+fn peer(tunnel: &crate::config::TunnelConfig) -> Option<std::net::Ipv4Addr> {
+    use sixway_dataplane::update::{Outer, UdpRemote};
+    match tunnel.outer {
+        Outer::Proto41 { remote, .. } => Some(remote),
+        Outer::Udp { remote: UdpRemote::AnyPort { addr, .. }, .. } => Some(addr),
+        Outer::Udp { remote, .. } => remote.endpoint().map(|at| *at.ip()),
+    }
+}
+
+fn check_forwarding(config: &Config) -> Result<Option<String>, LinkError> {
+    if !config.needs_forwarding() {
+        return Ok(None);
+    }
+    match config.router.forwarding {
+        Wanted::Set => set_forwarding().map(|_| None),
+        Wanted::Check => Ok(match forwarding_state()? {
+            Forwarding::On => None,
+            Forwarding::Off => Some(format!(
+                "the kernel does not forward IPv6, so tunnels reach only this host and each other; switch it on with \
+                 `{FORWARDING_COMMAND}`, or let the router do it: [router] forwarding = \"set\""
+            )),
+        }),
+    }
+}

@@ -1,0 +1,88 @@
+//! What needs rights, and what to do when they are missing; and the way to run without any on the host.
+//!
+//! [`explain`] turns a refused start into what, why and what next. [`leave_network`] moves this process into a user and
+//! network namespace of its own, where it may have a TUN device; sockets opened before stay where they were.
+
+use std::fs;
+use std::io;
+
+use anyhow::{Context, anyhow};
+use nix::sched::{CloneFlags, unshare};
+use sixway_dataplane::start::StartError;
+
+/// The error with its reason and the next step.
+pub fn explain(error: StartError) -> anyhow::Error {
+    let next = match &error {
+        StartError::Tun { source, .. } => tun_advice(source),
+        StartError::Proto41(source) if is_denied(source) => {
+            "protocol 41 needs root or CAP_NET_RAW: run with sudo, or `sudo setcap cap_net_admin,cap_net_raw+ep sixway`, \
+             or use UDP tunnels only and set [proto41] enabled = false"
+        }
+        StartError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+            "another program (perhaps another sixway) has that port: `ss -lunp` names it; choose another with [udp] ports"
+        }
+        StartError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrNotAvailable => {
+            "this host does not have that address: check [router] outer and each tunnel's local against `ip -4 address`"
+        }
+        StartError::Listen { source, .. } if is_denied(source) => {
+            "ports below 1024 need root or CAP_NET_BIND_SERVICE"
+        }
+        StartError::Proto41(_) | StartError::Listen { .. } | StartError::System(_) => "",
+    };
+    if next.is_empty() { anyhow!(error) } else { anyhow!("{error}; {next}") }
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+fn tun_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc_errno::ENOENT | libc_errno::ENODEV | libc_errno::ENXIO) => {
+            "there is no TUN device here: `sudo modprobe tun`, or give the container /dev/net/tun (`--device /dev/net/tun`)"
+        }
+        Some(libc_errno::EACCES) => {
+            "/dev/net/tun may not be opened by this user: run with sudo, or `sudo chmod 0666 /dev/net/tun`"
+        }
+        Some(libc_errno::EPERM) => {
+            "creating it needs root or CAP_NET_ADMIN: run with sudo, or `sixway run --unshare` for a network namespace of \
+             your own"
+        }
+        Some(libc_errno::EBUSY) => "another program has it open: choose another name with [router] tun",
+        Some(libc_errno::EINVAL) => {
+            "a device of that name exists and is no multi-queue TUN device: choose another name with [router] tun, or \
+             remove it with `ip link del`"
+        }
+        Some(_) | None => "",
+    }
+}
+
+/// Error numbers, by the names they have in errno(3).
+mod libc_errno {
+    use nix::errno::Errno;
+    pub(super) const ENOENT: i32 = Errno::ENOENT as i32;
+    pub(super) const ENODEV: i32 = Errno::ENODEV as i32;
+    pub(super) const ENXIO: i32 = Errno::ENXIO as i32;
+    pub(super) const EACCES: i32 = Errno::EACCES as i32;
+    pub(super) const EPERM: i32 = Errno::EPERM as i32;
+    pub(super) const EBUSY: i32 = Errno::EBUSY as i32;
+    pub(super) const EINVAL: i32 = Errno::EINVAL as i32;
+}
+
+/// Moves the process into a network namespace of its own, and for an ordinary user into a user namespace in which it is
+/// root. The process must still have a single thread.
+pub fn leave_network() -> anyhow::Result<()> {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    if uid.is_root() && unshare(CloneFlags::CLONE_NEWNET).is_ok() {
+        return Ok(());
+    }
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).context(
+        "cannot make a user and network namespace of our own; allow it with `sudo sysctl -w user.max_user_namespaces=10000` \
+         (Debian: kernel.unprivileged_userns_clone=1, Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0), or run with \
+         sudo",
+    )?;
+    fs::write("/proc/self/setgroups", "deny").context("cannot close the group list of the user namespace")?;
+    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))
+        .context("cannot map the user into its namespace")?;
+    fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context("cannot map the group into its namespace")
+}

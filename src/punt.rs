@@ -1,0 +1,155 @@
+//! Hands punted packets to whoever deals with them: neighbour discovery, the endpoint prober, or the protocol that
+//! registered for the port. What nobody wants is counted.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use sixway_dataplane::packet::batch::{Arrival, Sender};
+use sixway_dataplane::packet::view::View;
+use sixway_dataplane::punt::Punt;
+use sixway_dataplane::start::Injector;
+use sixway_dataplane::update::{Outer, TunnelId};
+use sixway_dataplane::verdict::PuntClass;
+use sixway_dataplane::worker::Inject;
+
+use crate::endpoint::session::{Candidate, Output, Prober};
+use crate::nd::server::NdServer;
+use crate::registry::Registry;
+
+/// Everything above the door that punts are for.
+#[derive(Debug)]
+pub struct Dispatch {
+    /// Neighbour discovery.
+    pub nd: NdServer,
+    prober: Prober<StdRng>,
+    injector: Injector,
+    unclaimed: u64,
+    inject_full: u64,
+}
+
+impl Dispatch {
+    /// With a prober whose randomness is secret.
+    pub fn new(prober: Prober<StdRng>, injector: Injector) -> Self {
+        Self { nd: NdServer::new(), prober, injector, unclaimed: 0, inject_full: 0 }
+    }
+
+    /// Deals with one packet.
+    pub fn handle(&mut self, registry: &mut Registry, punt: &Punt, now: Duration) {
+        let Arrival::Wire(sender) = punt.arrival() else { return };
+        match (punt.class(), punt.tunnel()) {
+            (PuntClass::Link, Some(id)) => {
+                if let Some(packet) = self.nd.handle(registry, id, punt.bytes()) {
+                    self.inject(Inject::Tunnel { id, packet });
+                }
+            }
+            (PuntClass::EchoReply, id) => {
+                self.prober.handle_packet(now, id, sender.remote, sender.local, punt.bytes());
+            }
+            (PuntClass::Candidate, Some(id)) => self.candidate(registry, id, &sender, punt.bytes(), now),
+            (PuntClass::Link | PuntClass::Candidate | PuntClass::Datagram | PuntClass::Watched, _) => {
+                self.unclaimed += 1;
+            }
+        }
+        self.drain_prober(registry);
+    }
+
+    fn candidate(
+        &mut self,
+        registry: &Registry,
+        tunnel: TunnelId,
+        sender: &Sender,
+        packet: &[u8],
+        now: Duration,
+    ) {
+        let Some(live) = registry.tunnel(tunnel) else { return };
+        let Outer::Udp { remote, .. } = live.outer else { return };
+        // Only the header is needed; of a long packet the punt holds the beginning.
+        let Some(inner_source) = source_of(packet) else { return };
+        let Some(probe_source) = registry.local().first().copied() else { return };
+        self.prober.handle_candidate(
+            now,
+            Candidate {
+                tunnel,
+                sender: sender.remote,
+                local: sender.local,
+                current: remote.endpoint(),
+                inner_source,
+                probe_source,
+            },
+        );
+    }
+
+    /// Something may be due.
+    pub fn handle_timeout(&mut self, registry: &mut Registry, now: Duration) {
+        self.prober.handle_timeout(now);
+        self.drain_prober(registry);
+        for (id, packet) in self.nd.poll(registry, now) {
+            self.inject(Inject::Tunnel { id, packet });
+        }
+    }
+
+    /// When [`Self::handle_timeout`] must be called next.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        [self.prober.poll_timeout(), self.nd.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// A tunnel is gone or is another one now.
+    pub fn forget(&mut self, tunnel: TunnelId) {
+        self.prober.forget(tunnel);
+    }
+
+    fn drain_prober(&mut self, registry: &mut Registry) {
+        while let Some(output) = self.prober.poll_output() {
+            match output {
+                Output::Probe { tunnel, remote, local, packet } => {
+                    self.inject(Inject::TunnelAt { id: tunnel, remote, local: *local.ip(), packet });
+                }
+                Output::Move { tunnel, remote, local } => {
+                    let name = registry.tunnel(tunnel).map(|l| l.config.name.to_string()).unwrap_or_default();
+                    match registry.move_endpoint(tunnel, remote, local) {
+                        Some(Ok(())) => {
+                            tracing::info!(tunnel = name, %remote, "the peer was proven to be at")
+                        }
+                        Some(Err(why)) => {
+                            tracing::warn!(tunnel = name, %remote, %why, "the peer cannot be moved to")
+                        }
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn inject(&mut self, inject: Inject) {
+        self.inject_full += u64::from(self.injector.inject(inject).is_err());
+    }
+
+    /// Packets that nobody wanted.
+    pub fn unclaimed(&self) -> u64 {
+        self.unclaimed
+    }
+
+    /// What became of endpoint probes.
+    pub fn endpoint_counts(&self) -> BTreeMap<String, u64> {
+        let c = self.prober.counters();
+        let all = [
+            ("probes_sent", c.probes_sent),
+            ("moved", c.moved),
+            ("stayed_alive", c.stayed_alive),
+            ("unanswered", c.unanswered),
+            ("busy", c.busy),
+            ("full", c.full),
+            ("forged", c.forged),
+            ("inject_queue_full", self.inject_full),
+        ];
+        all.into_iter().map(|(name, n)| (name.to_owned(), n)).collect()
+    }
+}
+
+/// The source address in an IPv6 header, of a packet that may have been cut short behind it.
+fn source_of(packet: &[u8]) -> Option<std::net::Ipv6Addr> {
+    let mut header = packet.get(..40)?.to_vec();
+    header[4..6].fill(0);
+    View::parse(&header).ok().map(|v| v.source)
+}

@@ -1,0 +1,349 @@
+//! The truth about live tunnels: who they are, where their peers are now, and the only writer of the tables.
+//!
+//! Merges what the configuration wants (and later what control protocols grant) into batches of updates; a batch that
+//! the tables refuse leaves everything as it was. Can say for every tunnel what `status` shows. Knows no protocol.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+
+use sixway_dataplane::counters::{CounterReader, TunnelTotals};
+use sixway_dataplane::start::TableWriter;
+use sixway_dataplane::update::{
+    Holder, Ipv6Prefix, Outer, Policy, Rejected, Tunnel, TunnelId, UdpLocal, UdpRemote, Update,
+};
+
+use crate::config::{Config, TunnelConfig};
+
+/// A tunnel that is in the tables.
+#[derive(Debug)]
+pub struct Live {
+    /// What the configuration says of it.
+    pub config: TunnelConfig,
+    /// Its outer side now: as configured, with the endpoint learned since.
+    pub outer: Outer,
+    /// Counts of earlier tunnels with the same number.
+    before: TunnelTotals,
+}
+
+/// What a configuration changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// New tunnels.
+    pub added: usize,
+    /// Tunnels that are gone.
+    pub removed: usize,
+    /// Tunnels with another setting; they keep number and counters.
+    pub changed: usize,
+    /// Tunnels that nothing touched.
+    pub unchanged: usize,
+}
+
+/// Why a configuration could not be applied; the one before is in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigureError {
+    /// The tables said no; names are those of the configuration.
+    #[error("{text}")]
+    Rejected {
+        /// What and why, by name.
+        text: String,
+        /// The refusal itself.
+        source: Rejected,
+    },
+}
+
+/// All live tunnels.
+#[derive(Debug)]
+pub struct Registry {
+    writer: TableWriter,
+    counters: CounterReader,
+    by_name: HashMap<Box<str>, TunnelId>,
+    live: Vec<Option<Live>>,
+    free: Vec<TunnelId>,
+    local: Vec<Ipv6Addr>,
+    policy: Policy,
+}
+
+/// A configuration worked out against what is live, not yet applied.
+struct Plan {
+    batch: Vec<Update>,
+    after: Vec<Update>,
+    removed: Vec<TunnelId>,
+    put: Vec<(TunnelId, TunnelConfig, Outer, bool)>,
+    diff: Diff,
+}
+
+impl Registry {
+    /// An empty registry. `probe_ident` marks the echo replies that the endpoint prober waits for.
+    pub fn new(writer: TableWriter, counters: CounterReader, probe_ident: u16) -> Self {
+        let policy = Policy { hairpin: true, error_source: None, probe_ident: Some(probe_ident) };
+        Self {
+            writer,
+            counters,
+            by_name: HashMap::new(),
+            live: Vec::new(),
+            free: Vec::new(),
+            local: Vec::new(),
+            policy,
+        }
+    }
+
+    /// Makes the tables say what `config` says; tunnels that did not change are not touched.
+    pub fn configure(&mut self, config: &Config) -> Result<Diff, ConfigureError> {
+        let plan = self.plan(config);
+        let applied = self.writer.apply(&plan.batch);
+        applied.map_err(|source| ConfigureError::Rejected { text: self.tell(&plan, &source), source })?;
+        // Sockets that nothing uses any more; a refusal leaves one open, which harms nobody.
+        for update in &plan.after {
+            if let Err(why) = self.writer.apply(std::slice::from_ref(update)) {
+                tracing::warn!(%why, "a UDP socket stays open");
+            }
+        }
+        self.local = config.router.address.iter().map(|a| a.addr).collect();
+        self.policy = self.policy_of(config);
+        Ok(self.commit(plan))
+    }
+
+    fn policy_of(&self, config: &Config) -> Policy {
+        let error_source = config.router.address.first().map(|a| a.addr);
+        Policy { hairpin: config.router.hairpin, error_source, ..self.policy }
+    }
+
+    fn plan(&self, config: &Config) -> Plan {
+        let mut plan = Plan {
+            batch: Vec::new(),
+            after: Vec::new(),
+            removed: Vec::new(),
+            put: Vec::new(),
+            diff: Diff::default(),
+        };
+        self.plan_sockets(config, &mut plan);
+        self.plan_local(config, &mut plan);
+        self.plan_removals(config, &mut plan);
+        self.plan_tunnels(config, &mut plan);
+        if self.policy_of(config) != self.policy {
+            plan.batch.push(Update::Policy(self.policy_of(config)));
+        }
+        plan
+    }
+
+    fn plan_sockets(&self, config: &Config, plan: &mut Plan) {
+        let wanted: HashSet<_> = config.listen_endpoints().into_iter().collect();
+        let open: HashSet<_> = self.writer.listening().into_iter().collect();
+        plan.batch.extend(wanted.difference(&open).map(|at| Update::Listen(*at)));
+        plan.after.extend(open.difference(&wanted).map(|at| Update::Unlisten(*at)));
+    }
+
+    fn plan_local(&self, config: &Config, plan: &mut Plan) {
+        let wanted: Vec<_> = config.router.address.iter().map(|a| a.addr).collect();
+        let gone = self.local.iter().filter(|a| !wanted.contains(a));
+        plan.batch.extend(gone.map(|a| Update::Free(Ipv6Prefix::host(*a))));
+        let new = wanted.iter().filter(|a| !self.local.contains(a));
+        plan.batch.extend(new.map(|a| Update::Reserve(Ipv6Prefix::host(*a), Holder::Local)));
+    }
+
+    fn plan_removals(&self, config: &Config, plan: &mut Plan) {
+        let wanted: HashSet<&str> = config.tunnels.iter().map(|t| &*t.name).collect();
+        plan.removed =
+            self.iter().filter(|(_, l)| !wanted.contains(&*l.config.name)).map(|(id, _)| id).collect();
+        plan.batch.extend(plan.removed.iter().map(|id| Update::Remove(*id)));
+        plan.diff.removed = plan.removed.len();
+    }
+
+    fn plan_tunnels(&self, config: &Config, plan: &mut Plan) {
+        let mut numbers = self.free.iter().rev().copied().chain((self.live.len() as u32..).map(TunnelId));
+        let mut upserts = Vec::new();
+        for wanted in &config.tunnels {
+            let held = self.by_name.get(&wanted.name).and_then(|id| Some((*id, self.tunnel(*id)?)));
+            let (id, outer, is_new) = match held {
+                Some((_, live)) if live.config == *wanted => {
+                    plan.diff.unchanged += 1;
+                    continue;
+                }
+                // What was learned stays valid as long as the tunnel's ends are configured as before.
+                Some((id, live)) if live.config.outer == wanted.outer => (id, live.outer, false),
+                Some((id, _)) => (id, wanted.outer, false),
+                None => match numbers.next() {
+                    Some(id) => (id, wanted.outer, true),
+                    None => continue,
+                },
+            };
+            *(if is_new { &mut plan.diff.added } else { &mut plan.diff.changed }) += 1;
+            // A changed tunnel lets go of what it had before any other may take it.
+            if let Some((id, _)) = held {
+                plan.batch.push(bare(id, outer, wanted.mtu));
+            }
+            upserts.push(Update::Upsert(tunnel(id, outer, wanted)));
+            plan.put.push((id, wanted.clone(), outer, is_new));
+        }
+        plan.batch.append(&mut upserts);
+    }
+
+    fn commit(&mut self, plan: Plan) -> Diff {
+        for (id, config, outer, is_new) in plan.put {
+            let slot = id.0 as usize;
+            let reused = is_new && slot < self.live.len();
+            if reused {
+                // The plan took free numbers from the end, in this order.
+                self.free.pop();
+            }
+            if self.live.len() <= slot {
+                self.live.resize_with(slot + 1, || None);
+            }
+            let before = match self.live[slot].take() {
+                Some(old) => old.before,
+                None if reused => self.counters.tunnel(id),
+                None => TunnelTotals::default(),
+            };
+            if is_new {
+                self.by_name.insert(config.name.clone(), id);
+            }
+            self.live[slot] = Some(Live { config, outer, before });
+        }
+        for id in plan.removed {
+            if let Some(live) = self.live.get_mut(id.0 as usize).and_then(Option::take) {
+                self.by_name.remove(&live.config.name);
+                self.free.push(id);
+            }
+        }
+        plan.diff
+    }
+
+    /// The refusal in the names of the configuration that was refused.
+    fn tell(&self, plan: &Plan, why: &Rejected) -> String {
+        let name = |id: TunnelId| {
+            let planned = plan.put.iter().find(|(p, ..)| *p == id).map(|(_, c, ..)| &c.name);
+            let name = planned.or_else(|| self.tunnel(id).map(|l| &l.config.name));
+            name.map_or_else(|| id.to_string(), |n| format!("tunnel '{n}'"))
+        };
+        match why {
+            Rejected::PrefixTaken { prefix, wanted_by, held_by } => {
+                format!("prefix {prefix} of {} already belongs to {}", name(*wanted_by), name(*held_by))
+            }
+            Rejected::OuterTaken { wanted_by, held_by } => format!(
+                "{} would run between the same outer endpoints as {}; its peer may have been learned there: reload again \
+                 once it has moved",
+                name(*wanted_by),
+                name(*held_by)
+            ),
+            Rejected::NotListening { id, port } => {
+                format!("{}: no UDP socket listens on port {port}", name(*id))
+            }
+            Rejected::Full { id, capacity } => {
+                format!(
+                    "{} does not fit: the table was made for {capacity} tunnels; raise [router] capacity and restart",
+                    name(*id)
+                )
+            }
+            Rejected::Mtu { .. }
+            | Rejected::PrefixReserved { .. }
+            | Rejected::NoTunnel(_)
+            | Rejected::NotReserved(_)
+            | Rejected::Listen { .. }
+            | Rejected::Unlisten { .. } => why.to_string(),
+        }
+    }
+
+    /// Sends a tunnel's packets to where its peer was proven to be. `None` when there is no such tunnel or it may not move.
+    pub fn move_endpoint(
+        &mut self,
+        id: TunnelId,
+        remote: SocketAddrV4,
+        local: SocketAddrV4,
+    ) -> Option<Result<(), Rejected>> {
+        let live = self.tunnel(id)?;
+        let Outer::Udp { local: was, remote: peer } = live.outer else { return None };
+        let Outer::Udp { local: configured, .. } = live.config.outer else { return None };
+        // Without a fixed address of ours, answers come from the one that the peer knows.
+        let addr = configured.addr.or(Some(*local.ip()).filter(|a| !a.is_unspecified()));
+        let moved = Outer::Udp { local: UdpLocal { addr, ..was }, remote: peer.moved_to(remote)? };
+        let update = Update::Upsert(tunnel(id, moved, &live.config));
+        if let Err(why) = self.writer.apply(&[update]) {
+            return Some(Err(why));
+        }
+        if let Some(live) = self.live.get_mut(id.0 as usize).and_then(Option::as_mut) {
+            live.outer = moved;
+        }
+        Some(Ok(()))
+    }
+
+    /// From now on no UDP socket can be opened.
+    pub fn seal_sockets(&mut self) {
+        self.writer.seal_sockets();
+    }
+
+    /// The live tunnel with this number.
+    pub fn tunnel(&self, id: TunnelId) -> Option<&Live> {
+        self.live.get(id.0 as usize)?.as_ref()
+    }
+
+    /// The number of the tunnel with this name.
+    pub fn by_name(&self, name: &str) -> Option<TunnelId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// All live tunnels in order of their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (TunnelId, &Live)> {
+        let numbered = self.live.iter().enumerate();
+        numbered.filter_map(|(n, l)| l.as_ref().map(|l| (TunnelId(n as u32), l)))
+    }
+
+    /// How many tunnels are live.
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    /// The router's own inner addresses.
+    pub fn local(&self) -> &[Ipv6Addr] {
+        &self.local
+    }
+
+    /// Octets of the tables, without counters.
+    pub fn table_memory(&self) -> usize {
+        self.writer.memory()
+    }
+
+    /// Where UDP sockets listen.
+    pub fn listening(&self) -> Vec<SocketAddrV4> {
+        self.writer.listening()
+    }
+
+    /// What a tunnel has counted since it is there.
+    pub fn totals(&self, id: TunnelId) -> TunnelTotals {
+        let now = self.counters.tunnel(id);
+        match self.tunnel(id) {
+            Some(live) => since(now, &live.before),
+            None => now,
+        }
+    }
+}
+
+fn tunnel(id: TunnelId, outer: Outer, config: &TunnelConfig) -> Tunnel {
+    Tunnel { id, outer, prefixes: config.prefixes.clone(), mtu: config.mtu }
+}
+
+/// The tunnel without prefixes and without a peer: it holds nothing that another could want.
+fn bare(id: TunnelId, outer: Outer, mtu: u16) -> Update {
+    let outer = match outer {
+        Outer::Udp { local, .. } => Outer::Udp { local, remote: UdpRemote::Learned(None) },
+        Outer::Proto41 { local, .. } => Outer::Proto41 { local, remote: Ipv4Addr::UNSPECIFIED },
+    };
+    Update::Upsert(Tunnel { id, outer, prefixes: Vec::new(), mtu })
+}
+
+fn since(now: TunnelTotals, before: &TunnelTotals) -> TunnelTotals {
+    let earlier = |reason| before.drops.iter().find(|(r, _)| *r == reason).map_or(0, |(_, n)| *n);
+    let drops = now.drops.iter().map(|(r, n)| (*r, n - earlier(*r))).filter(|(_, n)| *n > 0).collect();
+    TunnelTotals {
+        rx_packets: now.rx_packets - before.rx_packets,
+        rx_bytes: now.rx_bytes - before.rx_bytes,
+        tx_packets: now.tx_packets - before.tx_packets,
+        tx_bytes: now.tx_bytes - before.tx_bytes,
+        last_seen: now.last_seen.filter(|at| Some(*at) != before.last_seen),
+        drops,
+    }
+}

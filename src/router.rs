@@ -1,0 +1,405 @@
+//! A running router: opens everything in the right order, then one loop over punts, questions, timers and signals.
+//!
+//! One control thread with a single-threaded tokio runtime owns all state, so nothing here is locked. Threads that
+//! [`Router::start`] spawns stay in the network namespace of the thread that called it.
+
+use std::path::PathBuf;
+use std::sync::mpsc as std_mpsc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use sixway_dataplane::counters::CounterReader;
+use sixway_dataplane::io::proto41::Receive;
+use sixway_dataplane::io::udp::UdpOffload;
+use sixway_dataplane::punt::PuntReader;
+use sixway_dataplane::start::{Facts, Prepared, Settings, Workers};
+use sixway_dataplane::update::Outer;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::admin::server::{AdminSocket, Question};
+use crate::admin::status::{Reloaded, Sources};
+use crate::admin::{Request, Response};
+use crate::config::{self, Config};
+use crate::endpoint::session::Prober;
+use crate::network::Network;
+use crate::privileges::explain;
+use crate::punt::Dispatch;
+use crate::registry::Registry;
+
+/// Punts handled before questions and timers get their turn.
+const PUNTS_A_TURN: usize = 256;
+/// How often the forwarding threads are looked after.
+const HEALTH: Duration = Duration::from_secs(1);
+
+/// A running router.
+#[derive(Debug)]
+pub struct Router {
+    thread: std::thread::JoinHandle<anyhow::Result<()>>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+/// What a router is started with.
+#[derive(Debug)]
+pub struct Start {
+    /// The configuration.
+    pub config: Config,
+    /// The file it came from, for reloads.
+    pub file: Option<PathBuf>,
+    /// Outer sockets opened beforehand in another network namespace.
+    pub prepared: Option<Prepared>,
+    /// Whether SIGTERM, SIGINT and SIGHUP are for this router.
+    pub signals: bool,
+}
+
+impl Router {
+    /// Starts a router and returns when it forwards.
+    pub fn start(start: Start) -> anyhow::Result<Self> {
+        let (ready, is_ready) = std_mpsc::channel();
+        let (stop, stopped) = oneshot::channel();
+        let control = std::thread::Builder::new().name("control".to_owned());
+        let thread = control.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(live(start, ready, stopped))
+        })?;
+        match is_ready.recv() {
+            Ok(()) => Ok(Self { thread, stop: Some(stop) }),
+            Err(_) => Err(join(thread).err().unwrap_or_else(|| anyhow::anyhow!("the router ended at once"))),
+        }
+    }
+
+    /// Waits until a signal or a fault ends it.
+    pub fn wait(self) -> anyhow::Result<()> {
+        // Dropping the sender would stop it.
+        let Self { thread, stop } = self;
+        let ended = join(thread);
+        drop(stop);
+        ended
+    }
+
+    /// Stops it and waits until all is put back.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        drop(self.stop.take());
+        join(self.thread)
+    }
+}
+
+fn join(thread: std::thread::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+    thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the control thread has panicked; this is a bug")))
+}
+
+/// The forwarder's settings for a configuration.
+pub fn settings(config: &Config) -> Settings {
+    let receive = match config.proto41.receive {
+        config::Receive::Auto => Receive::Auto,
+        config::Receive::Packet => Receive::Packet,
+        config::Receive::Raw => Receive::Raw,
+    };
+    Settings {
+        tun: config.router.tun.clone(),
+        tun_offload: config.router.tun_offload,
+        workers: usize::from(config.router.workers),
+        capacity: config.router.capacity,
+        udp: UdpOffload { gro: config.udp.gro, gso: config.udp.gso },
+        proto41: (config.proto41.enabled != Some(false)).then_some(receive),
+    }
+}
+
+/// Opens the outer sockets in the network namespace of the calling thread.
+pub fn prepare(config: &Config) -> anyhow::Result<Prepared> {
+    let settings = settings(config);
+    let needed = config.proto41.enabled == Some(true)
+        || config.tunnels.iter().any(|t| matches!(t.outer, Outer::Proto41 { .. }));
+    let mut prepared = match Prepared::open(settings.clone()) {
+        Ok(prepared) => prepared,
+        Err(why) if !needed => {
+            tracing::warn!(
+                "{why}; continuing with UDP only (protocol 41 needs root or CAP_NET_RAW; [proto41] enabled = false silences this)"
+            );
+            Prepared::open(Settings { proto41: None, ..settings }).map_err(explain)?
+        }
+        Err(why) => return Err(explain(why)),
+    };
+    for at in config.listen_endpoints() {
+        prepared.listen(at).map_err(explain)?;
+    }
+    Ok(prepared)
+}
+
+/// All state of the control loop.
+struct Control {
+    config: Config,
+    file: Option<PathBuf>,
+    registry: Registry,
+    dispatch: Dispatch,
+    network: Network,
+    counters: CounterReader,
+    facts: Facts,
+    started: Instant,
+}
+
+async fn live(
+    start: Start,
+    ready: std_mpsc::Sender<()>,
+    stopped: oneshot::Receiver<()>,
+) -> anyhow::Result<()> {
+    let Start { config, file, prepared, signals } = start;
+    let admin = AdminSocket::bind(&config.admin.socket)?;
+    let left_the_network = prepared.is_some();
+    let prepared = match prepared {
+        Some(prepared) => prepared,
+        None => prepare(&config)?,
+    };
+    let network = Network::look(&config.router.tun).await?;
+    let mut rng = StdRng::from_rng(&mut rand::rng());
+    let plane = prepared.start(rng.next_u64()).map_err(explain)?;
+    let prober = Prober::new(rng);
+    let mut registry = Registry::new(plane.writer, plane.counters.clone(), prober.ident());
+    if left_the_network {
+        registry.seal_sockets();
+    }
+    let mut control = Control {
+        config,
+        file,
+        registry,
+        dispatch: Dispatch::new(prober, plane.injector),
+        network,
+        counters: plane.counters,
+        facts: plane.facts,
+        started: plane.started,
+    };
+    let outcome = match control.begin().await {
+        Ok(()) => {
+            let _the_starter_waits = ready.send(());
+            control.serve(&admin, plane.punts, &plane.workers, signals, stopped).await
+        }
+        Err(why) => Err(why),
+    };
+    control.network.withdraw().await;
+    stop_workers(plane.workers, outcome)
+}
+
+fn stop_workers(workers: Workers, outcome: anyhow::Result<()>) -> anyhow::Result<()> {
+    if workers.has_failed() {
+        // A thread that has ended empties no queue: waiting for it would never end.
+        return outcome.and(Err(anyhow::anyhow!("a forwarding thread has ended; this is a bug")));
+    }
+    workers.stop();
+    outcome
+}
+
+impl Control {
+    async fn begin(&mut self) -> anyhow::Result<()> {
+        self.registry.configure(&self.config)?;
+        self.dispatch.nd.follow(&self.registry);
+        for note in self.network.apply(&self.config).await? {
+            tracing::warn!("{note}");
+        }
+        self.announce();
+        Ok(())
+    }
+
+    /// One line for each listener, and which rung was taken.
+    fn announce(&self) {
+        let Facts { workers, tun_offload, proto41 } = self.facts;
+        tracing::info!("TUN {}: {workers} queues, offload {}", self.config.router.tun, tun_offload.name());
+        for at in self.registry.listening() {
+            tracing::info!("UDP {at}: listening");
+        }
+        match proto41 {
+            None => tracing::info!("protocol 41: off"),
+            Some(Receive::Raw) => {
+                tracing::info!(
+                    "protocol 41: raw socket; turn GRO off on the outer interface if UDP crosses tunnels"
+                );
+            }
+            Some(Receive::Packet | Receive::Auto) => {
+                tracing::info!("protocol 41: packet sockets, merged packets kept whole")
+            }
+        }
+        tracing::info!(
+            "{} tunnels; admin socket {}",
+            self.registry.len(),
+            self.config.admin.socket.display()
+        );
+    }
+
+    async fn serve(
+        &mut self,
+        admin: &AdminSocket,
+        punts: PuntReader,
+        workers: &Workers,
+        signals: bool,
+        mut stopped: oneshot::Receiver<()>,
+    ) -> anyhow::Result<()> {
+        let (ask, mut questions) = mpsc::channel(16);
+        let mut punts = Punts::new(punts)?;
+        let mut asked = Signals::new(signals)?;
+        let mut health = tokio::time::interval(HEALTH);
+        let listening = admin.serve(ask);
+        tokio::pin!(listening);
+        loop {
+            let due = self.dispatch.poll_timeout().map(|at| self.started + at);
+            tokio::select! {
+                _ = &mut stopped => return Ok(()),
+                wish = asked.next() => match wish {
+                    Wish::Stop => return Ok(()),
+                    Wish::Reload => self.reload_and_log().await,
+                },
+                () = punts.ready() => self.take_punts(&mut punts.reader),
+                Some(question) = questions.recv() => self.answer(question).await,
+                () = sleep_until(due) => {
+                    self.dispatch.handle_timeout(&mut self.registry, self.started.elapsed());
+                }
+                _ = health.tick() => anyhow::ensure!(!workers.has_failed(), "a forwarding thread has ended; this is a bug"),
+                () = &mut listening => {}
+            }
+        }
+    }
+
+    fn take_punts(&mut self, punts: &mut PuntReader) {
+        for _ in 0..PUNTS_A_TURN {
+            let Some(punt) = punts.take() else { return };
+            self.dispatch.handle(&mut self.registry, &punt, self.started.elapsed());
+        }
+    }
+
+    async fn answer(&mut self, question: Question) {
+        let response = match question.request {
+            Request::Status { page, limit, tunnel } => {
+                let status = self.sources().status(page, limit, tunnel.as_deref());
+                status.map_or_else(Response::Error, |s| Response::Status(Box::new(s)))
+            }
+            Request::Reload => match self.reload().await {
+                Ok(reloaded) => Response::Reloaded(reloaded),
+                Err(why) => Response::Error(format!("{why:#}")),
+            },
+        };
+        let _the_asker_may_have_left = question.reply.send(response);
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        Sources {
+            registry: &self.registry,
+            counters: &self.counters,
+            facts: &self.facts,
+            tun: &self.config.router.tun,
+            uptime_s: self.started.elapsed().as_secs(),
+            nd: self.dispatch.nd.counts(),
+            endpoints: self.dispatch.endpoint_counts(),
+            unclaimed: self.dispatch.unclaimed(),
+        }
+    }
+
+    async fn reload(&mut self) -> anyhow::Result<Reloaded> {
+        let Some(file) = &self.file else { anyhow::bail!("this instance was not started from a file") };
+        let mut wanted = Config::load(file)?;
+        let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
+        let diff = self.registry.configure(&wanted)?;
+        self.config = wanted;
+        let ids: Vec<_> = self.registry.iter().map(|(id, _)| id).collect();
+        if diff.removed + diff.changed > 0 {
+            ids.into_iter().for_each(|id| self.dispatch.forget(id));
+        }
+        self.dispatch.nd.follow(&self.registry);
+        notes.extend(self.network.apply(&self.config).await?);
+        Ok(Reloaded::new(diff, notes))
+    }
+
+    async fn reload_and_log(&mut self) {
+        match self.reload().await {
+            Ok(Reloaded { added, removed, changed, unchanged, notes }) => {
+                tracing::info!(added, removed, changed, unchanged, "reloaded");
+                notes.iter().for_each(|note| tracing::warn!("{note}"));
+            }
+            Err(why) => tracing::error!("not reloaded, the configuration before stays in force: {why:#}"),
+        }
+    }
+}
+
+/// What is fixed for the life of a process stays; its new value is named as waiting for a restart.
+fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut keep = |key: &str, differs: bool| {
+        if differs {
+            notes.push(format!("{key} takes effect at the next start"));
+        }
+    };
+    keep("[router] tun", now.router.tun != wanted.router.tun);
+    keep("[router] workers", now.router.workers != wanted.router.workers);
+    keep("[router] tun_offload", now.router.tun_offload != wanted.router.tun_offload);
+    keep("[router] capacity", now.router.capacity != wanted.router.capacity);
+    keep("[admin] socket", now.admin != wanted.admin);
+    keep("[udp] gro and gso", (now.udp.gro, now.udp.gso) != (wanted.udp.gro, wanted.udp.gso));
+    keep("[proto41]", now.proto41 != wanted.proto41);
+    wanted.router.tun.clone_from(&now.router.tun);
+    wanted.router.workers = now.router.workers;
+    wanted.router.tun_offload = now.router.tun_offload;
+    wanted.router.capacity = now.router.capacity;
+    wanted.admin = now.admin.clone();
+    (wanted.udp.gro, wanted.udp.gso) = (now.udp.gro, now.udp.gso);
+    wanted.proto41 = now.proto41.clone();
+    notes
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The punt queue as something to wait for.
+struct Punts {
+    reader: PuntReader,
+    bell: tokio::net::UnixStream,
+}
+
+impl Punts {
+    fn new(reader: PuntReader) -> std::io::Result<Self> {
+        let bell = tokio::net::UnixStream::from_std(reader.bell()?)?;
+        Ok(Self { reader, bell })
+    }
+
+    async fn ready(&mut self) {
+        loop {
+            if self.reader.arm() {
+                return;
+            }
+            // `arm` has emptied the pipe behind tokio's back; an empty read tells tokio so.
+            let _empty = self.bell.try_read(&mut [0; 64]);
+            if self.reader.arm() || self.bell.readable().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+enum Wish {
+    Stop,
+    Reload,
+}
+
+/// The signals that an operator sends.
+struct Signals(Option<[tokio::signal::unix::Signal; 3]>);
+
+impl Signals {
+    fn new(wanted: bool) -> std::io::Result<Self> {
+        if !wanted {
+            return Ok(Self(None));
+        }
+        let [term, int, hup] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        Ok(Self(Some([term?, int?, hup?])))
+    }
+
+    async fn next(&mut self) -> Wish {
+        let Some([term, int, hup]) = &mut self.0 else { return std::future::pending().await };
+        tokio::select! {
+            _ = term.recv() => Wish::Stop,
+            _ = int.recv() => Wish::Stop,
+            _ = hup.recv() => Wish::Reload,
+        }
+    }
+}
