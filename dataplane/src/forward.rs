@@ -52,9 +52,9 @@ fn parse(packet: &mut Packet, bytes: &[u8]) -> Result<View, Reason> {
 
 // ---- from the kernel ----
 
-fn from_tun(tables: &Tables<'_>, packet: &mut Packet, bytes: &[u8]) -> Outcome {
+fn from_tun(tables: &Tables<'_>, packet: &mut Packet, bytes: &mut [u8]) -> Outcome {
     let view = parse(packet, bytes).map_err(|r| drop(r, None))?;
-    let bytes = &bytes[..view.len];
+    let bytes = &mut bytes[..view.len];
     if is_scoped(view.destination) || is_scoped(view.source) || view.destination.is_multicast() {
         return Err(drop(Reason::Scope, None));
     }
@@ -69,7 +69,11 @@ fn from_tun(tables: &Tables<'_>, packet: &mut Packet, bytes: &[u8]) -> Outcome {
         }
         // The kernel keeps what is its own; what comes back here would go round for ever.
         Some(Owner::Reserved(Holder::Local)) => Err(drop(Reason::NoRoute, None)),
-        Some(Owner::Tunnel(path)) => into_tunnel(path, packet, bytes, &view),
+        Some(Owner::Tunnel(path)) => {
+            let entered = into_tunnel(path, packet, bytes, &view)?;
+            finish_checksum(packet, bytes, &path)?;
+            Ok(entered)
+        }
     }
 }
 
@@ -258,14 +262,16 @@ fn hairpin(
     }
     let entered = into_tunnel(to, packet, bytes, view).map_err(|j| Judged { tunnel: Some(from), ..j })?;
     set_hop_limit(bytes, view.hop_limit - 1);
-    if packet.offload.merged.is_none() {
-        finish_checksum(packet, bytes, &from)?;
-    }
+    finish_checksum(packet, bytes, &from)?;
     Ok(Judged { tunnel: Some(from), ..entered })
 }
 
-/// A checksum that its sender left to hardware is completed before the packet leaves the machine again.
-pub(crate) fn finish_checksum(packet: &mut Packet, bytes: &mut [u8], path: &Path) -> Result<(), Judged> {
+/// A checksum that its sender left to hardware is completed before the packet leaves the machine again; a
+/// super-packet's when it is cut.
+fn finish_checksum(packet: &mut Packet, bytes: &mut [u8], path: &Path) -> Result<(), Judged> {
+    if packet.offload.merged.is_some() {
+        return Ok(());
+    }
     let Some((start, offset)) = packet.offload.partial.take() else { return Ok(()) };
     complete(bytes, start, offset).map_err(|_| drop(Reason::BadOffload, Some(*path)))
 }
