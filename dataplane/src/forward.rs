@@ -55,6 +55,9 @@ fn parse(packet: &mut Packet, bytes: &[u8]) -> Result<View, Reason> {
 fn from_tun(tables: &Tables<'_>, packet: &mut Packet, bytes: &mut [u8]) -> Outcome {
     let view = parse(packet, bytes).map_err(|r| drop(r, None))?;
     let bytes = &mut bytes[..view.len];
+    if is_inner_martian(&view) {
+        return Err(drop(Reason::InnerMartian, None));
+    }
     if is_scoped(view.destination) || is_scoped(view.source) || view.destination.is_multicast() {
         return Err(drop(Reason::Scope, None));
     }
