@@ -145,6 +145,9 @@ fn on_link(tables: &Tables<'_>, view: &View, sender: &Sender) -> Outcome {
     if !for_link {
         return Err(drop(Reason::Scope, Some(path)));
     }
+    if is_local(tables, view.source) {
+        return Err(drop(Reason::SourceIsLocal, Some(path)));
+    }
     let from_link = is_scoped(view.source) || view.source.is_unspecified();
     if !from_link && !is_in_tunnel(tables, view.source, &path) {
         return Err(drop(Reason::SourceNotInPrefix, Some(path)));
