@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use super::index::Index;
@@ -395,11 +396,15 @@ impl Editor {
     fn udp_path(&self, path: Path, local: UdpLocal, remote: UdpRemote) -> Result<Path, Rejected> {
         let socket = self.socket_for(local);
         let socket = socket.ok_or(Rejected::NotListening { id: path.tunnel, port: local.port })?;
-        let peer = remote.endpoint();
+        let (peer, port) = match remote {
+            UdpRemote::Fixed(at) | UdpRemote::Learned(Some(at)) => (*at.ip(), at.port()),
+            UdpRemote::AnyPort { addr, port } => (addr, port.map_or(0, NonZeroU16::get)),
+            UdpRemote::Learned(None) => (Ipv4Addr::UNSPECIFIED, 0),
+        };
         Ok(Path {
             encap: Encap::Udp,
-            remote: peer.map_or(Ipv4Addr::UNSPECIFIED, |p| *p.ip()),
-            remote_port: peer.map_or(0, |p| p.port()),
+            remote: peer,
+            remote_port: port,
             local: local.addr.unwrap_or(Ipv4Addr::UNSPECIFIED),
             local_port: local.port,
             socket,

@@ -49,7 +49,7 @@ pub struct Path {
     pub mtu: u16,
     /// Peer's outer address; unspecified while it is unknown.
     pub remote: Ipv4Addr,
-    /// Peer's UDP port, 0 for protocol 41.
+    /// Peer's UDP port, 0 while it is unknown and for protocol 41.
     pub remote_port: u16,
     /// Our outer address; unspecified for any.
     pub local: Ipv4Addr,
@@ -88,7 +88,7 @@ pub enum Learn {
 impl Path {
     /// Whether a peer's endpoint is known, so that packets can be sent.
     pub fn has_remote(&self) -> bool {
-        !self.remote.is_unspecified()
+        !self.remote.is_unspecified() && (self.encap == Encap::Proto41 || self.remote_port != 0)
     }
 
     /// Whether this path's peer is the sender of a packet that came to `local`.
