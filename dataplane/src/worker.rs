@@ -219,8 +219,11 @@ impl<I: PacketIo> Worker<I> {
                 return;
             }
         }
-        let is_the_tunnels =
-            !matches!(judged.verdict, Verdict::Punt(PuntClass::Candidate | PuntClass::Datagram));
+        // The only punted echo replies that are not also delivered are those of unproven senders.
+        let is_the_tunnels = !matches!(
+            judged.verdict,
+            Verdict::Punt(PuntClass::Candidate | PuntClass::EchoReply | PuntClass::Datagram)
+        );
         if let (Side::Wire, Some(path), true) = (side, judged.tunnel, is_the_tunnels) {
             self.tally.received(path.tunnel, packets, packet.len as u64, second);
         }
