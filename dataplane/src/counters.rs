@@ -66,6 +66,8 @@ events! {
     KernelDrops = "kernel_drops",
     /// Drops whose tunnel could not be noted because the note table is full.
     Unattributed = "drops_unattributed",
+    /// Copies of a watched tunnel's packets that found too little room on the way up.
+    WatchMissed = "watch_missed",
 }
 
 /// Counts of one tunnel by one worker.

@@ -89,7 +89,7 @@ fn into_tunnel(path: Path, packet: &Packet, bytes: &[u8], view: &View) -> Outcom
     if largest > usize::from(path.mtu) {
         return Err(refuse(Reason::TooBig, Some(path), IcmpError::PacketTooBig(path.mtu)));
     }
-    Ok(Judged { verdict: Verdict::ToWire(path, outer_tos(view.traffic_class)), tunnel: None })
+    Ok(Judged { verdict: Verdict::ToWire(path, outer_tos(view.traffic_class)), tunnel: Some(path) })
 }
 
 /// Octets of the largest packet that will be on the wire.

@@ -77,7 +77,8 @@ pub(crate) fn queue() -> std::io::Result<(PuntSender, PuntReader)> {
 }
 
 impl PuntSender {
-    /// Copies a packet into the queue. `false` when there is no frame left.
+    /// Copies a packet into the queue. `false` when there is no frame left; copies of watched packets leave half of
+    /// the frames to those that somebody waits for.
     pub(crate) fn send(
         &self,
         class: PuntClass,
@@ -86,6 +87,9 @@ impl PuntSender {
         verdict: Verdict,
         packet: &[u8],
     ) -> bool {
+        if class == PuntClass::Watched && self.0.empty.len() < FRAMES / 2 {
+            return false;
+        }
         let Some(mut frame) = self.0.empty.pop() else { return false };
         let len = packet.len().min(FRAME);
         frame.bytes[..len].copy_from_slice(&packet[..len]);

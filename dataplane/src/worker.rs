@@ -190,10 +190,7 @@ impl<I: PacketIo> Worker<I> {
         };
         let (packet, judged) = (batch.packets[n], self.judged[n]);
         let packets = segments(batch, &packet, &judged);
-        if judged.tunnel.is_some_and(|p| p.watched) {
-            let copy = &batch.arena[packet.range()];
-            self.punts.send(PuntClass::Watched, judged.tunnel_id(), packet.arrival, judged.verdict, copy);
-        }
+        show_watchers(&self.punts, &mut self.tally, &packet, &judged, batch);
         match judged.verdict {
             Verdict::ToTun | Verdict::ToWire(..) => {}
             Verdict::Punt(class) | Verdict::ToTunAndPunt(class) => {
@@ -286,6 +283,21 @@ fn segments(batch: &Batch, packet: &Packet, judged: &Judged) -> u64 {
     }
     let mtu = judged.tunnel.map_or(crate::update::MIN_MTU, |p| p.mtu);
     Layout::of(batch.bytes(packet), &packet.offload, mtu).map_or(1, |l| l.segments() as u64)
+}
+
+/// Copies the packet up for the tunnel that it came from and the one that it entered, if they are watched.
+fn show_watchers(punts: &PuntSender, tally: &mut Tally, packet: &Packet, judged: &Judged, batch: &Batch) {
+    let entered = match judged.verdict {
+        Verdict::ToWire(path, _) if Some(path.tunnel) != judged.tunnel_id() => Some(path),
+        Verdict::ToWire(..) | Verdict::ToTun | Verdict::ToTunAndPunt(_) => None,
+        Verdict::Punt(_) | Verdict::Drop(..) => None,
+    };
+    for path in [judged.tunnel, entered].into_iter().flatten().filter(|p| p.watched) {
+        let copy = batch.bytes(packet);
+        if !punts.send(PuntClass::Watched, Some(path.tunnel), packet.arrival, judged.verdict, copy) {
+            tally.event(Event::WatchMissed, 1);
+        }
+    }
 }
 
 /// The control plane checks checksums: one that was left to hardware is completed first.
