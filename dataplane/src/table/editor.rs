@@ -66,13 +66,13 @@ pub struct Editor {
 
 impl Editor {
     pub(super) fn new(shared: Arc<Shared>, capacity: u32) -> Self {
-        let policy = shared.root.load().policy;
+        let root = shared.root.load_full();
         Self {
             shared,
             capacity,
             levels: Vec::new(),
-            outer: Filled::new(),
-            policy,
+            outer: Filled { index: root.outer.clone(), used: 0, live: 0 },
+            policy: root.policy,
             sockets: HashMap::new(),
             free: Vec::new(),
             fresh: 0,
