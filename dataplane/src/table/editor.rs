@@ -133,10 +133,12 @@ impl Editor {
         let mut staged = Staged::default();
         batch.iter().try_for_each(|update| staged.check(self, update))?;
         let free = self.shared.slab.most() - self.fresh as usize + self.free.len();
-        match staged.last_upsert {
-            Some(id) if staged.records > free => Err(Rejected::Full { id, capacity: self.capacity }),
-            _ => Ok(()),
+        if staged.records > free {
+            // Reserved prefixes alone can fill the table; then the number that does not fit is the first beyond it.
+            let id = staged.last_upsert.unwrap_or(TunnelId(self.capacity));
+            return Err(Rejected::Full { id, capacity: self.capacity });
         }
+        Ok(())
     }
 
     fn carry_out(&mut self, update: &Update) {
@@ -454,7 +456,10 @@ impl<'a> Staged<'a> {
                 Ok(())
             }
             Update::Watch(id, _) => {
-                self.records += 1 + table.chain(*id).len();
+                self.records += match self.tunnels.get(id) {
+                    Some(staged) => staged.map_or(0, |t| 1 + t.prefixes.len()),
+                    None => table.chain(*id).len(),
+                };
                 Ok(())
             }
             Update::Reserve(prefix, holder) => self.check_reserve(table, *prefix, *holder),
