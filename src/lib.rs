@@ -25,6 +25,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 
+pub mod demo;
 pub mod endpoint;
 pub mod link;
 pub mod nd;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 it could not be done, and why is on standard error; 2 the command line was wrong; 130 Ctrl-C.
 
 pub mod check;
+pub mod demo;
 
 pub mod reload;
 pub mod run;
@@ -36,7 +37,7 @@ enum Command {
     /// Make a running router read its configuration file again
     Reload(reload::ReloadArgs),
     /// See the whole thing work: three hosts in one process, both encapsulations, measured
-    Demo,
+    Demo(demo::DemoArgs),
 }
 
 /// Parses the command line and does what it says.
@@ -46,7 +47,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Reload(args) => reload::run(&args),
-        Command::Demo => Ok(()),
+        Command::Demo(args) => demo::run(args, &crate::demo::tunnels::InProcess),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

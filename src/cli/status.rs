@@ -47,7 +47,8 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn screen(s: &Status) -> Vec<String> {
+/// The screen, line by line.
+pub(crate) fn screen(s: &Status) -> Vec<String> {
     let mut lines = vec![
         format!("sixway {}  {}  up {}  pid {}", s.version, s.tun, duration(s.uptime_s), s.pid),
         format!(

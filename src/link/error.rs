@@ -16,7 +16,7 @@ pub enum LinkError {
     #[error(
         "cannot open the kernel's routing socket (AF_NETLINK): {0}; does a sandbox or seccomp filter forbid it?"
     )]
-    Open(#[source] io::Error),
+    Open(io::Error),
     /// The kernel wants a capability that we lack.
     #[error(
         "cannot {what}: the kernel refused (EPERM), it needs CAP_NET_ADMIN in this network namespace; run as root, \
@@ -70,12 +70,12 @@ pub enum LinkError {
         held: String,
     },
     /// Anything else the kernel said no to.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}: {cause}")]
     Refused {
         /// What was wanted.
         what: String,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The answer was not one we can read.
     #[error(
@@ -88,39 +88,34 @@ pub enum LinkError {
         answer: String,
     },
     /// A switch under `/proc/sys` could not be read or written.
-    #[error("cannot {what} {path}: {source}; {next}")]
+    #[error("cannot {what} {path}: {cause}; {next}")]
     Sysctl {
         /// "read" or "write".
         what: &'static str,
         /// The file.
         path: String,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
         /// What to do about it.
-        next: &'static str,
+        next: String,
     },
 }
 
 impl LinkError {
     /// What the kernel's refusal means; `device` is the one the request was about.
     pub(crate) fn from_kernel(what: String, device: &str, error: rtnetlink::Error) -> Self {
-        let source = match errno(&error) {
+        let cause = match errno(&error) {
             Some(code) => io::Error::from_raw_os_error(code as i32),
             None => return Self::Answer { what, answer: error.to_string() },
         };
-        if source.kind() == io::ErrorKind::PermissionDenied
-            && source.raw_os_error() == Some(Errno::EPERM as i32)
-        {
-            return Self::Denied { what };
-        }
         let device = device.to_owned();
-        match source.raw_os_error().map(Errno::from_raw) {
+        match cause.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EPERM) => Self::Denied { what },
             Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => Self::Unsupported { what },
             Some(Errno::ENODEV) => Self::NoDevice { what, device },
             // The kernel answers EACCES for an address on a device with disable_ipv6=1.
             Some(Errno::EACCES) => Self::Ipv6Off { what, device },
-            Some(_) | None => Self::Refused { what, source },
+            Some(_) | None => Self::Refused { what, cause },
         }
     }
 }

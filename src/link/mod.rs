@@ -12,4 +12,6 @@ pub mod sysctl;
 
 pub use error::LinkError;
 pub use netlink::{Links, Outcome};
-pub use sysctl::{FORWARDING_COMMAND, Forwarding, forwarding_state, set_forwarding};
+pub use sysctl::{
+    FORWARDING_COMMAND, Forwarding, forwarding_state, set_forwarding, skip_duplicate_address_detection,
+};

@@ -1,0 +1,33 @@
+//! The demo's routers are the real ones: `sixway run` in all but the process, each on threads inside its namespace.
+
+use std::path::Path;
+
+use super::{Stop, Tunnelers};
+use crate::admin::client::ask;
+use crate::admin::{PAGE, Request, Response};
+use crate::config::Config;
+use crate::router::{Router, Start};
+
+/// Runs routers inside this process.
+#[derive(Clone, Copy, Debug)]
+pub struct InProcess;
+
+impl Tunnelers for InProcess {
+    fn start(&self, toml: &str) -> anyhow::Result<Stop> {
+        let config = Config::parse("demo", toml)?;
+        let router = Router::start(Start { config, file: None, prepared: None, signals: false })?;
+        Ok(Box::new(move || {
+            if let Err(why) = router.stop() {
+                eprintln!("sixway: a router of the demo did not end well: {why:#}");
+            }
+        }))
+    }
+
+    fn counters(&self, admin_socket: &Path) -> String {
+        match ask(admin_socket, &Request::Status { page: 1, limit: PAGE, tunnel: None }) {
+            Ok(Response::Status(status)) => crate::cli::status::screen(&status).join("\n"),
+            Ok(Response::Reloaded(_) | Response::Error(_)) => "no status".to_owned(),
+            Err(why) => why.to_string(),
+        }
+    }
+}
