@@ -1,0 +1,167 @@
+//! `remote = "learn"`: an endpoint is believed only after a nonce sent to it came back through the tunnel.
+//!
+//! ```text
+//!   C 10.71.0.2:*  alice, wherever her NAT puts her ══╗
+//!   C 10.71.0.66:* a spoofer who knows her addresses  ══ S ──IPv6── U
+//! ```
+
+#![allow(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netns_tests::{
+    ALICE, ALICE_NET, C4, C4_OTHER, Client, Ends, Rig, Router, U6, echo_requests, icmp, pings, tunnel,
+    wait_for,
+};
+
+const PATIENCE: Duration = Duration::from_secs(6);
+
+fn begin(story: &str, remote: &str) -> Option<(Rig, Router)> {
+    let rig = Rig::new_or_skip(story)?;
+    let server = rig.server(&tunnel("alice", "udp", remote, ALICE_NET, ""));
+    Some((rig, server))
+}
+
+/// A peer at this outer address, with a port of its own.
+fn at(rig: &Rig, addr: &str) -> Client {
+    Client::udp(&rig.c, &format!("{addr}:0"), ALICE)
+}
+
+/// Ping until the router has proven this endpoint and lets packets pass.
+fn prove(client: &Client) {
+    wait_for("the endpoint to be proven", PATIENCE, || client.ping(U6, Duration::from_millis(300)));
+}
+
+#[test]
+fn an_endpoint_is_learned_by_proof() {
+    let Some((rig, server)) = begin("an endpoint is learned by proof", "learn") else { return };
+    let before = server.drops("no_endpoint");
+    assert_eq!(pings(&rig.u, ALICE, 2, ""), 0, "nobody knows where she is");
+    assert_eq!(server.drops("no_endpoint") - before, 2);
+    let alice = at(&rig, C4);
+    prove(&alice);
+    let serving = alice.serve();
+    assert_eq!(pings(&rig.u, ALICE, 5, ""), 5);
+    drop(serving);
+}
+
+#[test]
+fn a_new_port_takes_over_when_it_answers() {
+    let Some((rig, _server)) = begin("a NAT changes alice's port", "learn") else { return };
+    let old = at(&rig, C4);
+    prove(&old);
+    let new = at(&rig, C4);
+    assert_ne!(old.port(), new.port());
+    prove(&new);
+    let (at_old, at_new) = (old.serve(), new.serve());
+    assert_eq!(pings(&rig.u, ALICE, 5, ""), 5);
+    assert!(at_new.answered() >= 5);
+    assert_eq!(at_old.answered(), 0, "nothing goes to the old port any more");
+}
+
+#[test]
+fn a_new_address_takes_over_when_it_answers() {
+    let Some((rig, _server)) = begin("alice moves to another address", "learn") else { return };
+    prove(&at(&rig, C4));
+    let moved = at(&rig, C4_OTHER);
+    prove(&moved);
+    let serving = moved.serve();
+    assert_eq!(pings(&rig.u, ALICE, 3, ""), 3);
+    assert!(serving.answered() >= 3);
+}
+
+#[test]
+fn a_spoofer_moves_nothing_and_is_probed_once_a_second() {
+    let Some((rig, _server)) = begin("a spoofer moves nothing", "learn") else { return };
+    let alice = at(&rig, C4);
+    prove(&alice);
+    let seen = echo_requests(&rig.u);
+    let serving = alice.serve();
+    let spoofer = at(&rig, C4_OTHER).mute();
+    let (probes, reached) = thread::scope(|scope| {
+        let flood = scope.spawn(|| flood(&spoofer, Duration::from_secs(3)));
+        let reached = pings(&rig.u, ALICE, 40, "");
+        (flood.join().unwrap(), reached)
+    });
+    assert_eq!(reached, 40, "alice is reached as if nobody else were there");
+    assert!((1..=4).contains(&probes), "{probes} probes in three seconds");
+    let passed = seen.finish().iter().filter(|echo| echo.id == SPOOFED).count();
+    assert_eq!(passed, 0, "none of the spoofer's packets was forwarded");
+    drop(serving);
+}
+
+/// Spoof a packet every ten milliseconds; how many packets came back, none of which may be from U.
+fn flood(spoofer: &Client, time: Duration) -> usize {
+    let (end, mut probes) = (Instant::now() + time, 0);
+    while Instant::now() < end {
+        spoofer.send(&Ends::new(ALICE, U6).echo_request(SPOOFED, 1, 64));
+        let got = spoofer.wait(Duration::from_millis(10), |got| Some((got.src, got.icmp_type())));
+        if let Some((src, kind)) = got {
+            assert_ne!(src.to_string(), U6, "the spoofer gets alice's packets");
+            assert_eq!(kind, Some(icmp::ECHO_REQUEST));
+            probes += 1;
+        }
+    }
+    probes
+}
+
+#[test]
+fn a_wrong_nonce_proves_nothing() {
+    let Some((rig, _server)) = begin("a wrong nonce proves nothing", "learn") else { return };
+    let alice = at(&rig, C4);
+    prove(&alice);
+    let liar = at(&rig, C4_OTHER).mute();
+    for _ in 0..3 {
+        liar.send(&Ends::new(ALICE, U6).echo_request(SPOOFED, 1, 64));
+        let probe = liar.wait(Duration::from_millis(1200), |got| {
+            let word = got.icmp_word()?.to_be_bytes();
+            Some((got.src, got.dst, word, got.payload.get(8..)?.to_vec()))
+        });
+        let Some((src, dst, word, nonce)) = probe else { continue };
+        let guess = |flip: u8, word| {
+            let data: Vec<u8> = nonce.iter().map(|octet| octet ^ flip).collect();
+            liar.send(&Ends::of(dst, src).icmp(icmp::ECHO_REPLY, word, &data));
+        };
+        // Identifier and sequence may be part of the nonce: each half alone is wrong, and both.
+        guess(0xff, word);
+        guess(0xff, word.map(|octet| !octet));
+        if !nonce.is_empty() {
+            guess(0, word.map(|octet| !octet));
+        }
+    }
+    let serving = alice.serve();
+    assert_eq!(pings(&rig.u, ALICE, 5, ""), 5);
+    assert_eq!(serving.answered(), 5);
+}
+
+#[test]
+fn who_filters_echo_stays_where_he_is() {
+    let Some((rig, _server)) = begin("a peer that filters echo stays where it is", "learn") else { return };
+    let alice = at(&rig, C4);
+    prove(&alice);
+    let elsewhere = at(&rig, C4).mute();
+    for _ in 0..3 {
+        assert!(elsewhere.ping(U6, Duration::from_millis(700)).is_none(), "unproven, so not forwarded");
+    }
+    let serving = alice.serve();
+    assert_eq!(pings(&rig.u, ALICE, 5, ""), 5);
+    assert_eq!(serving.answered(), 5);
+}
+
+#[test]
+fn a_fixed_address_learns_only_its_port() {
+    let Some((rig, _server)) = begin("address fixed, port learned", &format!("{C4}:*")) else { return };
+    prove(&at(&rig, C4));
+    let alice = at(&rig, C4);
+    prove(&alice);
+    let other = at(&rig, C4_OTHER);
+    for _ in 0..3 {
+        assert!(other.ping(U6, Duration::from_millis(700)).is_none(), "another address is nobody");
+    }
+    let serving = alice.serve();
+    assert_eq!(pings(&rig.u, ALICE, 3, ""), 3);
+    assert_eq!(serving.answered(), 3);
+}
+
+const SPOOFED: u16 = 0x6666;

@@ -1,0 +1,89 @@
+//! UDP alone needs no capability outside: user 65534, in a user and network namespace of its own, given
+//! nothing but the tun device.
+//!
+//! ```text
+//!   user namespace of uid 65534:   C six0 fd00:2:1::2 ══UDP══ S six0 fd00:2::1
+//! ```
+
+#![allow(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use netns_tests::{ALICE_NET, Lab, Rig, program, tunnel};
+
+/// The tun device's mode, put back on drop.
+struct TunForAll(u32);
+
+impl TunForAll {
+    fn open() -> Self {
+        let before = fs::metadata(TUN).unwrap().mode();
+        fs::set_permissions(TUN, Permissions::from_mode(0o666)).unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for TunForAll {
+    fn drop(&mut self) {
+        fs::set_permissions(TUN, Permissions::from_mode(self.0)).unwrap();
+    }
+}
+
+const TUN: &str = "/dev/net/tun";
+
+#[test]
+fn an_ordinary_user_runs_both_ends() {
+    let Some(mut lab) = Lab::new_or_skip("an ordinary user runs both ends over UDP") else { return };
+    let space = lab.space("user");
+    let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    let allowed = space.attempt(&format!("{nobody} unshare -Urn true"));
+    if !allowed.ok {
+        eprintln!("SKIPPED: user namespaces are closed to ordinary users here: {}", allowed.text);
+        return;
+    }
+    let home = lab.path("home");
+    fs::create_dir(&home).unwrap();
+    fs::set_permissions(&home, Permissions::from_mode(0o777)).unwrap();
+    // The build directory may be closed to others; the lab's is not.
+    fs::copy(program(), home.join("sixway")).unwrap();
+    fs::set_permissions(home.join("sixway"), Permissions::from_mode(0o755)).unwrap();
+    let admin = |name: &str| {
+        format!("[admin]\nsocket = \"{}/{name}.sock\"\n[proto41]\nenabled = false\n", home.display())
+    };
+    let alice = tunnel("alice", "udp", "10.71.0.2:5555", ALICE_NET, "");
+    fs::write(home.join("server.toml"), admin("server") + &Rig::server_config("", &alice)).unwrap();
+    let up = tunnel("up", "udp", "10.71.0.1:3653", "::/0", "default_route = true");
+    let client = "[router]\ntun = \"six0\"\naddress = [\"fd00:2:1::2/64\"]\nouter = \"10.71.0.2\"\n\
+                  [udp]\nports = [5555]\n";
+    fs::write(home.join("client.toml"), admin("client") + client + &up).unwrap();
+    fs::write(home.join("story.sh"), STORY).unwrap();
+
+    let _tun = TunForAll::open();
+    let said =
+        space.attempt(&format!("cd {} && timeout 60 {nobody} unshare -Urn sh story.sh 2>&1", home.display()));
+    println!("{}", said.text);
+    assert!(said.ok && said.text.contains("10 received"), "{}", said.text);
+    assert!(said.text.contains("left: 0"), "both ends left nothing behind");
+}
+
+/// Runs as root of its own user namespace, which is nobody outside.
+const STORY: &str = r#"
+set -e
+unshare -n sleep 60 & client=$!
+until [ "$(readlink /proc/$client/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+in_client() { nsenter -t $client -n "$@"; }
+ip link set lo up
+ip link add s0 type veth peer name c0 netns $client
+ip addr add 10.71.0.1/24 dev s0; ip link set s0 up
+in_client sh -c 'ip link set lo up; ip addr add 10.71.0.2/24 dev c0; ip link set c0 up'
+./sixway run --config server.toml & server=$!
+nsenter -t $client -n ./sixway run --config client.toml & peer=$!
+for end in server client; do
+  for try in $(seq 100); do ./sixway status --socket $PWD/$end.sock --json >/dev/null 2>&1 && break; sleep 0.1; done
+  ./sixway status --socket $PWD/$end.sock --json
+done
+in_client ping -6 -n -i 0.1 -W 1 -c 10 fd00:2::1
+kill $server $peer; wait $server; wait $peer
+echo "left: $( (ip link; in_client ip link) | grep -c six0)"
+kill $client
+"#;
