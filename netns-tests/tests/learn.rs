@@ -150,6 +150,21 @@ fn who_filters_echo_stays_where_he_is() {
 }
 
 #[test]
+fn who_answers_from_elsewhere_does_not_get_a_live_peers_tunnel() {
+    let Some((rig, server)) = begin("a thief answers every probe", "learn") else { return };
+    let alice = at(&rig, C4);
+    prove(&alice);
+    let serving = alice.serve();
+    let thief = at(&rig, C4_OTHER);
+    for _ in 0..3 {
+        assert!(thief.ping(U6, Duration::from_millis(1200)).is_none(), "alice is still there");
+    }
+    assert_eq!(pings(&rig.u, ALICE, 5, ""), 5);
+    assert_eq!(serving.answered(), 5);
+    assert!(server.status()["endpoints"]["stayed_alive"].as_u64() >= Some(1));
+}
+
+#[test]
 fn a_fixed_address_learns_only_its_port() {
     let Some((rig, _server)) = begin("address fixed, port learned", &format!("{C4}:*")) else { return };
     prove(&at(&rig, C4));
