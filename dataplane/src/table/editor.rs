@@ -1,8 +1,8 @@
 //! The one writer of the tables: checks a whole batch, then publishes it record by record.
 //!
-//! A batch that is refused has changed nothing. Each prefix and each endpoint passes from its old record to
-//! its new one in a single atomic store, so a reader never finds half a tunnel. Nothing here waits for
-//! readers: what they may still hold is set aside until `qsbr` gives it back.
+//! A batch that is refused has changed nothing. Each prefix passes from its old record to its new one in a single
+//! atomic store, also when it changes hands within a batch, so a reader never finds half a tunnel, nor for a moment the
+//! prefix around it. Nothing here waits for readers: what they may still hold is set aside until `qsbr` gives it back.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -60,6 +60,8 @@ pub struct Editor {
     fresh: u32,
     retired: VecDeque<(u64, u32)>,
     waiting: Vec<u32>,
+    /// Prefixes that nobody holds any more; they lead to their old records until the batch is over.
+    leaving: HashMap<Ipv6Prefix, u32>,
     tunnels: u32,
     generation: u64,
 }
@@ -78,6 +80,7 @@ impl Editor {
             fresh: 0,
             retired: VecDeque::new(),
             waiting: Vec::new(),
+            leaving: HashMap::new(),
             tunnels: 0,
             generation: 0,
         }
@@ -124,6 +127,7 @@ impl Editor {
         for update in batch {
             self.carry_out(update);
         }
+        self.see_off();
         self.retire_waiting();
         self.generation += 1;
         Ok(Generation(self.generation))
@@ -165,18 +169,11 @@ impl Editor {
         self.tunnels += u32::from(old.is_empty());
         let (head, fresh) = self.write_chain(path, prefixes);
         for (number, prefix) in &fresh {
-            match old.iter().find(|(_, e)| (e.bits, e.len) == (prefix.bits(), prefix.prefix_len())) {
-                Some((was, _)) => self.replace_prefix(*prefix, *was, *number),
-                None => self.insert_prefix(*prefix, *number),
-            }
+            let was = old.iter().find(|(_, e)| (e.bits, e.len) == (prefix.bits(), prefix.prefix_len()));
+            self.give(*prefix, was.map(|(n, _)| *n), *number);
         }
-        let gone = old
-            .iter()
-            .filter(|(_, e)| e.len != HEAD)
-            .filter(|(_, e)| !prefixes.iter().any(|p| (p.bits(), p.prefix_len()) == (e.bits, e.len)));
-        for (number, entry) in gone {
-            self.remove_prefix(entry.bits, entry.len, *number);
-        }
+        let gone = prefixes_of(&old).filter(|(_, prefix)| !prefixes.contains(prefix));
+        self.leaving.extend(gone.map(|(number, prefix)| (prefix, number)));
         self.move_outer(old.first().copied(), head, path);
         self.shared.by_id.publish(path.tunnel, Some(head));
         self.waiting.extend(old.iter().map(|(n, _)| *n));
@@ -216,9 +213,7 @@ impl Editor {
 
     fn remove(&mut self, id: TunnelId) {
         let old = self.chain(id);
-        for (number, entry) in old.iter().filter(|(_, e)| e.len != HEAD) {
-            self.remove_prefix(entry.bits, entry.len, *number);
-        }
+        self.leaving.extend(prefixes_of(&old).map(|(number, prefix)| (prefix, number)));
         if let Some((head, path)) = old.first().and_then(|(n, e)| e.owner.path().map(|p| (*n, p))) {
             self.outer.remove(self.shared.seed.hash(path.outer_key().bits()), head);
         }
@@ -230,27 +225,39 @@ impl Editor {
     fn watch(&mut self, id: TunnelId, on: bool) {
         let chain = self.chain(id);
         let Some(path) = chain.first().and_then(|(_, e)| e.owner.path()) else { return };
-        let prefixes: Vec<_> =
-            chain.iter().filter_map(|(_, e)| Ipv6Prefix::new(e.bits.into(), e.len)).collect();
+        let prefixes: Vec<_> = prefixes_of(&chain).map(|(_, prefix)| prefix).collect();
         self.put(Path { watched: on, ..path }, &prefixes);
     }
 
     fn reserve(&mut self, prefix: Ipv6Prefix, holder: Holder) {
         let owner = Owner::Reserved(holder);
         let number = self.write(&Entry { bits: prefix.bits(), len: prefix.prefix_len(), owner, next: NONE });
-        match self.find_prefix(prefix) {
-            Some((old, _)) => {
-                self.replace_prefix(prefix, old, number);
-                self.waiting.push(old);
-            }
-            None => self.insert_prefix(prefix, number),
-        }
+        // What is leaving is waiting already.
+        let was = self.find_prefix(prefix).map(|(n, _)| n).filter(|_| !self.leaving.contains_key(&prefix));
+        self.waiting.extend(was);
+        self.give(prefix, was, number);
     }
 
     fn free_prefix(&mut self, prefix: Ipv6Prefix) {
         if let Some((number, _)) = self.find_prefix(prefix) {
-            self.remove_prefix(prefix.bits(), prefix.prefix_len(), number);
+            self.leaving.insert(prefix, number);
             self.waiting.push(number);
+        }
+    }
+
+    /// Lets `prefix` lead to record `new`: in one step, where it led to `old` or to somebody who has left it.
+    fn give(&mut self, prefix: Ipv6Prefix, old: Option<u32>, new: u32) {
+        match old.or_else(|| self.leaving.remove(&prefix)) {
+            Some(old) => self.replace_prefix(prefix, old, new),
+            None => self.insert_prefix(prefix, new),
+        }
+    }
+
+    /// At the end of a batch: what nobody has taken over is gone.
+    fn see_off(&mut self) {
+        let leaving: Vec<_> = self.leaving.drain().collect();
+        for (prefix, number) in leaving {
+            self.remove_prefix(prefix, number);
         }
     }
 
@@ -325,9 +332,9 @@ impl Editor {
         }
     }
 
-    fn remove_prefix(&mut self, bits: u128, len: u8, number: u32) {
-        let hash = prefix_hash(self.shared.seed, bits, len);
-        if let Some((_, level)) = self.levels.iter_mut().find(|(l, _)| *l == len) {
+    fn remove_prefix(&mut self, prefix: Ipv6Prefix, number: u32) {
+        let hash = self.hash(prefix);
+        if let Some((_, level)) = self.levels.iter_mut().find(|(l, _)| *l == prefix.prefix_len()) {
             level.remove(hash, number);
         }
         let before = self.levels.len();
@@ -425,6 +432,11 @@ impl Editor {
         let one = || self.sockets.iter().find(|(at, _)| at.port() == local.port).map(|(_, n)| n);
         exact.or_else(any).or_else(|| if local.addr.is_none() { one() } else { None }).copied()
     }
+}
+
+/// The prefixes of a tunnel among its records.
+fn prefixes_of(chain: &[(u32, Entry)]) -> impl Iterator<Item = (u32, Ipv6Prefix)> {
+    chain.iter().filter_map(|(number, e)| Some((*number, Ipv6Prefix::new(e.bits.into(), e.len)?)))
 }
 
 /// What a batch would have changed so far.
@@ -554,9 +566,7 @@ impl<'a> Staged<'a> {
             }
             Some(None) => {}
             None => {
-                let own =
-                    table.chain(id).into_iter().filter_map(|(_, e)| Ipv6Prefix::new(e.bits.into(), e.len));
-                self.prefixes.extend(own.map(|p| (p, None)));
+                self.prefixes.extend(prefixes_of(&table.chain(id)).map(|(_, prefix)| (prefix, None)));
             }
         }
     }
