@@ -28,7 +28,9 @@ impl Quiescence {
     /// Reader `who` starts to read; pairs with [`Self::offline`].
     pub fn online(&self, who: usize) {
         let now = self.epoch.load(Ordering::Acquire);
-        self.seen[who].store(now, Ordering::Relaxed);
+        // Release: the writer may see this store in the place of the one in `offline`, and what we read before that
+        // must be over for it as well.
+        self.seen[who].store(now, Ordering::Release);
         // Either the writer sees us online, or we see what it has taken out: without the full fence on both
         // sides our first table reads could pass the store above.
         fence(Ordering::SeqCst);
