@@ -96,7 +96,8 @@ impl PuntSender {
         (frame.class, frame.tunnel, frame.arrival, frame.verdict, frame.len) =
             (class, tunnel, arrival, verdict, len);
         let sent = self.0.full.push(frame).is_ok();
-        if self.0.armed.swap(false, Ordering::AcqRel) {
+        // One order with the queue's own: either we see the reader armed, or it sees the frame.
+        if self.0.armed.swap(false, Ordering::SeqCst) {
             // A full pipe has a bell in it already.
             let _rung = (&self.0.bell).write(&[1]);
         }
