@@ -347,11 +347,10 @@ impl TableWriter {
     fn check_unlisten(&self, batch: &[Update]) -> Result<(), Rejected> {
         for update in batch {
             let Update::Unlisten(at) = update else { continue };
-            let others = self.listening.keys().any(|o| o != at && o.port() == at.port());
-            let why = match self.listening.contains_key(at) {
-                false => "nothing listens there",
-                true if !others && self.editor.uses_port(at.port()) => "tunnels still end there",
-                true => continue,
+            let why = match self.listening.get(at) {
+                None => "nothing listens there",
+                Some(number) if self.editor.uses_socket(*number) => "tunnels still end there",
+                Some(_) => continue,
             };
             return Err(Rejected::Unlisten { at: *at, why: why.to_owned() });
         }

@@ -136,6 +136,11 @@ impl Twin {
         all.find(|p| is_known(p) && p.outer_key() == key && (p.local == local || p.local == v4(0)))
     }
 
+    fn uses_socket(&self, number: u16) -> bool {
+        let mut all = self.tunnels.iter().map(|h| path(&h.tunnel, h.watched).unwrap());
+        all.any(|p| p.encap == Encap::Udp && p.socket == number)
+    }
+
     fn tunnel(&self, id: TunnelId) -> Option<Path> {
         self.tunnels.iter().find(|h| h.tunnel.id == id).map(|h| path(&h.tunnel, h.watched).unwrap())
     }
@@ -321,6 +326,9 @@ proptest! {
             let got = editor.apply(batch).map(|_| ()).map_err(|e| kind(&e));
             prop_assert_eq!(got, wanted, "batch {}: {:?}", n, batch);
             prop_assert_eq!(editor.tunnels() as usize, twin.tunnels.len());
+            for (_, socket) in SOCKETS {
+                prop_assert_eq!(editor.uses_socket(socket), twin.uses_socket(socket));
+            }
             compare(&reader.view(), &twin)?;
             // Now and then a reader takes long, so that records wait for it.
             if n % 3 != 0 && !asleep {

@@ -108,10 +108,10 @@ impl Editor {
         self.shared.slab.allocated() + self.shared.by_id.allocated() + slots * 4 + self.free.capacity() * 4
     }
 
-    /// Whether a tunnel ends at UDP port `port`.
-    pub fn uses_port(&self, port: u16) -> bool {
-        let numbers = self.outer.index.numbers().filter_map(|n| self.shared.slab.read(n));
-        numbers.filter_map(|e| e.owner.path()).any(|p| p.encap == Encap::Udp && p.local_port == port)
+    /// Whether a tunnel sends with the UDP sockets of this number.
+    pub fn uses_socket(&self, number: u16) -> bool {
+        let entries = self.shared.by_id.heads().filter_map(|head| self.shared.slab.read(head));
+        entries.filter_map(|e| e.owner.path()).any(|p| p.encap == Encap::Udp && p.socket == number)
     }
 
     /// The tunnel with this number, as it stands in the table.

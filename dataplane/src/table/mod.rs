@@ -58,6 +58,12 @@ impl ById {
         chunk[id.0 as usize % ID_CHUNK].store(head.map_or(0, |h| h + 1), Ordering::Release);
     }
 
+    /// The head records of all tunnels.
+    fn heads(&self) -> impl Iterator<Item = u32> + '_ {
+        let all = self.0.iter().filter_map(OnceLock::get).flatten();
+        all.filter_map(|slot| slot.load(Ordering::Acquire).checked_sub(1))
+    }
+
     fn allocated(&self) -> usize {
         self.0.iter().filter(|c| c.get().is_some()).count() * ID_CHUNK * size_of::<AtomicU32>()
     }
