@@ -29,7 +29,8 @@ pub fn explain(error: StartError) -> anyhow::Error {
         }
         StartError::Proto41(_) | StartError::Listen { .. } | StartError::System(_) => "",
     };
-    if next.is_empty() { anyhow!(error) } else { anyhow!("{error}; {next}") }
+    // The system's words are in the sentence already; as a chain they would be printed twice.
+    if next.is_empty() { anyhow!("{error}") } else { anyhow!("{error}; {next}") }
 }
 
 fn is_denied(error: &io::Error) -> bool {

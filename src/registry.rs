@@ -47,7 +47,7 @@ pub enum ConfigureError {
         /// What and why, by name.
         text: String,
         /// The refusal itself.
-        source: Rejected,
+        refusal: Rejected,
     },
 }
 
@@ -88,10 +88,12 @@ impl Registry {
     }
 
     /// Makes the tables say what `config` says; tunnels that did not change are not touched.
-    pub fn configure(&mut self, config: &Config) -> Result<Diff, ConfigureError> {
+    ///
+    /// Returns what changed, and the numbers of tunnels that are gone or other ones now.
+    pub fn configure(&mut self, config: &Config) -> Result<(Diff, Vec<TunnelId>), ConfigureError> {
         let plan = self.plan(config);
         let applied = self.writer.apply(&plan.batch);
-        applied.map_err(|source| ConfigureError::Rejected { text: self.tell(&plan, &source), source })?;
+        applied.map_err(|refusal| ConfigureError::Rejected { text: self.tell(&plan, &refusal), refusal })?;
         // Sockets that nothing uses any more; a refusal leaves one open, which harms nobody.
         for update in &plan.after {
             if let Err(why) = self.writer.apply(std::slice::from_ref(update)) {
@@ -100,7 +102,9 @@ impl Registry {
         }
         self.local = config.router.address.iter().map(|a| a.addr).collect();
         self.policy = self.policy_of(config);
-        Ok(self.commit(plan))
+        let changed = plan.put.iter().filter(|(.., is_new)| !is_new).map(|(id, ..)| *id);
+        let touched = changed.chain(plan.removed.iter().copied()).collect();
+        Ok((self.commit(plan), touched))
     }
 
     fn policy_of(&self, config: &Config) -> Policy {

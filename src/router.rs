@@ -296,12 +296,9 @@ impl Control {
         let Some(file) = &self.file else { anyhow::bail!("this instance was not started from a file") };
         let mut wanted = Config::load(file)?;
         let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
-        let diff = self.registry.configure(&wanted)?;
+        let (diff, touched) = self.registry.configure(&wanted)?;
         self.config = wanted;
-        let ids: Vec<_> = self.registry.iter().map(|(id, _)| id).collect();
-        if diff.removed + diff.changed > 0 {
-            ids.into_iter().for_each(|id| self.dispatch.forget(id));
-        }
+        touched.into_iter().for_each(|id| self.dispatch.forget(id));
         self.dispatch.nd.follow(&self.registry);
         notes.extend(self.network.apply(&self.config).await?);
         Ok(Reloaded::new(diff, notes))

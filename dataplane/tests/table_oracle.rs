@@ -46,7 +46,7 @@ enum No {
     PrefixTaken,
     PrefixReserved,
     OuterTaken,
-    NoTunnel,
+    Tunnel,
     NotReserved,
     Full,
     Mtu,
@@ -66,9 +66,9 @@ impl Twin {
     fn step(&mut self, update: &Update) -> Result<(), No> {
         match update {
             Update::Upsert(tunnel) => self.upsert(tunnel),
-            Update::Remove(id) => self.take(*id).map(|_| ()).ok_or(No::NoTunnel),
+            Update::Remove(id) => self.take(*id).map(|_| ()).ok_or(No::Tunnel),
             Update::Watch(id, on) => {
-                let held = self.tunnels.iter_mut().find(|h| h.tunnel.id == *id).ok_or(No::NoTunnel)?;
+                let held = self.tunnels.iter_mut().find(|h| h.tunnel.id == *id).ok_or(No::Tunnel)?;
                 held.watched = *on;
                 Ok(())
             }
@@ -206,7 +206,7 @@ fn kind(rejected: &Rejected) -> No {
         Rejected::PrefixTaken { .. } => No::PrefixTaken,
         Rejected::PrefixReserved { .. } => No::PrefixReserved,
         Rejected::OuterTaken { .. } => No::OuterTaken,
-        Rejected::NoTunnel(_) => No::NoTunnel,
+        Rejected::NoTunnel(_) => No::Tunnel,
         Rejected::NotReserved(_) => No::NotReserved,
         Rejected::Full { .. } => No::Full,
         Rejected::Mtu { .. } => No::Mtu,

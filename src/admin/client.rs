@@ -16,13 +16,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub enum AskError {
     /// Nobody listens there.
     #[error(
-        "no sixway answers at {path}: {source}; is it running? start it with `sixway run`, or name its socket with --socket"
+        "no sixway answers at {path}: {cause}; is it running? start it with `sixway run`, or name its socket with --socket"
     )]
     NoInstance {
         /// The socket asked.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// We may not ask.
     #[error(
@@ -30,12 +30,12 @@ pub enum AskError {
     )]
     NotAllowed(PathBuf),
     /// The conversation broke off.
-    #[error("the instance at {path} broke off: {source}")]
+    #[error("the instance at {path} broke off: {cause}")]
     Broken {
         /// The socket asked.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It said no.
     #[error("{0}")]
@@ -47,12 +47,12 @@ pub fn ask(path: &Path, request: &Request) -> Result<Response, AskError> {
     let stream = UnixStream::connect(path).map_err(|source| {
         let denied = source.kind() == io::ErrorKind::PermissionDenied;
         let path = path.to_owned();
-        if denied { AskError::NotAllowed(path) } else { AskError::NoInstance { path, source } }
+        if denied { AskError::NotAllowed(path) } else { AskError::NoInstance { path, cause: source } }
     })?;
     match converse(&stream, request) {
         Ok(Response::Error(text)) => Err(AskError::Refused(text)),
         Ok(response) => Ok(response),
-        Err(source) => Err(AskError::Broken { path: path.to_owned(), source }),
+        Err(source) => Err(AskError::Broken { path: path.to_owned(), cause: source }),
     }
 }
 

@@ -4,8 +4,10 @@
 //! [`status`] says what is asked for most. Knows no packets.
 
 pub mod client;
+pub mod screen;
 pub mod server;
 pub mod status;
+pub mod table;
 
 use serde::{Deserialize, Serialize};
 

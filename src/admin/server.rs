@@ -43,13 +43,13 @@ pub enum BindError {
     },
     /// The system refused.
     #[error(
-        "cannot open the admin socket {path}: {source}; choose a place that you may write with [admin] socket = \"...\""
+        "cannot open the admin socket {path}: {cause}; choose a place that you may write with [admin] socket = \"...\""
     )]
     System {
         /// The socket.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -68,7 +68,7 @@ impl AdminSocket {
             let command = command.replace('\0', " ").trim().to_owned();
             return Err(BindError::InUse { path: path.to_owned(), pid, command });
         }
-        let system = |source| BindError::System { path: path.to_owned(), source };
+        let system = |source| BindError::System { path: path.to_owned(), cause: source };
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(system)?;
         }

@@ -9,7 +9,6 @@ pub mod reload;
 pub mod run;
 pub mod socket;
 pub mod status;
-pub mod table;
 
 use std::process::ExitCode;
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{Stop, Tunnelers};
 use crate::admin::client::ask;
+use crate::admin::screen::screen;
 use crate::admin::{PAGE, Request, Response};
 use crate::config::Config;
 use crate::router::{Router, Start};
@@ -25,7 +26,7 @@ impl Tunnelers for InProcess {
 
     fn counters(&self, admin_socket: &Path) -> String {
         match ask(admin_socket, &Request::Status { page: 1, limit: PAGE, tunnel: None }) {
-            Ok(Response::Status(status)) => crate::cli::status::screen(&status).join("\n"),
+            Ok(Response::Status(status)) => screen(&status).join("\n"),
             Ok(Response::Reloaded(_) | Response::Error(_)) => "no status".to_owned(),
             Err(why) => why.to_string(),
         }
