@@ -40,7 +40,8 @@ struct Root {
 #[derive(Debug)]
 struct ById(Box<[OnceLock<Box<[AtomicU32]>>]>);
 
-const ID_CHUNK: usize = 16_384;
+/// Numbers of one chunk; each is an object to loom, which can follow only a few.
+const ID_CHUNK: usize = if cfg!(loom) { 2 } else { 16_384 };
 
 impl ById {
     fn new(capacity: u32) -> Self {
