@@ -18,14 +18,17 @@ use crate::io::kernel::KernelIo;
 use crate::io::proto41::{self, Proto41Port, Proto41Sockets, Receive};
 use crate::io::tun::{self, TunOffload};
 use crate::io::udp::{self, UdpOffload};
+use crate::offload::coalesce::Coalescer;
 use crate::punt::{self, PuntReader};
 use crate::table::editor::Editor;
 use crate::table::tables;
 use crate::update::{Generation, Rejected, Update};
-use crate::worker::{Command, Inject, Worker};
+use crate::worker::{Command, Inject, MOST_PACKETS, Worker};
 
 /// Commands that may wait for one worker.
 const COMMANDS: usize = 4096;
+/// A worker that takes no command for so long is not running any more.
+const DEAD: Duration = Duration::from_secs(5);
 
 /// What the forwarder is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +131,9 @@ impl Prepared {
         let parts = queues.into_iter().zip(readers).zip(tallies);
         for (n, ((queue, reader), tally)) in parts.enumerate() {
             let port = if proto41.is_empty() { None } else { Some(Proto41Port::new(proto41.remove(0))) };
-            let (io, waker) = KernelIo::new(queue, port, settings.udp.gso)?;
+            let merge = (tun_offload != TunOffload::Off, tun_offload == TunOffload::TcpUdp);
+            let coalescer = Coalescer::new(MOST_PACKETS, merge, seed);
+            let (io, waker) = KernelIo::new(queue, port, settings.udp.gso, coalescer)?;
             let door = Door { commands: Arc::new(ArrayQueue::new(COMMANDS)), waker };
             let worker =
                 Worker::new(io, reader, tally, punt_sender.clone(), door.commands.clone(), (seed, started));
@@ -208,9 +213,14 @@ struct Door {
 }
 
 impl Door {
-    /// Waits while the queue is full: workers empty it at every turn.
+    /// Waits while the queue is full: workers empty it at every turn. A worker that does not for seconds is dead, which
+    /// `Workers::has_failed` tells; nothing more can reach it.
     fn command(&self, mut command: Command) {
+        let patience = Instant::now() + DEAD;
         while let Err(back) = self.commands.push(command) {
+            if Instant::now() > patience {
+                return;
+            }
             command = back;
             std::thread::sleep(Duration::from_millis(1));
         }

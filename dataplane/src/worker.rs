@@ -26,6 +26,8 @@ use crate::verdict::{Judged, PuntClass, Reason, Verdict};
 const BUFFERS: usize = 32;
 /// Packets that one buffer may hold at most, on average.
 const SLICES: usize = 64;
+/// Packets that one batch may hold.
+pub(crate) const MOST_PACKETS: usize = BUFFERS * SLICES;
 /// Punts a second and sender (RFC 5572 leaves the number open; a client's set-up takes about ten).
 const PUNTS: (u32, u32) = (50, 100);
 /// ICMPv6 errors a second: for each tunnel, and by each worker (RFC 4443 section 2.4(f)).
@@ -108,7 +110,7 @@ impl<I: PacketIo> Worker<I> {
             tally,
             tun: Batch::new(BUFFERS, SLICES),
             wire: Batch::new(BUFFERS, SLICES),
-            judged: Vec::with_capacity(BUFFERS * SLICES),
+            judged: Vec::with_capacity(MOST_PACKETS),
             punts,
             commands,
             punt_limit: Buckets::new(PUNTS.0, PUNTS.1, seed),

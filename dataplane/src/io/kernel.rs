@@ -17,6 +17,7 @@ use super::tun::TunQueue;
 use super::udp::UdpPort;
 use super::{Destination, PacketIo, Side};
 use crate::counters::{Event, Tally};
+use crate::offload::coalesce::Coalescer;
 use crate::offload::segment::Layout;
 use crate::packet::batch::{Batch, Offload, Packet};
 use crate::table::slab::{Encap, Path};
@@ -42,12 +43,19 @@ pub struct KernelIo {
     udp_out: Outbox,
     udp_out_socket: u16,
     proto41_out: Outbox,
+    coalescer: Coalescer,
     kept: Instant,
 }
 
 impl KernelIo {
-    /// Puts the devices of one worker together; `gso` allows datagram trains. The waker ends a [`PacketIo::wait`].
-    pub fn new(tun: TunQueue, proto41: Option<Proto41Port>, gso: bool) -> io::Result<(Self, Arc<Waker>)> {
+    /// Puts the devices of one worker together; `gso` allows datagram trains to peers. The waker ends a
+    /// [`PacketIo::wait`].
+    pub fn new(
+        tun: TunQueue,
+        proto41: Option<Proto41Port>,
+        gso: bool,
+        coalescer: Coalescer,
+    ) -> io::Result<(Self, Arc<Waker>)> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         poll.registry().register(&mut SourceFd(&tun.fd().as_raw_fd()), TUN, Interest::READABLE)?;
@@ -66,6 +74,7 @@ impl KernelIo {
             udp_out: Outbox::new(gso),
             udp_out_socket: 0,
             proto41_out: Outbox::new(false),
+            coalescer,
             kept: Instant::now(),
         };
         Ok((io, waker))
@@ -185,14 +194,17 @@ impl PacketIo for KernelIo {
     }
 
     fn transmit(&mut self, batch: &Batch, judged: &[Judged], tally: &mut Tally) {
-        for (packet, judgement) in batch.packets.iter().zip(judged) {
+        self.coalescer.begin(batch.packets.len());
+        for (n, (packet, judgement)) in batch.packets.iter().zip(judged).enumerate() {
             match judgement.verdict {
                 Verdict::ToWire(path, tos) => self.queue(&path, tos, packet, batch, tally),
-                Verdict::ToTun | Verdict::ToTunAndPunt(_) => {
-                    self.tun.send(batch.bytes(packet), &packet.offload, judgement.tunnel.as_ref(), tally);
-                }
+                Verdict::ToTun | Verdict::ToTunAndPunt(_) => self.coalescer.add(batch, n),
                 Verdict::Punt(_) | Verdict::Drop(..) => {}
             }
+        }
+        for train in self.coalescer.trains() {
+            let tunnel = judged[train.first as usize].tunnel.map(|p| p.tunnel);
+            self.tun.send_train(batch, &self.coalescer, train, tunnel, tally);
         }
         self.flush(Encap::Udp, batch, tally);
         self.flush(Encap::Proto41, batch, tally);

@@ -11,12 +11,14 @@ use nix::unistd::read;
 
 use super::{sys, vnet};
 use crate::counters::{Event, Tally};
+use crate::offload::coalesce::{Coalescer, MOST_MEMBERS, Train};
 use crate::offload::segment::{Layout, cut};
 use crate::packet::batch::{Arrival, BUFFER, Batch, HEADROOM, Merged, Offload, Packet};
-use crate::packet::view::upper_layer;
-use crate::table::slab::Path;
+use crate::update::TunnelId;
 use crate::verdict::Reason;
 
+/// The longest headers of a train: IPv6 and TCP with all its options.
+const MOST_HEADERS: usize = 100;
 const CSUM: u32 = 0x01;
 const TSO6: u32 = 0x04;
 const TSO_ECN: u32 = 0x08;
@@ -123,9 +125,8 @@ impl TunQueue {
     }
 
     /// Hands one packet to the kernel; a super-packet that it refuses is handed over in pieces.
-    pub fn send(&mut self, bytes: &[u8], offload: &Offload, from: Option<&Path>, tally: &mut Tally) {
+    pub fn send(&mut self, bytes: &[u8], offload: &Offload, tunnel: Option<TunnelId>, tally: &mut Tally) {
         tally.event(Event::TunWrites, 1);
-        let tunnel = from.map(|p| p.tunnel);
         let Some((kind, _)) = offload.merged else {
             if self.write(&[&vnet::emit(offload, 0, false), bytes]).is_err() {
                 tally.drop(Reason::TunFull, tunnel, 1);
@@ -137,24 +138,63 @@ impl TunQueue {
         };
         tally.event(Event::TunMerged, 1);
         let cwr = kind == Merged::Tcp && bytes[layout.upper + 13] & CWR != 0;
-        // A merged packet always has a partial checksum; a sender that said otherwise is helped.
-        let partial = offload.partial.or_else(|| partial_of(bytes));
-        let header = vnet::emit(&Offload { partial, ..*offload }, layout.headers, cwr);
+        if offload.partial.is_none() {
+            // The kernel would sum on top of a complete checksum; cutting sums anew.
+            return self.send_cut(bytes, &layout, tunnel, tally);
+        }
+        let header = vnet::emit(offload, layout.headers, cwr);
         match self.write(&[&header, bytes]) {
             Ok(()) => {}
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.send_cut(bytes, &layout, from, tally),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.send_cut(bytes, &layout, tunnel, tally),
             Err(_) => tally.drop(Reason::TunFull, tunnel, layout.segments() as u64),
         }
     }
 
-    fn send_cut(&mut self, bytes: &[u8], layout: &Layout, from: Option<&Path>, tally: &mut Tally) {
+    /// Hands packets that belong together to the kernel as one; those that it refuses as one go one by one.
+    pub fn send_train(
+        &mut self,
+        batch: &Batch,
+        coalescer: &Coalescer,
+        train: &Train,
+        tunnel: Option<TunnelId>,
+        tally: &mut Tally,
+    ) {
+        let first = &batch.packets[train.first as usize];
+        if train.members == 1 {
+            return self.send(batch.bytes(first), &first.offload, tunnel, tally);
+        }
+        tally.event(Event::TunWrites, 1);
+        let mut headers = [0; MOST_HEADERS];
+        let headers = &mut headers[..train.headers];
+        let offload = train.emit(batch.bytes(first), headers);
+        let vnet = vnet::emit(&offload, train.headers, false);
+        let mut slices = [IoSlice::new(&[]); MOST_MEMBERS + 2];
+        (slices[0], slices[1]) = (IoSlice::new(&vnet), IoSlice::new(headers));
+        let mut used = 2;
+        for n in coalescer.members(train) {
+            slices[used] = IoSlice::new(&batch.bytes(&batch.packets[n])[train.headers..]);
+            used += 1;
+        }
+        match writev(self.device.as_fd(), &slices[..used]) {
+            Ok(_) => tally.event(Event::TunMerged, 1),
+            Err(nix::errno::Errno::EINVAL) => {
+                for n in coalescer.members(train) {
+                    let packet = &batch.packets[n];
+                    self.send(batch.bytes(packet), &packet.offload, tunnel, tally);
+                }
+            }
+            Err(_) => tally.drop(Reason::TunFull, tunnel, u64::from(train.members)),
+        }
+    }
+
+    fn send_cut(&mut self, bytes: &[u8], layout: &Layout, tunnel: Option<TunnelId>, tally: &mut Tally) {
         let mut headers = std::mem::take(&mut self.headers);
         headers.resize(layout.segments() * layout.headers, 0);
         cut(bytes, layout, &mut headers);
         let plain = vnet::emit(&Offload::default(), 0, false);
         for (n, header) in headers.chunks_exact(layout.headers).enumerate() {
             if self.write(&[&plain, header, &bytes[layout.payload(n)]]).is_err() {
-                tally.drop(Reason::TunFull, from.map(|p| p.tunnel), 1);
+                tally.drop(Reason::TunFull, tunnel, 1);
             }
         }
         self.headers = headers;
@@ -169,9 +209,4 @@ impl TunQueue {
         let written = writev(self.device.as_fd(), &slices[..parts.len()])?;
         if written == wanted { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
-}
-
-fn partial_of(bytes: &[u8]) -> Option<(u16, u16)> {
-    let (upper, protocol, _) = upper_layer(bytes)?;
-    Some((upper as u16, if protocol == crate::packet::view::UDP { 6 } else { 16 }))
 }
