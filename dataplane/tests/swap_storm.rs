@@ -165,7 +165,7 @@ impl Storm {
 
 fn look(view: &View<'_>, dice: &mut Dice) {
     let n = dice.below(PREFIXES);
-    let host = Ipv6Addr::from(moving(n).bits() | (1 + u128::from(dice.below(9))));
+    let host = Ipv6Addr::from(moving(n).bits() + 1 + u128::from(dice.below(9)));
     let entry = view.longest_match(host).unwrap();
     assert_eq!(
         (entry.bits, entry.len),
