@@ -32,6 +32,9 @@ pub struct Serving {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Octets that the router's own questions carry.
+const NONCE: usize = 16;
+
 #[derive(Debug)]
 enum Wire {
     Udp(UdpSocket),
@@ -134,7 +137,7 @@ impl Client {
             while !halt.load(Ordering::Relaxed) {
                 client.wait(Duration::from_millis(50), |got| {
                     // The router asks too, to see who is still there; that is not what a story counts.
-                    let by_router = got.src.to_string() == rig::ROUTER6;
+                    let by_router = got.src.to_string() == rig::ROUTER6 && got.payload.len() == 8 + NONCE;
                     let asked = got.icmp_type() == Some(icmp::ECHO_REQUEST) && !by_router;
                     count.fetch_add(u64::from(asked), Ordering::Relaxed);
                     None::<()>

@@ -9,7 +9,9 @@
 //!
 //! Knows addresses and the shape of the configuration file; what is played in the rig is the story's.
 
-use crate::{Client, Lab, Router, Space};
+use std::time::Duration;
+
+use crate::{Client, Lab, Router, Space, wait_for};
 
 /// The client's outer address.
 pub const C4: &str = "10.71.0.2";
@@ -61,6 +63,13 @@ impl Rig {
         s.run(&format!("ip addr add {S4}/24 dev s0; ip addr add {S6}/64 dev s1 nodad"));
         s.run("sysctl -qw net.ipv6.conf.all.forwarding=1");
         u.run(&format!("ip addr add {U6}/64 dev u0 nodad; ip route add fd00:2::/32 via {S6}"));
+        // A device that has just come up loses the first neighbour solicitation, and the next comes a second later:
+        // no story is about that.
+        for neighbour in [U6, C4] {
+            wait_for("the router's neighbours", Duration::from_secs(10), || {
+                s.attempt(&format!("ping -n -c 1 -W 1 {neighbour}")).ok.then_some(())
+            });
+        }
         Some(Self { c, s, u, lab })
     }
 
