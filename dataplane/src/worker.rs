@@ -26,6 +26,10 @@ use crate::verdict::{Judged, PuntClass, Reason, Verdict};
 const BUFFERS: usize = 32;
 /// Packets that one buffer may hold at most, on average.
 const SLICES: usize = 64;
+/// Turns with next to nothing before a worker sleeps: waking up costs more than looking again.
+const LINGER: u32 = 16;
+/// Packets in a turn that make it a busy one.
+const LINGER_AFTER: usize = 4;
 /// Packets that one batch may hold.
 pub(crate) const MOST_PACKETS: usize = BUFFERS * SLICES;
 /// Punts a second and sender (RFC 5572 leaves the number open; a client's set-up takes about ten).
@@ -92,6 +96,7 @@ pub struct Worker<I> {
     all_errors: Buckets,
     error: [u8; icmp::LARGEST],
     started: Instant,
+    worked: usize,
     stopping: bool,
 }
 
@@ -118,6 +123,7 @@ impl<I: PacketIo> Worker<I> {
             all_errors: Buckets::new(ALL_ERRORS.0, ALL_ERRORS.1, seed),
             error: [0; icmp::LARGEST],
             started,
+            worked: 0,
             stopping: false,
         }
     }
@@ -125,8 +131,15 @@ impl<I: PacketIo> Worker<I> {
     /// Forwards until told to stop.
     pub(crate) fn run(mut self) {
         self.reader.online();
+        let mut lingered = 0;
         while !self.stopping {
-            if self.turn() {
+            let more = self.turn();
+            lingered = if self.worked < LINGER_AFTER { lingered + 1 } else { 0 };
+            if more || lingered < LINGER {
+                if !more {
+                    // Whoever fills our queues may want this very processor.
+                    std::thread::yield_now();
+                }
                 self.io.wait(Some(std::time::Duration::ZERO), &mut self.tally);
                 continue;
             }
@@ -144,6 +157,7 @@ impl<I: PacketIo> Worker<I> {
 
     /// One round over both sides and the commands. Returns whether there may be more to do at once.
     pub fn turn(&mut self) -> bool {
+        self.worked = 0;
         let from_wire = self.side(Side::Wire);
         let from_tun = self.side(Side::Tun);
         let commands = self.obey();
@@ -161,6 +175,7 @@ impl<I: PacketIo> Worker<I> {
         if batch.packets.is_empty() {
             return more;
         }
+        self.worked += batch.packets.len();
         let view = self.reader.view();
         self.judged.clear();
         let arena = &mut batch.arena;
