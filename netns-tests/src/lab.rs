@@ -6,6 +6,7 @@
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::{Pid, geteuid};
 
 /// Namespaces and a directory of their own, removed with all that runs in them on drop.
@@ -241,6 +243,13 @@ pub(crate) fn capture(command: &mut Command) -> Done {
     let out = must(command.stdin(Stdio::null()).output(), &format!("run {command:?}"));
     let text = [out.stdout, out.stderr].concat();
     Done { ok: out.status.success(), text: String::from_utf8_lossy(&text).into_owned() }
+}
+
+/// Give a socket a receive buffer that holds a burst, beyond what the system grants by default: what a
+/// test misses must have been lost on the way and not in its own ear.
+#[track_caller]
+pub(crate) fn hear_well(socket: &impl AsFd) {
+    must(setsockopt(socket, sockopt::RcvBufForce, &(16 << 20)), "enlarge a receive buffer");
 }
 
 fn pid(child: &Child) -> Pid {

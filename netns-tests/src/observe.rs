@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::lab::must;
+use crate::lab::{hear_well, must};
 use crate::{Inner, Space, icmp};
 
 /// EtherType of IPv4.
@@ -87,6 +87,6 @@ fn open(ethertype: u16) -> Socket {
     let protocol = Protocol::from(i32::from(ethertype.to_be()));
     let socket = must(Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)), "open a packet socket");
     must(socket.set_read_timeout(Some(Duration::from_millis(20))), "set a timeout");
-    must(socket.set_recv_buffer_size(8 << 20), "enlarge a buffer");
+    hear_well(&socket);
     socket
 }

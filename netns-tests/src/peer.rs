@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::lab::must;
+use crate::lab::{hear_well, must};
 use crate::packet::{Ends, Inner, address, icmp};
 use crate::{Space, rig};
 
@@ -50,6 +50,7 @@ impl Client {
         let socket = space.inside(|| {
             let socket = must(UdpSocket::bind(local), "bind a UDP peer");
             must(socket.connect(&router), "connect a UDP peer");
+            hear_well(&socket);
             socket
         });
         Self::with(Wire::Udp(socket), inner)
@@ -64,6 +65,7 @@ impl Client {
             let socket = must(opened, "open a raw socket");
             must(socket.bind(&outer(local)), "bind a raw socket");
             must(socket.connect(&outer(rig::S4)), "connect a raw socket");
+            hear_well(&socket);
             socket
         });
         Self::with(Wire::Proto41(socket), inner)

@@ -46,7 +46,8 @@ fn without_loss(encap: &str) {
         assert!(reloads >= 4);
         flood.join().unwrap()
     });
-    assert_eq!(answered, usize::from(FLOOD), "of the echo requests came back");
+    let traces = rig.s.run("ip -s link show six0; grep -E '^Udp:|^Ip:' /proc/net/snmp; cat /proc/net/raw");
+    assert_eq!(answered, usize::from(FLOOD), "echo requests came back; {traces}\n{}", server.tunnel("alice"));
     assert!(server.count("alice", "rx_packets") > u64::from(FLOOD), "her counters went on");
 }
 
