@@ -9,17 +9,23 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use netns_tests::{ALICE_NET, Lab, Rig, program, tunnel};
+use netns_tests::{ALICE_NET, Lab, Rig, Space, program, tunnel};
+
+/// One story at a time changes the device's mode.
+static TUN_MODE: Mutex<()> = Mutex::new(());
 
 /// The tun device's mode, put back on drop.
-struct TunForAll(u32);
+struct TunForAll(u32, #[allow(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
 
 impl TunForAll {
     fn open() -> Self {
+        let alone = TUN_MODE.lock().unwrap_or_else(PoisonError::into_inner);
         let before = fs::metadata(TUN).unwrap().mode();
         fs::set_permissions(TUN, Permissions::from_mode(0o666)).unwrap();
-        Self(before)
+        Self(before, alone)
     }
 }
 
@@ -30,23 +36,34 @@ impl Drop for TunForAll {
 }
 
 const TUN: &str = "/dev/net/tun";
+const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+
+fn may_unshare(space: &Space) -> bool {
+    let allowed = space.attempt(&format!("{NOBODY} unshare -Urn true"));
+    if !allowed.ok {
+        eprintln!("SKIPPED: user namespaces are closed to ordinary users here: {}", allowed.text);
+    }
+    allowed.ok
+}
+
+/// A folder that everybody may use, with the program in it: the build directory may be closed to others.
+fn home(lab: &Lab) -> PathBuf {
+    let home = lab.path("home");
+    fs::create_dir(&home).unwrap();
+    fs::set_permissions(&home, Permissions::from_mode(0o777)).unwrap();
+    fs::copy(program(), home.join("sixway")).unwrap();
+    fs::set_permissions(home.join("sixway"), Permissions::from_mode(0o755)).unwrap();
+    home
+}
 
 #[test]
 fn an_ordinary_user_runs_both_ends() {
     let Some(mut lab) = Lab::new_or_skip("an ordinary user runs both ends over UDP") else { return };
     let space = lab.space("user");
-    let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
-    let allowed = space.attempt(&format!("{nobody} unshare -Urn true"));
-    if !allowed.ok {
-        eprintln!("SKIPPED: user namespaces are closed to ordinary users here: {}", allowed.text);
+    if !may_unshare(&space) {
         return;
     }
-    let home = lab.path("home");
-    fs::create_dir(&home).unwrap();
-    fs::set_permissions(&home, Permissions::from_mode(0o777)).unwrap();
-    // The build directory may be closed to others; the lab's is not.
-    fs::copy(program(), home.join("sixway")).unwrap();
-    fs::set_permissions(home.join("sixway"), Permissions::from_mode(0o755)).unwrap();
+    let home = home(&lab);
     let admin = |name: &str| {
         format!("[admin]\nsocket = \"{}/{name}.sock\"\n[proto41]\nenabled = false\n", home.display())
     };
@@ -60,10 +77,41 @@ fn an_ordinary_user_runs_both_ends() {
 
     let _tun = TunForAll::open();
     let said =
-        space.attempt(&format!("cd {} && timeout 60 {nobody} unshare -Urn sh story.sh 2>&1", home.display()));
+        space.attempt(&format!("cd {} && timeout 60 {NOBODY} unshare -Urn sh story.sh 2>&1", home.display()));
     println!("{}", said.text);
     assert!(said.ok && said.text.contains("10 received"), "{}", said.text);
     assert!(said.text.contains("left: 0"), "both ends left nothing behind");
+}
+
+/// `--unshare`: the outer socket stays in C's network, the TUN device and the command are in one of their own.
+#[test]
+fn an_ordinary_user_gets_a_network_of_their_own() {
+    let Some(rig) = Rig::new_or_skip("run --unshare as an ordinary user") else { return };
+    if !may_unshare(&rig.c) {
+        return;
+    }
+    let home = home(&rig.lab);
+    let server = rig.server(&tunnel("alice", "udp", "10.71.0.2:5555", ALICE_NET, ""));
+    let up = tunnel("up", "udp", "10.71.0.1:3653", "::/0", "default_route = true");
+    let config = format!(
+        "[router]\naddress = [\"fd00:2:1::2/64\"]\n[udp]\nports = [5555]\n[admin]\nsocket = \"{}/c.sock\"\n{up}",
+        home.display()
+    );
+    fs::write(home.join("c.toml"), config).unwrap();
+    let _tun = TunForAll::open();
+    let inside = "sh -c 'ping -6 -n -i 0.1 -W 1 -c 5 fd00:1::2; ip link'";
+    let line =
+        format!("cd {} && {NOBODY} ./sixway run --unshare --config c.toml -- {inside}", home.display());
+    let said = rig.c.attempt(&line);
+    assert!(said.ok && said.text.contains("5 received"), "{}", said.text);
+    assert!(
+        said.text.contains("six0") && !said.text.contains("c0@"),
+        "the command sees only its own network"
+    );
+    assert!(!rig.c.run("ip link").contains("six0"), "and C's network was not touched");
+    assert_eq!(server.count("alice", "rx_packets"), 5);
+    let failed = rig.c.attempt(&line.replace(inside, "false"));
+    assert!(!failed.ok && failed.text.contains("'false' ended with"), "{}", failed.text);
 }
 
 /// Runs as root of its own user namespace, which is nobody outside.
