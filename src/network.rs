@@ -37,6 +37,11 @@ impl Network {
         Ok(Self { links, tun: tun.to_owned(), existed, addresses, routes, mtu: 0 })
     }
 
+    /// In a network namespace that was just made the loopback device is down, and a host does not reach itself.
+    pub async fn raise_loopback(&self) -> Result<(), LinkError> {
+        self.links.set_up("lo", None).await
+    }
+
     /// Makes the device what `config` wants. Returns advice for the operator, a line each.
     pub async fn apply(&mut self, config: &Config) -> Result<Vec<String>, LinkError> {
         let mtu = config.tunnels.iter().map(|t| t.mtu).max().unwrap_or(MIN_MTU);

@@ -270,11 +270,6 @@ impl Registry {
         Some(Ok(()))
     }
 
-    /// From now on no UDP socket can be opened.
-    pub fn seal_sockets(&mut self) {
-        self.writer.seal_sockets();
-    }
-
     /// The live tunnel with this number.
     pub fn tunnel(&self, id: TunnelId) -> Option<&Live> {
         self.live.get(id.0 as usize)?.as_ref()

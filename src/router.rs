@@ -146,19 +146,19 @@ async fn live(
 ) -> anyhow::Result<()> {
     let Start { config, file, prepared, signals } = start;
     let admin = AdminSocket::bind(&config.admin.socket)?;
-    let left_the_network = prepared.is_some();
+    let fresh_network = prepared.is_some();
     let prepared = match prepared {
         Some(prepared) => prepared,
         None => prepare(&config)?,
     };
     let network = Network::look(&config.router.tun).await?;
+    if fresh_network {
+        network.raise_loopback().await?;
+    }
     let mut rng = StdRng::from_rng(&mut rand::rng());
     let plane = prepared.start(rng.next_u64()).map_err(explain)?;
     let prober = Prober::new(rng);
-    let mut registry = Registry::new(plane.writer, plane.counters.clone(), prober.ident());
-    if left_the_network {
-        registry.seal_sockets();
-    }
+    let registry = Registry::new(plane.writer, plane.counters.clone(), prober.ident());
     let mut control = Control {
         config,
         file,

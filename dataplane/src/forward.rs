@@ -1,7 +1,7 @@
 //! Which way each packet goes: pure, over one batch, no system call and no allocation.
 //!
-//! [`from_wire`] judges what peers sent: the outer sender *and* the inner source must belong to the same tunnel (RFC
-//! 4213 sections 3.6 and 4; RFC 3704 section 2). [`from_tun`] judges what the kernel routed to us. Between TUN and tunnel the
+//! `from_wire` judges what peers sent: the outer sender *and* the inner source must belong to the same tunnel (RFC
+//! 4213 sections 3.6 and 4; RFC 3704 section 2). `from_tun` judges what the kernel routed to us. Between TUN and tunnel the
 //! kernel's forwarding is the hop; from tunnel to tunnel we are, and take one off the hop limit (RFC 8200 section 3).
 
 use std::net::{Ipv4Addr, Ipv6Addr};

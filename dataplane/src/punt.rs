@@ -112,7 +112,7 @@ impl PuntReader {
         Some(Punt { frame: Some(frame), shared: self.shared.clone() })
     }
 
-    /// Says that the reader will wait for [`Self::fd`] to become readable. Returns `true` when a packet has come in
+    /// Says that the reader will wait for [`Self::bell`] to become readable. Returns `true` when a packet has come in
     /// between, so that waiting would be wrong.
     pub fn arm(&mut self) -> bool {
         let mut rung = [0; 64];

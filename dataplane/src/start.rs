@@ -91,6 +91,7 @@ pub struct Prepared {
     settings: Settings,
     proto41: Option<(Vec<Proto41Sockets>, Receive)>,
     udp: HashMap<SocketAddrV4, Vec<UdpSocket>>,
+    moved: bool,
 }
 
 impl Prepared {
@@ -101,7 +102,7 @@ impl Prepared {
         }
         let open = |receive| proto41::open(settings.workers, receive).map_err(StartError::Proto41);
         let proto41 = settings.proto41.map(open).transpose()?;
-        Ok(Self { settings, proto41, udp: HashMap::new() })
+        Ok(Self { settings, proto41, udp: HashMap::new(), moved: false })
     }
 
     /// Opens UDP sockets for an endpoint.
@@ -111,9 +112,15 @@ impl Prepared {
         Ok(())
     }
 
+    /// The process leaves the network that the sockets are in: no more can be opened there, nor can it be asked for its
+    /// addresses.
+    pub fn leave_network(&mut self) {
+        self.moved = true;
+    }
+
     /// Opens the TUN device and starts the workers. `seed` should be random.
     pub fn start(self, seed: u64) -> Result<Dataplane, StartError> {
-        let Self { settings, proto41, udp } = self;
+        let Self { settings, proto41, udp, moved } = self;
         let tun_error = |source| StartError::Tun { name: settings.tun.clone(), source };
         let (queues, tun_offload) =
             tun::open(&settings.tun, settings.workers, settings.tun_offload).map_err(tun_error)?;
@@ -130,7 +137,8 @@ impl Prepared {
         let mut threads = Vec::new();
         let parts = queues.into_iter().zip(readers).zip(tallies);
         for (n, ((queue, reader), tally)) in parts.enumerate() {
-            let port = if proto41.is_empty() { None } else { Some(Proto41Port::new(proto41.remove(0))) };
+            let port =
+                if proto41.is_empty() { None } else { Some(Proto41Port::new(proto41.remove(0), !moved)) };
             let merge = (tun_offload != TunOffload::Off, tun_offload == TunOffload::TcpUdp);
             let coalescer = Coalescer::new(MOST_PACKETS, merge, seed);
             let (io, waker) = KernelIo::new(queue, port, settings.udp.gso, coalescer)?;
@@ -141,7 +149,7 @@ impl Prepared {
             doors.push(door);
         }
         let doors: Arc<[Door]> = doors.into();
-        let mut writer = TableWriter::new(editor, counters.clone(), doors.clone(), settings);
+        let mut writer = TableWriter::new(editor, counters.clone(), doors.clone(), settings, moved);
         udp.into_iter().for_each(|(at, sockets)| writer.adopt(at, sockets));
         let injector = Injector(doors.clone());
         Ok(Dataplane {
@@ -247,7 +255,13 @@ pub struct TableWriter {
 }
 
 impl TableWriter {
-    fn new(editor: Editor, counters: CounterReader, doors: Arc<[Door]>, settings: Settings) -> Self {
+    fn new(
+        editor: Editor,
+        counters: CounterReader,
+        doors: Arc<[Door]>,
+        settings: Settings,
+        sealed: bool,
+    ) -> Self {
         Self {
             editor,
             counters,
@@ -256,13 +270,8 @@ impl TableWriter {
             listening: HashMap::new(),
             next_socket: 0,
             free_sockets: Vec::new(),
-            sealed: false,
+            sealed,
         }
-    }
-
-    /// From now on no new UDP socket can be opened: the process has left the network it started in.
-    pub fn seal_sockets(&mut self) {
-        self.sealed = true;
     }
 
     /// Applies a batch as a whole, or refuses it and changes nothing. `Unlisten` is judged by the tunnels there are before

@@ -14,7 +14,7 @@ use crate::router::{Router, Start, prepare};
 /// Arguments of `sixway run`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "SIGHUP reads the configuration again, SIGTERM stops and leaves nothing behind.\n\nWithout any rights on this host (only /dev/net/tun must be open to you), over UDP:\n  sixway run --unshare --config client.toml -- bash\n\nLog more or less with SIXWAY_LOG=debug|info|warn|error."
+    after_help = "SIGHUP reads the configuration again, SIGTERM stops and leaves nothing behind.\n\nWithout any rights on this host (only /dev/net/tun must be open to you), over UDP:\n  sixway run --unshare --config client.toml -- bash\nThe file must name an admin socket that you may write: [admin] socket = \"/home/bob/sixway.sock\"\n\nLog more or less with SIXWAY_LOG=debug|info|warn|error."
 )]
 pub struct RunArgs {
     /// Configuration file
@@ -33,8 +33,9 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     start_log();
     let config = Config::load(&args.config)?;
     let prepared = if args.unshare {
-        let prepared = prepare(&config)?;
+        let mut prepared = prepare(&config)?;
         leave_network()?;
+        prepared.leave_network();
         Some(prepared)
     } else {
         None

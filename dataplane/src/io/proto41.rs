@@ -48,6 +48,7 @@ pub struct Proto41Sockets {
     packet: Option<Socket>,
     /// The raw socket receives here: of several, each would get a copy, so only one worker's does.
     reads_raw: bool,
+    addresses: LocalAddresses,
 }
 
 /// Opens the sockets of `workers` workers. Returns them and the rung taken.
@@ -66,7 +67,8 @@ pub fn open(workers: usize, receive: Receive) -> io::Result<(Vec<Proto41Sockets>
         if !reads_raw {
             raw.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
         }
-        all.push(Proto41Sockets { raw, packet: packets.next(), reads_raw });
+        let addresses = LocalAddresses::of_this_network();
+        all.push(Proto41Sockets { raw, packet: packets.next(), reads_raw, addresses });
     }
     Ok((all, taken))
 }
@@ -144,6 +146,12 @@ struct LocalAddresses {
 }
 
 impl LocalAddresses {
+    fn of_this_network() -> Self {
+        let mut addresses = Self::default();
+        addresses.refresh();
+        addresses
+    }
+
     fn refresh(&mut self) {
         self.missed = false;
         let Ok(all) = nix::ifaddrs::getifaddrs() else { return };
@@ -163,18 +171,18 @@ impl LocalAddresses {
 #[derive(Debug)]
 pub struct Proto41Port {
     sockets: Proto41Sockets,
-    addresses: LocalAddresses,
+    /// The process is still in the network of its sockets, and may ask it for its addresses.
+    at_home: bool,
     lost: u32,
     /// Something may be waiting.
     pub ready: bool,
 }
 
 impl Proto41Port {
-    /// Takes sockets that [`open`] has made.
-    pub fn new(sockets: Proto41Sockets) -> Self {
-        let mut addresses = LocalAddresses::default();
-        addresses.refresh();
-        Self { sockets, addresses, lost: 0, ready: true }
+    /// Takes sockets that [`open`] has made; `at_home` says that the process is still in the network that it opened
+    /// them in.
+    pub fn new(sockets: Proto41Sockets, at_home: bool) -> Self {
+        Self { sockets, at_home, lost: 0, ready: true }
     }
 
     /// The socket to send with.
@@ -190,8 +198,8 @@ impl Proto41Port {
 
     /// Once a second: an address that was not ours may have become so.
     pub fn refresh(&mut self) {
-        if self.addresses.missed {
-            self.addresses.refresh();
+        if self.at_home && self.sockets.addresses.missed {
+            self.sockets.addresses.refresh();
         }
     }
 
@@ -238,7 +246,7 @@ impl Proto41Port {
         let frame = &batch.arena[start..start + m.len];
         let (skip, link) = if self.sockets.packet.is_some() { self.link_header(&m)? } else { (0, 0) };
         let outer = proto41::unwrap(frame.get(skip + link..).ok_or(Reason::TooShort)?)?;
-        if !self.addresses.contains(outer.destination) {
+        if !self.sockets.addresses.contains(outer.destination) {
             return Err(Reason::NotOurs);
         }
         let inner = skip + link + outer.len..skip + link + outer.total;
@@ -283,8 +291,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_not_ours_is_noticed() {
-        let mut local = LocalAddresses::default();
-        local.refresh();
+        let mut local = LocalAddresses::of_this_network();
         assert!(local.contains(Ipv4Addr::LOCALHOST) && !local.missed);
         assert!(!local.contains(Ipv4Addr::new(192, 0, 2, 77)) && local.missed);
     }

@@ -1,6 +1,6 @@
 //! Every system call that no safe library offers: batches of messages with control data, and a few socket options.
 //!
-//! One of the two rooms where `unsafe` is allowed. Each function here is small, takes and returns safe types, and
+//! The one room where `unsafe` is allowed. Each function here is small, takes and returns safe types, and
 //! checks its ranges before the kernel sees a pointer. Knows nothing of tunnels or verdicts.
 #![expect(
     unsafe_code,
