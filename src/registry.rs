@@ -120,10 +120,13 @@ impl Registry {
             put: Vec::new(),
             diff: Diff::default(),
         };
+        // First everything that lets go, then everything that takes: what one tunnel gives up, another may have.
         self.plan_sockets(config, &mut plan);
-        self.plan_local(config, &mut plan);
+        let taken = self.plan_local(config, &mut plan);
         self.plan_removals(config, &mut plan);
-        self.plan_tunnels(config, &mut plan);
+        let mut upserts = self.plan_tunnels(config, &mut plan);
+        plan.batch.extend(taken);
+        plan.batch.append(&mut upserts);
         if self.policy_of(config) != self.policy {
             plan.batch.push(Update::Policy(self.policy_of(config)));
         }
@@ -137,12 +140,13 @@ impl Registry {
         plan.after.extend(open.difference(&wanted).map(|at| Update::Unlisten(*at)));
     }
 
-    fn plan_local(&self, config: &Config, plan: &mut Plan) {
+    /// Frees the addresses that are gone; returns what takes the new ones.
+    fn plan_local(&self, config: &Config, plan: &mut Plan) -> Vec<Update> {
         let wanted: Vec<_> = config.router.address.iter().map(|a| a.addr).collect();
         let gone = self.local.iter().filter(|a| !wanted.contains(a));
         plan.batch.extend(gone.map(|a| Update::Free(Ipv6Prefix::host(*a))));
         let new = wanted.iter().filter(|a| !self.local.contains(a));
-        plan.batch.extend(new.map(|a| Update::Reserve(Ipv6Prefix::host(*a), Holder::Local)));
+        new.map(|a| Update::Reserve(Ipv6Prefix::host(*a), Holder::Local)).collect()
     }
 
     fn plan_removals(&self, config: &Config, plan: &mut Plan) {
@@ -153,7 +157,8 @@ impl Registry {
         plan.diff.removed = plan.removed.len();
     }
 
-    fn plan_tunnels(&self, config: &Config, plan: &mut Plan) {
+    /// Empties the tunnels that change; returns what puts them and the new ones in.
+    fn plan_tunnels(&self, config: &Config, plan: &mut Plan) -> Vec<Update> {
         let mut numbers = self.free.iter().rev().copied().chain((self.live.len() as u32..).map(TunnelId));
         let mut upserts = Vec::new();
         for wanted in &config.tunnels {
@@ -179,7 +184,7 @@ impl Registry {
             upserts.push(Update::Upsert(tunnel(id, outer, wanted)));
             plan.put.push((id, wanted.clone(), outer, is_new));
         }
-        plan.batch.append(&mut upserts);
+        upserts
     }
 
     fn commit(&mut self, plan: Plan) -> Diff {

@@ -296,12 +296,31 @@ impl Control {
         let Some(file) = &self.file else { anyhow::bail!("this instance was not started from a file") };
         let mut wanted = Config::load(file)?;
         let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
-        let (diff, touched) = self.registry.configure(&wanted)?;
+        // All or nothing here too: what the kernel or the tables refuse leaves the configuration before in force.
+        match self.network.apply(&wanted).await {
+            Ok(advice) => notes.extend(advice),
+            Err(why) => {
+                self.put_network_back().await;
+                return Err(why.into());
+            }
+        }
+        let (diff, touched) = match self.registry.configure(&wanted) {
+            Ok(done) => done,
+            Err(why) => {
+                self.put_network_back().await;
+                return Err(why.into());
+            }
+        };
         self.config = wanted;
         touched.into_iter().for_each(|id| self.dispatch.forget(id));
         self.dispatch.nd.follow(&self.registry);
-        notes.extend(self.network.apply(&self.config).await?);
         Ok(Reloaded::new(diff, notes))
+    }
+
+    async fn put_network_back(&mut self) {
+        if let Err(why) = self.network.apply(&self.config).await {
+            tracing::error!(%why, "the device's addresses and routes could not be put back; restart");
+        }
     }
 
     async fn reload_and_log(&mut self) {
