@@ -4,9 +4,12 @@
 //! the end. Knows the device by name only; who opened it is the data plane's business.
 
 use std::net::Ipv6Addr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 use sixway_dataplane::update::{Ipv6Prefix, MIN_MTU};
 
+use crate::admin::client::peer_pid;
 use crate::config::{Config, Forwarding as Wanted};
 use crate::link::{
     FORWARDING_COMMAND, Forwarding, LinkError, Links, Outcome, forwarding_state, set_forwarding,
@@ -16,7 +19,9 @@ use crate::link::{
 pub struct Network {
     links: Links,
     tun: String,
-    existed: bool,
+    /// The MTU that the device had before us; `None`: there was no device.
+    before: Option<u32>,
+    _claim: Claim,
     addresses: Vec<(Ipv6Addr, u8)>,
     routes: Vec<Ipv6Prefix>,
     mtu: u16,
@@ -30,11 +35,12 @@ impl std::fmt::Debug for Network {
 
 impl Network {
     /// Looks at the device before it is opened: what was there is not ours to remove.
-    pub async fn look(tun: &str) -> Result<Self, LinkError> {
+    pub async fn look(tun: &str) -> anyhow::Result<Self> {
+        let claim = Claim::new(tun)?;
         let links = Links::open()?;
-        let existed = links.index(tun).await?.is_some();
+        let before = links.mtu(tun).await?;
         let (addresses, routes) = (Vec::new(), Vec::new());
-        Ok(Self { links, tun: tun.to_owned(), existed, addresses, routes, mtu: 0 })
+        Ok(Self { links, tun: tun.to_owned(), before, _claim: claim, addresses, routes, mtu: 0 })
     }
 
     /// In a network namespace that was just made the loopback device is down, and a host does not reach itself.
@@ -51,24 +57,24 @@ impl Network {
         }
         self.apply_addresses(config).await?;
         self.apply_routes(config).await?;
-        let mut notes = self.check_mtu(config).await?;
+        let mut notes = self.check_mtu(config).await;
         notes.extend(check_forwarding(config)?);
         Ok(notes)
     }
 
     async fn apply_addresses(&mut self, config: &Config) -> Result<(), LinkError> {
         let wanted: Vec<_> = config.router.address.iter().map(|a| (a.addr, a.prefix_len)).collect();
+        for (addr, len) in &wanted {
+            if !self.addresses.contains(&(*addr, *len))
+                && self.links.add_address(&self.tun, *addr, *len).await? == Outcome::Added
+            {
+                self.addresses.push((*addr, *len));
+            }
+        }
         let gone: Vec<_> = self.addresses.iter().copied().filter(|a| !wanted.contains(a)).collect();
         for (addr, len) in gone {
             self.links.remove_address(&self.tun, addr, len).await?;
             self.addresses.retain(|a| *a != (addr, len));
-        }
-        for (addr, len) in wanted {
-            if !self.addresses.contains(&(addr, len))
-                && self.links.add_address(&self.tun, addr, len).await? == Outcome::Added
-            {
-                self.addresses.push((addr, len));
-            }
         }
         Ok(())
     }
@@ -78,28 +84,30 @@ impl Network {
         if config.tunnels.iter().any(|t| t.default_route) {
             wanted.push(Ipv6Prefix::ALL);
         }
+        // First what is new: merged routes grow and shrink with their neighbours, and no moment may be without one.
+        for prefix in &wanted {
+            if !self.routes.contains(prefix)
+                && self.links.add_route(*prefix, &self.tun, None).await? == Outcome::Added
+            {
+                self.routes.push(*prefix);
+            }
+        }
         let gone: Vec<_> = self.routes.iter().copied().filter(|r| !wanted.contains(r)).collect();
         for prefix in gone {
             self.links.remove_route(prefix, &self.tun, None).await?;
             self.routes.retain(|r| *r != prefix);
         }
-        for prefix in wanted {
-            if !self.routes.contains(&prefix)
-                && self.links.add_route(prefix, &self.tun, None).await? == Outcome::Added
-            {
-                self.routes.push(prefix);
-            }
-        }
         Ok(())
     }
 
     /// A tunnel MTU that the way to the peer cannot carry whole works, in fragments; its operator should know.
-    async fn check_mtu(&self, config: &Config) -> Result<Vec<String>, LinkError> {
+    async fn check_mtu(&self, config: &Config) -> Vec<String> {
         let mut notes = Vec::new();
         // Looking up a route for each of a million tunnels would hold up the start: the first ones tell enough.
         for tunnel in config.tunnels.iter().filter(|t| t.mtu > MIN_MTU).take(100) {
             let Some(remote) = peer(tunnel) else { continue };
-            let most = self.links.link_mtu_towards(remote).await?;
+            // Advice only: what cannot be looked up is not advised on.
+            let Ok(most) = self.links.link_mtu_towards(remote).await else { continue };
             let fits = most.map(|m| m.saturating_sub(u32::from(tunnel.outer.overhead())));
             if let Some(fits) = fits.filter(|f| u32::from(tunnel.mtu) > *f) {
                 notes.push(format!(
@@ -108,14 +116,20 @@ impl Network {
                 ));
             }
         }
-        Ok(notes)
+        notes
+    }
+
+    /// Whether the device is still there: somebody may have deleted it.
+    pub fn is_there(&self) -> bool {
+        nix::net::if_::if_nametoindex(self.tun.as_str()).is_ok()
     }
 
     /// Takes away what was added. A device that the data plane created goes with its last descriptor, and all this
     /// with it.
     pub async fn withdraw(&mut self) {
-        if !self.existed {
-            return;
+        let Some(mtu) = self.before else { return };
+        if let Err(why) = self.links.set_up(&self.tun, Some(mtu)).await {
+            tracing::warn!(%why, "the device's MTU stays changed");
         }
         for prefix in std::mem::take(&mut self.routes) {
             if let Err(why) = self.links.remove_route(prefix, &self.tun, None).await {
@@ -126,6 +140,29 @@ impl Network {
             if let Err(why) = self.links.remove_address(&self.tun, addr, len).await {
                 tracing::warn!(%addr, %why, "an address stays");
             }
+        }
+    }
+}
+
+/// Says that this process has the device: a name in the abstract namespace of Unix sockets, which every network
+/// namespace has for itself and which goes with its process.
+#[derive(Debug)]
+struct Claim(#[expect(dead_code, reason = "held open, never read")] UnixListener);
+
+impl Claim {
+    fn new(tun: &str) -> anyhow::Result<Self> {
+        let name = SocketAddr::from_abstract_name(format!("sixway/tun/{tun}"))?;
+        match UnixListener::bind_addr(&name) {
+            Ok(listener) => Ok(Self(listener)),
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+                let pid = UnixStream::connect_addr(&name).ok().map(|s| peer_pid(&s));
+                let holder = pid.map_or_else(String::new, |pid| format!(": process {pid}"));
+                anyhow::bail!(
+                    "another sixway has the device '{tun}' in this network namespace{holder}; stop it, or choose another \
+                     name with [router] tun"
+                )
+            }
+            Err(e) => Err(anyhow::anyhow!("cannot claim the device '{tun}': {e}")),
         }
     }
 }
@@ -145,9 +182,9 @@ fn check_forwarding(config: &Config) -> Result<Option<String>, LinkError> {
     }
     match config.router.forwarding {
         Wanted::Set => set_forwarding().map(|_| None),
-        Wanted::Check => Ok(match forwarding_state()? {
-            Forwarding::On => None,
-            Forwarding::Off => Some(format!(
+        Wanted::Check => Ok(match forwarding_state() {
+            Ok(Forwarding::On) | Err(_) => None,
+            Ok(Forwarding::Off) => Some(format!(
                 "the kernel does not forward IPv6, so tunnels reach only this host and each other; switch it on with \
                  `{FORWARDING_COMMAND}`, or let the router do it: [router] forwarding = \"set\""
             )),

@@ -1,10 +1,11 @@
 //! Hands punted packets to whoever deals with them: neighbour discovery, the endpoint prober, or the protocol that
 //! registered for the port. What nobody wants is counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
+use sixway_dataplane::counters::CounterReader;
 use sixway_dataplane::packet::batch::{Arrival, Sender};
 use sixway_dataplane::packet::view::View;
 use sixway_dataplane::punt::Punt;
@@ -24,14 +25,33 @@ pub struct Dispatch {
     pub nd: NdServer,
     prober: Prober<StdRng>,
     injector: Injector,
+    counters: CounterReader,
+    /// Packets that had come from a tunnel's peer when its last probe began: one for each tunnel that ever was probed.
+    heard: HashMap<TunnelId, u64>,
+    alive: u64,
     unclaimed: u64,
     inject_full: u64,
 }
 
 impl Dispatch {
     /// With a prober whose randomness is secret.
-    pub fn new(prober: Prober<StdRng>, injector: Injector) -> Self {
-        Self { nd: NdServer::new(), prober, injector, unclaimed: 0, inject_full: 0 }
+    pub fn new(prober: Prober<StdRng>, injector: Injector, counters: CounterReader) -> Self {
+        let (nd, heard) = (NdServer::new(), HashMap::new());
+        Self { nd, prober, injector, counters, heard, alive: 0, unclaimed: 0, inject_full: 0 }
+    }
+
+    /// Tunnels came, went or changed: advertise where it is wanted, and no longer where it is not.
+    pub fn follow(&mut self, registry: &Registry) {
+        for (id, packet) in self.nd.follow(registry) {
+            self.inject(Inject::Tunnel { id, packet });
+        }
+    }
+
+    /// The router ends: hosts in tunnels need not wait until its advertisements run out (RFC 4861 section 6.2.5).
+    pub fn farewell(&mut self, registry: &Registry) {
+        for (id, packet) in self.nd.farewell(registry) {
+            self.inject(Inject::Tunnel { id, packet });
+        }
     }
 
     /// Deals with one packet.
@@ -63,7 +83,14 @@ impl Dispatch {
         now: Duration,
     ) {
         let Some(live) = registry.tunnel(tunnel) else { return };
-        let Outer::Udp { remote, .. } = live.outer else { return };
+        let (Outer::Udp { remote, .. }, Outer::Udp { local, .. }) = (live.outer, live.config.outer) else {
+            return;
+        };
+        // Where the configuration names our address, a peer that comes to another one is not ours to follow.
+        if local.addr.is_some_and(|addr| addr != *sender.local.ip()) {
+            self.unclaimed += 1;
+            return;
+        }
         // Only the header is needed; of a long packet the punt holds the beginning.
         let Some(inner_source) = source_of(packet) else { return };
         let Some(probe_source) = registry.local().first().copied() else { return };
@@ -73,7 +100,8 @@ impl Dispatch {
                 tunnel,
                 sender: sender.remote,
                 local: sender.local,
-                current: remote.endpoint(),
+                // The same endpoint at another address of ours is no second peer to be asked.
+                current: remote.endpoint().filter(|at| *at != sender.remote),
                 inner_source,
                 probe_source,
             },
@@ -96,6 +124,7 @@ impl Dispatch {
 
     /// A tunnel is gone or is another one now.
     pub fn forget(&mut self, tunnel: TunnelId) {
+        self.heard.remove(&tunnel);
         self.prober.forget(tunnel);
     }
 
@@ -103,10 +132,18 @@ impl Dispatch {
         while let Some(output) = self.prober.poll_output() {
             match output {
                 Output::Probe { tunnel, remote, local, packet } => {
+                    let heard = self.counters.tunnel(tunnel).rx_packets;
+                    self.heard.insert(tunnel, heard);
                     self.inject(Inject::TunnelAt { id: tunnel, remote, local: *local.ip(), packet });
                 }
                 Output::Move { tunnel, remote, local } => {
                     let name = registry.tunnel(tunnel).map(|l| l.config.name.to_string()).unwrap_or_default();
+                    // Echo may be filtered; packets that the tunnel took from its peer meanwhile are a sign of life too.
+                    let heard = self.heard.remove(&tunnel);
+                    if heard.is_some_and(|before| self.counters.tunnel(tunnel).rx_packets > before) {
+                        self.alive += 1;
+                        continue;
+                    }
                     match registry.move_endpoint(tunnel, remote, local) {
                         Some(Ok(())) => {
                             tracing::info!(tunnel = name, %remote, "the peer was proven to be at")
@@ -136,7 +173,7 @@ impl Dispatch {
         let all = [
             ("probes_sent", c.probes_sent),
             ("moved", c.moved),
-            ("stayed_alive", c.stayed_alive),
+            ("stayed_alive", c.stayed_alive + self.alive),
             ("unanswered", c.unanswered),
             ("busy", c.busy),
             ("full", c.full),

@@ -78,6 +78,11 @@ impl Router {
         ended
     }
 
+    /// Whether it has ended by itself: a signal, or a fault.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Stops it and waits until all is put back.
     pub fn stop(mut self) -> anyhow::Result<()> {
         drop(self.stop.take());
@@ -145,6 +150,8 @@ async fn live(
     stopped: oneshot::Receiver<()>,
 ) -> anyhow::Result<()> {
     let Start { config, file, prepared, signals } = start;
+    // First of all: from here on a signal asks, it does not kill.
+    let signals = Signals::new(signals)?;
     let admin = AdminSocket::bind(&config.admin.socket)?;
     let fresh_network = prepared.is_some();
     let prepared = match prepared {
@@ -163,7 +170,7 @@ async fn live(
         config,
         file,
         registry,
-        dispatch: Dispatch::new(prober, plane.injector),
+        dispatch: Dispatch::new(prober, plane.injector, plane.counters.clone()),
         network,
         counters: plane.counters,
         facts: plane.facts,
@@ -176,6 +183,7 @@ async fn live(
         }
         Err(why) => Err(why),
     };
+    control.dispatch.farewell(&control.registry);
     control.network.withdraw().await;
     stop_workers(plane.workers, outcome)
 }
@@ -192,7 +200,7 @@ fn stop_workers(workers: Workers, outcome: anyhow::Result<()>) -> anyhow::Result
 impl Control {
     async fn begin(&mut self) -> anyhow::Result<()> {
         self.registry.configure(&self.config)?;
-        self.dispatch.nd.follow(&self.registry);
+        self.dispatch.follow(&self.registry);
         for note in self.network.apply(&self.config).await? {
             tracing::warn!("{note}");
         }
@@ -230,12 +238,11 @@ impl Control {
         admin: &AdminSocket,
         punts: PuntReader,
         workers: &Workers,
-        signals: bool,
+        mut signals: Signals,
         mut stopped: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
         let (ask, mut questions) = mpsc::channel(16);
         let mut punts = Punts::new(punts)?;
-        let mut asked = Signals::new(signals)?;
         let mut health = tokio::time::interval(HEALTH);
         let listening = admin.serve(ask);
         tokio::pin!(listening);
@@ -243,19 +250,31 @@ impl Control {
             let due = self.dispatch.poll_timeout().map(|at| self.started + at);
             tokio::select! {
                 _ = &mut stopped => return Ok(()),
-                wish = asked.next() => match wish {
+                wish = signals.next() => match wish {
                     Wish::Stop => return Ok(()),
                     Wish::Reload => self.reload_and_log().await,
                 },
                 () = punts.ready() => self.take_punts(&mut punts.reader),
                 Some(question) = questions.recv() => self.answer(question).await,
                 () = sleep_until(due) => {
+                    // An answer that has come counts before the time that it was given.
+                    self.take_punts(&mut punts.reader);
                     self.dispatch.handle_timeout(&mut self.registry, self.started.elapsed());
                 }
-                _ = health.tick() => anyhow::ensure!(!workers.has_failed(), "a forwarding thread has ended; this is a bug"),
+                _ = health.tick() => self.check_health(workers)?,
                 () = &mut listening => {}
             }
         }
+    }
+
+    fn check_health(&self, workers: &Workers) -> anyhow::Result<()> {
+        anyhow::ensure!(!workers.has_failed(), "a forwarding thread has ended; this is a bug");
+        anyhow::ensure!(
+            self.network.is_there(),
+            "the TUN device '{}' is gone: somebody has deleted it; start sixway again to have it back",
+            self.config.router.tun
+        );
+        Ok(())
     }
 
     fn take_punts(&mut self, punts: &mut PuntReader) {
@@ -296,6 +315,7 @@ impl Control {
         let Some(file) = &self.file else { anyhow::bail!("this instance was not started from a file") };
         let mut wanted = Config::load(file)?;
         let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
+        self.check_encapsulations(&wanted)?;
         // All or nothing here too: what the kernel or the tables refuse leaves the configuration before in force.
         match self.network.apply(&wanted).await {
             Ok(advice) => notes.extend(advice),
@@ -313,8 +333,21 @@ impl Control {
         };
         self.config = wanted;
         touched.into_iter().for_each(|id| self.dispatch.forget(id));
-        self.dispatch.nd.follow(&self.registry);
+        self.dispatch.follow(&self.registry);
         Ok(Reloaded::new(diff, notes))
+    }
+
+    /// What was not opened at the start cannot carry a tunnel now.
+    fn check_encapsulations(&self, wanted: &Config) -> anyhow::Result<()> {
+        let proto41 = wanted.tunnels.iter().find(|t| matches!(t.outer, Outer::Proto41 { .. }));
+        match (proto41, self.facts.proto41) {
+            (Some(tunnel), None) => anyhow::bail!(
+                "tunnel '{}' needs protocol 41, which this instance was started without; restart it (with root or \
+                 CAP_NET_RAW)",
+                tunnel.name
+            ),
+            _ => Ok(()),
+        }
     }
 
     async fn put_network_back(&mut self) {

@@ -199,7 +199,6 @@ fn candidate(tables: &Tables<'_>, path: Path, view: &View, sender: &Sender, byte
     let may_move = sender.encap == Encap::Udp
         && path.encap == Encap::Udp
         && path.local_port == sender.local.port()
-        && path.takes_local(*sender.local.ip())
         && match path.learn {
             Learn::Never => false,
             Learn::Port => path.remote == *sender.remote.ip(),

@@ -205,6 +205,10 @@ fn spawn(n: usize, worker: Worker<KernelIo>) -> io::Result<JoinHandle<()>> {
 
 fn open_group(at: SocketAddrV4, settings: &Settings) -> io::Result<Vec<UdpSocket>> {
     claim(at)?;
+    open_sockets(at, settings)
+}
+
+fn open_sockets(at: SocketAddrV4, settings: &Settings) -> io::Result<Vec<UdpSocket>> {
     (0..settings.workers).map(|_| udp::open(at, settings.udp)).collect()
 }
 
@@ -341,7 +345,17 @@ impl TableWriter {
         if self.free_sockets.is_empty() && self.next_socket == u16::MAX {
             return Err("no socket numbers left".to_owned());
         }
-        open_group(at, &self.settings).map_err(|e| e.to_string())
+        // Our own sockets share the port until the old ones are closed; only somebody else's is in the way.
+        let ours = self.listening.keys().any(|o| o.port() == at.port());
+        let opened = if ours { open_sockets(at, &self.settings) } else { open_group(at, &self.settings) };
+        opened.map_err(|e| {
+            let next = if e.kind() == io::ErrorKind::AddrInUse {
+                "; `ss -lunp` names who has that port"
+            } else {
+                ""
+            };
+            format!("{e}{next}")
+        })
     }
 
     fn adopt(&mut self, at: SocketAddrV4, sockets: Vec<UdpSocket>) {

@@ -72,7 +72,11 @@ fn converse(mut stream: &UnixStream, request: &Request) -> io::Result<Response> 
 
 /// The process that listens behind a live socket; `None` when nobody does.
 pub fn owner(path: &Path) -> Option<i32> {
-    let stream = UnixStream::connect(path).ok()?;
+    UnixStream::connect(path).ok().map(|stream| peer_pid(&stream))
+}
+
+/// The process at the other end of a connection; 0 when the system does not say.
+pub fn peer_pid(stream: &UnixStream) -> i32 {
     let who = nix::sys::socket::getsockopt(&stream.as_fd(), nix::sys::socket::sockopt::PeerCredentials);
-    Some(who.map_or(0, |w| w.pid()))
+    who.map_or(0, |w| w.pid())
 }

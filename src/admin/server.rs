@@ -3,7 +3,7 @@
 //! Bounded: so many conversations, so long a line, so long a wait.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -41,6 +41,9 @@ pub enum BindError {
         /// That process's command line.
         command: String,
     },
+    /// Something else is there, which is not ours to remove.
+    #[error("{0} exists and is no socket; choose another place with [admin] socket, or remove it")]
+    NoSocket(PathBuf),
     /// The system refused.
     #[error(
         "cannot open the admin socket {path}: {cause}; choose a place that you may write with [admin] socket = \"...\""
@@ -72,13 +75,12 @@ impl AdminSocket {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(system)?;
         }
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(system(e)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(path).map_err(system)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(system)?;
-        Ok(Self { listener, path: path.to_owned() })
+        remove_left_over(path)?;
+        // Nobody else may connect at any moment; nothing else makes files while this process has one thread of control.
+        let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(path);
+        nix::sys::stat::umask(before);
+        Ok(Self { listener: listener.map_err(system)?, path: path.to_owned() })
     }
 
     /// Takes questions for ever and passes them on.
@@ -98,6 +100,22 @@ impl AdminSocket {
                 drop(place);
             });
         }
+    }
+}
+
+/// Removes a socket that nobody listens on, and nothing else.
+fn remove_left_over(path: &Path) -> Result<(), BindError> {
+    let system = |cause| BindError::System { path: path.to_owned(), cause };
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(system(e)),
+        Ok(what) if !what.file_type().is_socket() => return Err(BindError::NoSocket(path.to_owned())),
+        Ok(_) => {}
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(system),
+        Err(e) => Err(system(e)),
+        Ok(_) => Err(system(io::ErrorKind::AddrInUse.into())),
     }
 }
 

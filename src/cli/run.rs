@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::Context;
 use clap::Args;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::config::Config;
 use crate::privileges::leave_network;
@@ -42,14 +44,40 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     };
     let file = std::path::absolute(&args.config).unwrap_or_else(|_| args.config.clone());
     let router = Router::start(Start { config, file: Some(file), prepared, signals: true })?;
-    let Some((program, arguments)) = args.command.split_first() else { return router.wait() };
-    let status =
-        Command::new(program).args(arguments).status().with_context(|| format!("cannot run '{program}'"));
+    match args.command.split_first() {
+        None => router.wait(),
+        Some((program, arguments)) => run_beside(router, program, arguments),
+    }
+}
+
+/// Runs a command as long as the router runs; whichever ends first ends the other.
+fn run_beside(router: Router, program: &str, arguments: &[String]) -> anyhow::Result<()> {
+    let mut child = match Command::new(program).args(arguments).spawn() {
+        Ok(child) => child,
+        Err(why) => {
+            router.stop()?;
+            return Err(why).with_context(|| format!("cannot run '{program}'"));
+        }
+    };
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if router.has_ended() {
+            // It may have ended this very moment; else it is asked, and has no network any more anyway.
+            let _asked = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+            child.wait()?;
+            return router.wait();
+        }
+        std::thread::sleep(WATCH);
+    };
     router.stop()?;
-    let status = status?;
     anyhow::ensure!(status.success(), "'{program}' ended with {status}");
     Ok(())
 }
+
+/// How often the command and the router are looked at.
+const WATCH: std::time::Duration = std::time::Duration::from_millis(50);
 
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::builder()

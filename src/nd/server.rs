@@ -1,18 +1,19 @@
 //! Neighbour discovery and echo of all tunnels: the shell around `session`, fed by punts and the clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use sixway_dataplane::update::{Outer, TunnelId};
 
-use super::session::{AdvertSchedule, Link, RaPolicy, Silence, advertisement, answer};
+use super::session::{AdvertSchedule, Link, RaPolicy, Silence, advertisement, answer, withdrawal};
 use crate::registry::{Live, Registry};
 
 /// The router's end of every tunnel's link.
 #[derive(Debug, Default)]
 pub struct NdServer {
     schedule: AdvertSchedule,
+    advertised_in: HashSet<TunnelId>,
     answered: u64,
     advertised: u64,
     silences: BTreeMap<String, u64>,
@@ -24,12 +25,26 @@ impl NdServer {
         Self::default()
     }
 
-    /// Tunnels came, went or changed: advertise in those that want it.
-    pub fn follow(&mut self, registry: &Registry) {
-        self.schedule = AdvertSchedule::new();
-        for (id, _) in registry.iter().filter(|(_, live)| live.config.ra.on) {
-            self.schedule.add(id);
+    /// Tunnels came, went or changed: advertise in those that want it. Returns the last words to those that do no longer
+    /// (RFC 4861 section 6.2.5).
+    pub fn follow(&mut self, registry: &Registry) -> Vec<(TunnelId, Vec<u8>)> {
+        let wants = |id: TunnelId| registry.tunnel(id).is_some_and(|live| live.config.ra.on);
+        let gone: Vec<_> = self.advertised_in.iter().copied().filter(|id| !wants(*id)).collect();
+        for id in &gone {
+            self.advertised_in.remove(id);
+            self.schedule.remove(*id);
         }
+        for (id, _) in registry.iter().filter(|(_, live)| live.config.ra.on) {
+            if self.advertised_in.insert(id) {
+                self.schedule.add(id);
+            }
+        }
+        gone.into_iter().filter_map(|id| last_words(registry, id)).collect()
+    }
+
+    /// The last words to all tunnels that were advertised in.
+    pub fn farewell(&self, registry: &Registry) -> Vec<(TunnelId, Vec<u8>)> {
+        self.advertised_in.iter().filter_map(|id| last_words(registry, *id)).collect()
     }
 
     /// The answer to a packet that came out of tunnel `id`, if it deserves one.
@@ -83,6 +98,12 @@ fn name(why: Silence) -> String {
         name.push(c.to_ascii_lowercase());
     }
     name
+}
+
+fn last_words(registry: &Registry, id: TunnelId) -> Option<(TunnelId, Vec<u8>)> {
+    let live = registry.tunnel(id)?;
+    let policy = RaPolicy { on: true, ..policy(live) };
+    Some((id, withdrawal(&link(live, registry.local(), &policy))?))
 }
 
 fn policy(live: &Live) -> RaPolicy {

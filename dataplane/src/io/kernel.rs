@@ -82,13 +82,16 @@ impl KernelIo {
 
     fn receive_wire(&mut self, batch: &mut Batch, tally: &mut Tally) -> bool {
         let mut used = 0;
+        // Neither may starve the other: while both have something, each gets half.
+        let shared = self.proto41.as_ref().is_some_and(|p| p.ready) && !self.udp_ready.is_empty();
+        let most = if shared { batch.buffers() / 2 } else { batch.buffers() };
         for _ in 0..self.udp_ready.len() {
-            if used == batch.buffers() {
+            if used == most {
                 break;
             }
             let Some(number) = self.udp_ready.pop_front() else { break };
             let Some(port) = self.udp.get_mut(usize::from(number)).and_then(Option::as_mut) else { continue };
-            used += port.receive(&mut self.inbox, batch, used, tally);
+            used += port.receive(&mut self.inbox, batch, used..most, tally);
             if port.ready {
                 self.udp_ready.push_back(number);
             }

@@ -65,7 +65,8 @@ impl std::fmt::Debug for TunQueue {
 /// Opens the device `name` with `queues` queues, creating it if there is none. Returns the queues and what
 /// offloads the kernel granted.
 pub fn open(name: &str, queues: usize, offload: bool) -> io::Result<(Vec<TunQueue>, TunOffload)> {
-    let builder = tun_rs::DeviceBuilder::new().name(name).multi_queue(true).offload(true).enable(false);
+    let builder =
+        tun_rs::DeviceBuilder::new().name(name).multi_queue(true).offload(true).inherit_enable_state();
     let first = builder.build_sync()?;
     let mut all = vec![first];
     while all.len() < queues {

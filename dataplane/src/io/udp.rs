@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{SocketAddrV4, UdpSocket};
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -81,16 +82,16 @@ impl UdpPort {
         self.at.port() == local.port() && (self.at.ip().is_unspecified() || self.at.ip() == local.ip())
     }
 
-    /// Fills the buffers of `batch` from number `first` on. Returns how many were used; fewer than there were means
+    /// Fills the buffers of `batch` with these numbers. Returns how many were used; fewer than there were means
     /// that the socket is empty, and clears `ready`.
     pub fn receive(
         &mut self,
         inbox: &mut Inbox,
         batch: &mut Batch,
-        first: usize,
+        which: Range<usize>,
         tally: &mut Tally,
     ) -> usize {
-        let room = batch.buffers() - first;
+        let (first, room) = (which.start, which.len());
         let place = (Batch::offset(first) + HEADROOM, BUFFER, BUFFER - HEADROOM);
         let got = inbox.receive(self.socket.as_fd(), &mut batch.arena, room, place);
         let got = got.unwrap_or(0);

@@ -89,7 +89,12 @@ fn may_answer(error: IcmpError, view: &View, packet: &[u8]) -> bool {
     if view.destination.is_multicast() && !matches!(error, IcmpError::PacketTooBig(_)) {
         return false;
     }
-    let Some((at, ICMPV6, later_fragment)) = upper_layer(packet) else { return true };
+    let (at, later_fragment) = match upper_layer(packet) {
+        // Perhaps an error itself, behind headers that cannot be followed.
+        None => return false,
+        Some((at, ICMPV6, later)) => (at, later),
+        Some(_) => return true,
+    };
     match packet.get(at) {
         _ if later_fragment => false,
         None => false,

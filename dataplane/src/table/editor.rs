@@ -562,7 +562,10 @@ impl<'a> Staged<'a> {
                 for prefix in &tunnel.prefixes {
                     self.prefixes.insert(*prefix, None);
                 }
-                self.outers.values_mut().for_each(|claims| claims.retain(|(_, by)| *by != id));
+                let key = table.path_of(tunnel).ok().filter(Path::has_remote).map(|p| p.outer_key());
+                if let Some(claims) = key.and_then(|k| self.outers.get_mut(&k)) {
+                    claims.retain(|(_, by)| *by != id);
+                }
             }
             Some(None) => {}
             None => {

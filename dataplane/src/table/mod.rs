@@ -88,7 +88,8 @@ pub fn tables(capacity: u32, readers: usize, seed: u64) -> (editor::Editor, Vec<
     let root = Root { levels: Vec::new(), outer: Arc::new(Index::for_items(8)), policy };
     let shared = Arc::new(Shared {
         root: Arc::new(ArcSwap::from_pointee(root)),
-        slab: Slab::new(capacity as usize * 3 + 4096),
+        // Room, not memory: a batch that changes every tunnel holds old, emptied and new records at once.
+        slab: Slab::new(capacity as usize * 8 + 4096),
         by_id: ById::new(capacity),
         quiescence: Quiescence::new(readers),
         seed: Seed(seed),

@@ -52,7 +52,7 @@ fn candidates() -> Vec<Row> {
         dropped("another address for its first port", over_udp("192.0.2.7:9"), &f, F),
         up("anywhere", over_udp("192.0.2.99:99"), &d, D),
         dropped("to a port that is not the tunnel's", other_port, &d, D),
-        dropped("to an address that is not the tunnel's", other_address, &d, D),
+        up("to another address of ours: the control plane decides", other_address, &d, D),
         dropped("by another encapsulation", sit("192.0.2.99"), &d, D),
         row("somebody's peer cannot be D's").wire(peer(B), &d).drops(Reason::SourceNotInPrefix, Some(B)),
     ]
