@@ -46,29 +46,30 @@ pub enum Receive {
 pub struct Proto41Sockets {
     raw: Socket,
     packet: Option<Socket>,
-    /// The raw socket receives here: of several, each would get a copy, so only one worker's does.
+    /// The raw socket, which all workers share for sending, is read here.
     reads_raw: bool,
     addresses: LocalAddresses,
 }
 
 /// Opens the sockets of `workers` workers. Returns them and the rung taken.
 pub fn open(workers: usize, receive: Receive) -> io::Result<(Vec<Proto41Sockets>, Receive)> {
-    let raws = (0..workers).map(|_| open_raw()).collect::<io::Result<Vec<_>>>()?;
+    // One raw socket that all workers send with: the kernel makes a copy of every packet for each there is.
+    let raw = open_raw()?;
     let packets = match receive {
         Receive::Raw => None,
         Receive::Packet => Some(open_packets(workers)?),
         Receive::Auto => open_packets(workers).ok(),
     };
     let taken = if packets.is_some() { Receive::Packet } else { Receive::Raw };
+    if taken == Receive::Packet {
+        raw.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
+    }
     let mut packets = packets.unwrap_or_default().into_iter();
     let mut all = Vec::with_capacity(workers);
-    for (n, raw) in raws.into_iter().enumerate() {
+    for n in 0..workers {
         let reads_raw = taken == Receive::Raw && n == 0;
-        if !reads_raw {
-            raw.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
-        }
         let addresses = LocalAddresses::of_this_network();
-        all.push(Proto41Sockets { raw, packet: packets.next(), reads_raw, addresses });
+        all.push(Proto41Sockets { raw: raw.try_clone()?, packet: packets.next(), reads_raw, addresses });
     }
     Ok((all, taken))
 }
