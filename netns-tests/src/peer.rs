@@ -80,6 +80,13 @@ impl Client {
         Self { answers: false, ..self }
     }
 
+    /// From now on the same UDP socket speaks to another address of the router, and hears nobody else.
+    #[track_caller]
+    pub fn turn_to(&self, router: &str) {
+        let Wire::Udp(socket) = &*self.wire else { panic!("only a UDP peer can turn to another address") };
+        must(socket.connect(format!("{router}:{}", rig::UDP_PORT)), "connect a UDP peer anew");
+    }
+
     /// Its inner address.
     pub fn inner(&self) -> Ipv6Addr {
         self.inner

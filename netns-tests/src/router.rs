@@ -149,6 +149,13 @@ impl Router {
         assert!(status.success(), "{signal} ended it with {status}:\n{}", read(&log));
     }
 
+    /// What it said, once it has ended by itself; panics when it goes on for longer than `patience`.
+    #[track_caller]
+    pub fn gives_up(mut self, patience: Duration) -> Done {
+        let status = wait_for("the router to give up", patience, || self.job.exited());
+        Done { ok: status.success(), text: self.log() }
+    }
+
     /// End it by SIGKILL: a crash, as far as anyone can tell.
     #[track_caller]
     pub fn crash(self) {

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netns_tests::{
-    ALICE, ALICE_NET, C4, C4_OTHER, Client, Ends, Rig, Router, U6, echo_requests, icmp, pings, tunnel,
+    ALICE, ALICE_NET, C4, C4_OTHER, Client, Ends, Rig, Router, S4, U6, echo_requests, icmp, pings, tunnel,
     wait_for,
 };
 
@@ -162,6 +162,49 @@ fn who_answers_from_elsewhere_does_not_get_a_live_peers_tunnel() {
     assert_eq!(pings(&rig.u, ALICE, 5, ""), 5);
     assert_eq!(serving.answered(), 5);
     assert!(server.status()["endpoints"]["stayed_alive"].as_u64() >= Some(1));
+}
+
+#[test]
+fn who_still_sends_keeps_the_tunnel_though_he_filters_echo() {
+    let Some((rig, server)) = begin("a thief answers for a peer that filters echo", "learn") else { return };
+    let alice = at(&rig, C4);
+    prove(&alice);
+    let (alice, thief) = (alice.mute(), at(&rig, C4_OTHER));
+    let before = server.tunnel("alice")["remote"].clone();
+    let end = Instant::now() + Duration::from_secs(4);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while Instant::now() < end {
+                alice.send(&Ends::new(ALICE, U6).udp(7, 9, b"still here"));
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        while Instant::now() < end {
+            assert!(thief.ping(U6, Duration::from_millis(400)).is_none(), "the thief was served");
+        }
+    });
+    assert!(before.to_string().contains(&format!("{C4}:{}", alice.port())), "she was at {before}");
+    assert_eq!(server.tunnel("alice")["remote"], before);
+    let endpoints = server.status()["endpoints"].clone();
+    assert!(endpoints["stayed_alive"].as_u64() >= Some(1), "{endpoints}");
+}
+
+#[test]
+fn a_peer_that_turns_to_another_address_of_ours_is_served_there() {
+    let Some(rig) = Rig::new_or_skip("a peer turns to the router's other address") else { return };
+    rig.s.run("ip addr add 10.71.0.9/24 dev s0");
+    let fixed = Rig::server_config("", &tunnel("alice", "udp", "learn", ALICE_NET, ""));
+    let server = Router::start(&rig.lab, &rig.s, &fixed.replace(&format!("outer = \"{S4}\"\n"), ""));
+    let alice = at(&rig, C4);
+    prove(&alice);
+    alice.turn_to("10.71.0.9");
+    // Her socket is connected: what comes from the address before does not reach her.
+    prove(&alice);
+    let serving = alice.serve();
+    assert_eq!(pings(&rig.u, ALICE, 5, ""), 5);
+    assert_eq!(serving.answered(), 5);
+    let here = server.tunnel("alice");
+    assert!(here.to_string().contains("10.71.0.9"), "{here}");
 }
 
 #[test]
