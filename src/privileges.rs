@@ -70,6 +70,16 @@ mod libc_errno {
     pub(super) const EINVAL: i32 = Errno::EINVAL as i32;
 }
 
+/// Says what to do where there is no TUN device node at all, instead of making one behind the operator's back.
+pub fn check_tun_device() -> anyhow::Result<()> {
+    anyhow::ensure!(
+        std::path::Path::new("/dev/net/tun").exists(),
+        "there is no /dev/net/tun here; `sudo modprobe tun` makes it, in a container `--device /dev/net/tun` does, by hand \
+         `sudo mkdir -p /dev/net && sudo mknod /dev/net/tun c 10 200`"
+    );
+    Ok(())
+}
+
 /// Moves the process into a network namespace of its own, and for an ordinary user into a user namespace in which it is
 /// root. The process must still have a single thread.
 pub fn leave_network() -> anyhow::Result<()> {

@@ -29,6 +29,7 @@ pub struct Dispatch {
     /// Packets that had come from a tunnel's peer when its last probe began: one for each tunnel that ever was probed.
     heard: HashMap<TunnelId, u64>,
     alive: u64,
+    moved: u64,
     unclaimed: u64,
     inject_full: u64,
 }
@@ -37,7 +38,7 @@ impl Dispatch {
     /// With a prober whose randomness is secret.
     pub fn new(prober: Prober<StdRng>, injector: Injector, counters: CounterReader) -> Self {
         let (nd, heard) = (NdServer::new(), HashMap::new());
-        Self { nd, prober, injector, counters, heard, alive: 0, unclaimed: 0, inject_full: 0 }
+        Self { nd, prober, injector, counters, heard, alive: 0, moved: 0, unclaimed: 0, inject_full: 0 }
     }
 
     /// Tunnels came, went or changed: advertise where it is wanted, and no longer where it is not.
@@ -146,10 +147,12 @@ impl Dispatch {
                     }
                     match registry.move_endpoint(tunnel, remote, local) {
                         Some(Ok(())) => {
-                            tracing::info!(tunnel = name, %remote, "the peer was proven to be at")
+                            self.moved += 1;
+                            tracing::info!("tunnel {name}: its peer is at {remote}, proven by echo");
                         }
+
                         Some(Err(why)) => {
-                            tracing::warn!(tunnel = name, %remote, %why, "the peer cannot be moved to")
+                            tracing::warn!("tunnel {name}: its peer cannot move to {remote}: {why}")
                         }
                         None => {}
                     }
@@ -172,7 +175,7 @@ impl Dispatch {
         let c = self.prober.counters();
         let all = [
             ("probes_sent", c.probes_sent),
-            ("moved", c.moved),
+            ("moved", self.moved),
             ("stayed_alive", c.stayed_alive + self.alive),
             ("unanswered", c.unanswered),
             ("busy", c.busy),

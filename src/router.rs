@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{SigSet, Signal};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sixway_dataplane::counters::CounterReader;
@@ -24,7 +25,7 @@ use crate::admin::{Request, Response};
 use crate::config::{self, Config};
 use crate::endpoint::session::Prober;
 use crate::network::Network;
-use crate::privileges::explain;
+use crate::privileges::{check_tun_device, explain};
 use crate::punt::Dispatch;
 use crate::registry::Registry;
 
@@ -119,7 +120,7 @@ pub fn prepare(config: &Config) -> anyhow::Result<Prepared> {
     let mut prepared = match Prepared::open(settings.clone()) {
         Ok(prepared) => prepared,
         Err(why) if !needed => {
-            tracing::warn!(
+            tracing::info!(
                 "{why}; continuing with UDP only (protocol 41 needs root or CAP_NET_RAW; [proto41] enabled = false silences this)"
             );
             Prepared::open(Settings { proto41: None, ..settings }).map_err(explain)?
@@ -153,12 +154,13 @@ async fn live(
     // First of all: from here on a signal asks, it does not kill.
     let signals = Signals::new(signals)?;
     let admin = AdminSocket::bind(&config.admin.socket)?;
+    check_tun_device()?;
+    let network = Network::look(&config.router.tun).await?;
     let fresh_network = prepared.is_some();
     let prepared = match prepared {
         Some(prepared) => prepared,
         None => prepare(&config)?,
     };
-    let network = Network::look(&config.router.tun).await?;
     if fresh_network {
         network.raise_loopback().await?;
     }
@@ -226,11 +228,12 @@ impl Control {
                 tracing::info!("protocol 41: packet sockets, merged packets kept whole")
             }
         }
-        tracing::info!(
-            "{} tunnels; admin socket {}",
-            self.registry.len(),
-            self.config.admin.socket.display()
-        );
+        let (tunnels, socket) = (self.registry.len(), self.config.admin.socket.display());
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!("sixway {version} runs; tunnels: {tunnels}; admin socket: {socket}");
+        if tunnels == 0 {
+            tracing::warn!("no tunnels; add a [[tunnel]] to the configuration and run `sixway reload`");
+        }
     }
 
     async fn serve(
@@ -251,8 +254,14 @@ impl Control {
             tokio::select! {
                 _ = &mut stopped => return Ok(()),
                 wish = signals.next() => match wish {
-                    Wish::Stop => return Ok(()),
-                    Wish::Reload => self.reload_and_log().await,
+                    Wish::Stop => {
+                        tracing::info!("stopping");
+                        return Ok(());
+                    }
+                    Wish::Reload => {
+                        // The log has said what came of it.
+                        let _logged = self.reload_and_log().await;
+                    }
                 },
                 () = punts.ready() => self.take_punts(&mut punts.reader),
                 Some(question) = questions.recv() => self.answer(question).await,
@@ -290,7 +299,7 @@ impl Control {
                 let status = self.sources().status(page, limit, tunnel.as_deref());
                 status.map_or_else(Response::Error, |s| Response::Status(Box::new(s)))
             }
-            Request::Reload => match self.reload().await {
+            Request::Reload => match self.reload_and_log().await {
                 Ok(reloaded) => Response::Reloaded(reloaded),
                 Err(why) => Response::Error(format!("{why:#}")),
             },
@@ -356,14 +365,16 @@ impl Control {
         }
     }
 
-    async fn reload_and_log(&mut self) {
-        match self.reload().await {
+    async fn reload_and_log(&mut self) -> anyhow::Result<Reloaded> {
+        let done = self.reload().await;
+        match &done {
             Ok(Reloaded { added, removed, changed, unchanged, notes }) => {
                 tracing::info!(added, removed, changed, unchanged, "reloaded");
                 notes.iter().for_each(|note| tracing::warn!("{note}"));
             }
             Err(why) => tracing::error!("not reloaded, the configuration before stays in force: {why:#}"),
         }
+        done
     }
 }
 
@@ -425,6 +436,21 @@ impl Punts {
     }
 }
 
+/// Holds back the signals that an operator sends until the router can take them: from here on none kills the process
+/// halfway. Call it before any thread is started.
+pub fn hold_signals() -> anyhow::Result<()> {
+    Ok(asked_signals().thread_block()?)
+}
+
+/// Lets them through in this thread again: a program that it starts inherits what is held back.
+pub fn release_signals() -> anyhow::Result<()> {
+    Ok(asked_signals().thread_unblock()?)
+}
+
+fn asked_signals() -> SigSet {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
+}
+
 enum Wish {
     Stop,
     Reload,
@@ -440,7 +466,10 @@ impl Signals {
         }
         let [term, int, hup] =
             [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-        Ok(Self(Some([term?, int?, hup?])))
+        let taken = Self(Some([term?, int?, hup?]));
+        // What came since `hold_signals` is delivered now.
+        release_signals().map_err(std::io::Error::other)?;
+        Ok(taken)
     }
 
     async fn next(&mut self) -> Wish {

@@ -110,8 +110,8 @@ fn an_ordinary_user_gets_a_network_of_their_own() {
     );
     assert!(!rig.c.run("ip link").contains("six0"), "and C's network was not touched");
     assert_eq!(server.count("alice", "rx_packets"), 5);
-    let failed = rig.c.attempt(&line.replace(inside, "false"));
-    assert!(!failed.ok && failed.text.contains("'false' ended with"), "{}", failed.text);
+    let code = rig.c.attempt(&format!("{} ; echo code=$?", line.replace(inside, "sh -c 'exit 7'")));
+    assert!(code.text.contains("code=7"), "the command's exit code is the program's: {}", code.text);
 }
 
 /// Runs as root of its own user namespace, which is nobody outside.

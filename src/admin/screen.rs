@@ -26,7 +26,7 @@ pub fn screen(s: &Status) -> Vec<String> {
         ));
     }
     lines.push(String::new());
-    lines.push(format!("drops  {}", counts(&s.drops)));
+    lines.push(format!("all drops  {}", counts(&s.drops)));
     lines
 }
 

@@ -46,7 +46,7 @@ pub enum BindError {
     NoSocket(PathBuf),
     /// The system refused.
     #[error(
-        "cannot open the admin socket {path}: {cause}; choose a place that you may write with [admin] socket = \"...\""
+        "cannot open the admin socket {path}: {cause}; run with sudo, or (without rights: `sixway run --help` on --unshare) choose a place that you may write with [admin] socket = \"...\""
     )]
     System {
         /// The socket.

@@ -1,5 +1,6 @@
 //! `sixway reload`: a running instance reads its configuration again.
 
+use anyhow::Context;
 use clap::Args;
 
 use super::print_line;
@@ -19,7 +20,8 @@ pub struct ReloadArgs {
 
 /// Asks for the reload and prints what it changed.
 pub fn run(args: &ReloadArgs) -> anyhow::Result<()> {
-    match ask(&args.instance.path()?, &Request::Reload)? {
+    let asked = ask(&args.instance.path()?, &Request::Reload);
+    match asked.context("not reloaded, the configuration before stays in force")? {
         Response::Reloaded(done) => {
             print_line(&format!(
                 "reloaded: {} added, {} removed, {} changed, {} untouched",

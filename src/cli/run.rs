@@ -11,12 +11,12 @@ use nix::unistd::Pid;
 
 use crate::config::Config;
 use crate::privileges::leave_network;
-use crate::router::{Router, Start, prepare};
+use crate::router::{Router, Start, hold_signals, prepare, release_signals};
 
 /// Arguments of `sixway run`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "SIGHUP reads the configuration again, SIGTERM stops and leaves nothing behind.\n\nWithout any rights on this host (only /dev/net/tun must be open to you), over UDP:\n  sixway run --unshare --config client.toml -- bash\nThe file must name an admin socket that you may write: [admin] socket = \"/home/bob/sixway.sock\"\n\nLog more or less with SIXWAY_LOG=debug|info|warn|error."
+    after_help = "SIGHUP reads the configuration again, SIGTERM stops and leaves nothing behind.\n\nWithout any rights on this host (only /dev/net/tun must be open to you), over UDP:\n  sixway run --unshare --config client.toml -- bash\nThe file must name an admin socket that you may write: [admin] socket = \"/home/bob/sixway.sock\"\n\nExits with the command's own code. Log more or less with SIXWAY_LOG=debug|info|warn|error."
 )]
 pub struct RunArgs {
     /// Configuration file
@@ -33,6 +33,7 @@ pub struct RunArgs {
 /// Runs the router until it is told to stop.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     start_log();
+    hold_signals()?;
     let config = Config::load(&args.config)?;
     let prepared = if args.unshare {
         let mut prepared = prepare(&config)?;
@@ -44,6 +45,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     };
     let file = std::path::absolute(&args.config).unwrap_or_else(|_| args.config.clone());
     let router = Router::start(Start { config, file: Some(file), prepared, signals: true })?;
+    release_signals()?;
     match args.command.split_first() {
         None => router.wait(),
         Some((program, arguments)) => run_beside(router, program, arguments),
@@ -56,7 +58,9 @@ fn run_beside(router: Router, program: &str, arguments: &[String]) -> anyhow::Re
         Ok(child) => child,
         Err(why) => {
             router.stop()?;
-            return Err(why).with_context(|| format!("cannot run '{program}'"));
+            return Err(why).with_context(|| {
+                format!("cannot run '{program}': name a program in PATH, or its whole path")
+            });
         }
     };
     let status = loop {
@@ -72,8 +76,12 @@ fn run_beside(router: Router, program: &str, arguments: &[String]) -> anyhow::Re
         std::thread::sleep(WATCH);
     };
     router.stop()?;
-    anyhow::ensure!(status.success(), "'{program}' ended with {status}");
-    Ok(())
+    // The command's own exit code is ours; one that a signal ended counts as failed.
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => std::process::exit(code),
+        None => anyhow::bail!("'{program}' ended with {status}"),
+    }
 }
 
 /// How often the command and the router are looked at.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use clap::Args;
 
+use crate::admin::client;
 use crate::config::Config;
 
 /// Where instances put their sockets by default.
@@ -38,6 +39,11 @@ fn only_one_in(folder: &Path) -> anyhow::Result<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let is_socket = |p: &PathBuf| p.extension().is_some_and(|e| e == "sock");
     let mut all: Vec<_> = entries.map(|e| e.path()).filter(is_socket).collect();
+    // One that crashed leaves its socket behind; where none is alive, the error of asking it says so.
+    let alive: Vec<_> = all.iter().filter(|p| client::owner(p).is_some()).cloned().collect();
+    if !alive.is_empty() {
+        all = alive;
+    }
     all.sort();
     match &all[..] {
         [one] => Ok(one.clone()),
@@ -47,7 +53,10 @@ fn only_one_in(folder: &Path) -> anyhow::Result<PathBuf> {
         ),
         many => {
             let names: Vec<_> = many.iter().map(|p| p.display().to_string()).collect();
-            bail!("several instances run here; choose one with --socket: {}", names.join(", "))
+            bail!(
+                "several instances run here; choose one with --socket (or --config FILE): {}",
+                names.join(", ")
+            )
         }
     }
 }

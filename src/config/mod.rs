@@ -273,9 +273,14 @@ fn unreadable(file: &str, error: &std::io::Error) -> ConfigErrors {
         place: Place { file: file.to_owned(), position: None },
         what: "cannot read the configuration".to_owned(),
         why: error.to_string(),
-        next: format!(
-            "name another file with --config (the default is {DEFAULT_PATH}), \
-             or write this one and test it with `sixway check {file}`"
-        ),
+        next: if error.kind() == std::io::ErrorKind::NotFound {
+            format!(
+                "write it (README.md has examples; the default place is {DEFAULT_PATH}), or name another file"
+            )
+        } else if error.kind() == std::io::ErrorKind::PermissionDenied {
+            "use sudo, or let this user read it".to_owned()
+        } else {
+            "name a TOML file".to_owned()
+        },
     }])
 }

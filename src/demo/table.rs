@@ -111,7 +111,8 @@ fn shade(column: usize, run: &Run) -> &'static str {
 }
 
 fn closing(seconds: u8, colour: Colour) -> String {
-    let next = colour.paint(BOLD, "sixway run --config /etc/sixway/sixway.toml");
+    let program = std::env::current_exe().map_or_else(|_| "sixway".to_owned(), |p| p.display().to_string());
+    let next = colour.paint(BOLD, &format!("sudo {program} run"));
     format!(
         "
   Client {CLIENT_INNER} reached host {HOST} through two sixway routers:

@@ -59,7 +59,8 @@ pub enum LinkError {
     /// An equal route leads to another device, so ours would never be used.
     #[error(
         "cannot route {prefix} to '{wanted}': an equal route already leads to '{held}'; \
-         choose another metric, or remove it with `ip -6 route del {prefix} dev {held}`"
+         give the prefix to one of the two, or leave it out of [router] routes here; if it is a leftover, \
+         `ip -6 route del {prefix} dev {held}` removes it"
     )]
     RouteTaken {
         /// The prefix both want.
