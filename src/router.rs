@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sixway_dataplane::counters::CounterReader;
-use sixway_dataplane::io::proto41::Receive;
+use sixway_dataplane::io::proto41::{Receive, Rungs, Send};
 use sixway_dataplane::io::udp::UdpOffload;
 use sixway_dataplane::punt::PuntReader;
 use sixway_dataplane::start::{Facts, Prepared, Settings, Workers};
@@ -95,6 +95,24 @@ fn join(thread: std::thread::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<(
     thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the control thread has panicked; this is a bug")))
 }
 
+fn announce_proto41(proto41: Option<&Rungs>) {
+    let Some(rungs) = proto41 else { return tracing::info!("protocol 41: off") };
+    match rungs.receive {
+        Receive::Raw => {
+            tracing::info!(
+                "protocol 41: raw socket; turn GRO off on the outer interface if UDP crosses tunnels"
+            );
+        }
+        Receive::Packet | Receive::Auto => {
+            tracing::info!("protocol 41: packet sockets, merged packets kept whole");
+        }
+    }
+    match &rungs.cut_because {
+        None => tracing::info!("protocol 41: super-packets are sent whole"),
+        Some(why) => tracing::info!("protocol 41: super-packets are cut before they are sent: {why}"),
+    }
+}
+
 /// The forwarder's settings for a configuration.
 pub fn settings(config: &Config) -> Settings {
     let receive = match config.proto41.receive {
@@ -102,13 +120,14 @@ pub fn settings(config: &Config) -> Settings {
         config::Receive::Packet => Receive::Packet,
         config::Receive::Raw => Receive::Raw,
     };
+    let send = if config.proto41.whole { Send::Auto } else { Send::Raw };
     Settings {
         tun: config.router.tun.clone(),
         tun_offload: config.router.tun_offload,
         workers: usize::from(config.router.workers),
         capacity: config.router.capacity,
         udp: UdpOffload { gro: config.udp.gro, gso: config.udp.gso },
-        proto41: (config.proto41.enabled != Some(false)).then_some(receive),
+        proto41: (config.proto41.enabled != Some(false)).then_some((receive, send)),
     }
 }
 
@@ -212,22 +231,12 @@ impl Control {
 
     /// One line for each listener, and which rung was taken.
     fn announce(&self) {
-        let Facts { workers, tun_offload, proto41 } = self.facts;
+        let Facts { workers, tun_offload, proto41 } = &self.facts;
         tracing::info!("TUN {}: {workers} queues, offload {}", self.config.router.tun, tun_offload.name());
         for at in self.registry.listening() {
             tracing::info!("UDP {at}: listening");
         }
-        match proto41 {
-            None => tracing::info!("protocol 41: off"),
-            Some(Receive::Raw) => {
-                tracing::info!(
-                    "protocol 41: raw socket; turn GRO off on the outer interface if UDP crosses tunnels"
-                );
-            }
-            Some(Receive::Packet | Receive::Auto) => {
-                tracing::info!("protocol 41: packet sockets, merged packets kept whole")
-            }
-        }
+        announce_proto41(proto41.as_ref());
         let (tunnels, socket) = (self.registry.len(), self.config.admin.socket.display());
         let version = env!("CARGO_PKG_VERSION");
         tracing::info!("sixway {version} runs; tunnels: {tunnels}; admin socket: {socket}");
@@ -349,7 +358,7 @@ impl Control {
     /// What was not opened at the start cannot carry a tunnel now.
     fn check_encapsulations(&self, wanted: &Config) -> anyhow::Result<()> {
         let proto41 = wanted.tunnels.iter().find(|t| matches!(t.outer, Outer::Proto41 { .. }));
-        match (proto41, self.facts.proto41) {
+        match (proto41, &self.facts.proto41) {
             (Some(tunnel), None) => anyhow::bail!(
                 "tunnel '{}' needs protocol 41, which this instance was started without; restart it (with root or \
                  CAP_NET_RAW)",

@@ -15,7 +15,7 @@ use mio::Waker;
 
 use crate::counters::{CounterReader, counters};
 use crate::io::kernel::KernelIo;
-use crate::io::proto41::{self, Proto41Port, Proto41Sockets, Receive};
+use crate::io::proto41::{self, Proto41Port, Proto41Sockets, Receive, Rungs, Send};
 use crate::io::tun::{self, TunOffload};
 use crate::io::udp::{self, UdpOffload};
 use crate::offload::coalesce::Coalescer;
@@ -43,8 +43,8 @@ pub struct Settings {
     pub capacity: u32,
     /// UDP offloading.
     pub udp: UdpOffload,
-    /// Protocol 41, and how it is received; `None` turns it off.
-    pub proto41: Option<Receive>,
+    /// Protocol 41, and how it is received and sent; `None` turns it off.
+    pub proto41: Option<(Receive, Send)>,
 }
 
 /// Why the forwarder did not start.
@@ -75,21 +75,21 @@ pub enum StartError {
 }
 
 /// What was granted of what was wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Forwarding threads.
     pub workers: usize,
     /// TUN offloads.
     pub tun_offload: TunOffload,
-    /// How protocol 41 is received; `None`: it is off.
-    pub proto41: Option<Receive>,
+    /// How protocol 41 is received and sent; `None`: it is off.
+    pub proto41: Option<Rungs>,
 }
 
 /// The outer sockets, open.
 #[derive(Debug)]
 pub struct Prepared {
     settings: Settings,
-    proto41: Option<(Vec<Proto41Sockets>, Receive)>,
+    proto41: Option<(Vec<Proto41Sockets>, Rungs)>,
     udp: HashMap<SocketAddrV4, Vec<UdpSocket>>,
     moved: bool,
 }
@@ -100,7 +100,8 @@ impl Prepared {
         if settings.workers == 0 {
             settings.workers = processors().len().max(1);
         }
-        let open = |receive| proto41::open(settings.workers, receive).map_err(StartError::Proto41);
+        let open =
+            |(receive, send)| proto41::open(settings.workers, receive, send).map_err(StartError::Proto41);
         let proto41 = settings.proto41.map(open).transpose()?;
         Ok(Self { settings, proto41, udp: HashMap::new(), moved: false })
     }
@@ -124,11 +125,11 @@ impl Prepared {
         let tun_error = |source| StartError::Tun { name: settings.tun.clone(), source };
         let (queues, tun_offload) =
             tun::open(&settings.tun, settings.workers, settings.tun_offload).map_err(tun_error)?;
-        let (rung, mut proto41) = match proto41 {
-            Some((sockets, rung)) => (Some(rung), sockets),
+        let (rungs, mut proto41) = match proto41 {
+            Some((sockets, rungs)) => (Some(rungs), sockets),
             None => (None, Vec::new()),
         };
-        let facts = Facts { workers: settings.workers, tun_offload, proto41: rung };
+        let facts = Facts { workers: settings.workers, tun_offload, proto41: rungs };
         let (editor, readers) = tables(settings.capacity, settings.workers, seed);
         let (counters, tallies) = counters(settings.workers, settings.capacity);
         let (punt_sender, punts) = punt::queue()?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use sixway_dataplane::counters::{CounterReader, Event};
-use sixway_dataplane::io::proto41::Receive;
+use sixway_dataplane::io::proto41::{Receive, Rungs};
 use sixway_dataplane::start::Facts;
 use sixway_dataplane::update::{Outer, TunnelId, UdpRemote};
 
@@ -182,12 +182,17 @@ impl Sources<'_> {
     }
 
     fn offload(&self) -> Offload {
-        let proto41 = match self.facts.proto41 {
-            None => "off",
-            Some(Receive::Raw) => "raw",
-            Some(Receive::Packet | Receive::Auto) => "packet",
+        let proto41 = match &self.facts.proto41 {
+            None => "off".to_owned(),
+            Some(Rungs { receive: Receive::Raw, .. }) => "raw".to_owned(),
+            Some(Rungs { receive: Receive::Packet | Receive::Auto, cut_because: None }) => {
+                "packet".to_owned()
+            }
+            Some(Rungs { receive: Receive::Packet | Receive::Auto, cut_because: Some(why) }) => {
+                format!("packet, sent in segments ({why})")
+            }
         };
-        Offload { tun: self.facts.tun_offload.name().to_owned(), proto41: proto41.to_owned() }
+        Offload { tun: self.facts.tun_offload.name().to_owned(), proto41 }
     }
 
     fn tunnel(&self, id: TunnelId, live: &Live) -> TunnelStatus {

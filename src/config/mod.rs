@@ -135,6 +135,8 @@ pub struct Proto41 {
     pub enabled: Option<bool>,
     /// How packets are received.
     pub receive: Receive,
+    /// Whether super-packets are sent whole where the kernel allows it.
+    pub whole: bool,
 }
 
 /// How protocol 41 packets are received.

@@ -79,7 +79,11 @@ pub(crate) const UDP: Schema = Schema {
 /// `[proto41]`: the protocol 41 encapsulation.
 pub(crate) const PROTO41: Schema = Schema {
     title: "[proto41]",
-    keys: &[key("enabled", "enabled = true"), key("receive", "receive = \"auto\"")],
+    keys: &[
+        key("enabled", "enabled = true"),
+        key("receive", "receive = \"auto\""),
+        key("whole", "whole = true"),
+    ],
 };
 
 /// `[[tunnel]]`: one tunnel.

@@ -105,7 +105,11 @@ fn ports(report: &mut Report<'_>, section: &Section<'_, '_>) -> Option<Vec<u16>>
 /// Reads `[proto41]`.
 pub(crate) fn proto41(report: &mut Report<'_>, section: &Section<'_, '_>) -> Proto41 {
     let receive = section.text(report, "receive", |text| choose(&RECEIVE, text));
-    Proto41 { enabled: section.boolean(report, "enabled"), receive: receive.unwrap_or(Receive::Auto) }
+    Proto41 {
+        enabled: section.boolean(report, "enabled"),
+        receive: receive.unwrap_or(Receive::Auto),
+        whole: section.boolean(report, "whole").unwrap_or(true),
+    }
 }
 
 /// An interface name's longest, without the closing zero (Linux `IFNAMSIZ`).

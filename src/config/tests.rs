@@ -111,7 +111,7 @@ fn every_key_arrives() {
     );
     assert_eq!(config.admin.socket, PathBuf::from("/run/sixway/other.sock"));
     assert_eq!(config.udp, Udp { ports: vec![3653, 443], gro: false, gso: true });
-    assert_eq!(config.proto41, Proto41 { enabled: Some(true), receive: Receive::Raw });
+    assert_eq!(config.proto41, Proto41 { enabled: Some(true), receive: Receive::Raw, whole: true });
     let alice = TunnelConfig {
         name: "alice".into(),
         outer: Outer::Proto41 {
@@ -151,7 +151,7 @@ fn an_empty_file_is_all_defaults() {
     assert_eq!((config.router.workers, config.router.capacity), (0, 1_048_576));
     assert_eq!(config.admin.socket, PathBuf::from("/run/sixway/six0.sock"));
     assert_eq!(config.udp, Udp { ports: vec![3653], gro: true, gso: true });
-    assert_eq!(config.proto41, Proto41 { enabled: None, receive: Receive::Auto });
+    assert_eq!(config.proto41, Proto41 { enabled: None, receive: Receive::Auto, whole: true });
     assert_eq!(config.tunnels, vec![]);
     assert!(!config.needs_forwarding());
 }

@@ -1,10 +1,11 @@
-//! IPv6 directly in IPv4, protocol 41 (RFC 4213 section 3): reading the outer header.
+//! IPv6 directly in IPv4, protocol 41 (RFC 4213 section 3): the outer header, read and written.
 //!
 //! Needed where frames are taken below the kernel's IP layer, which has checked nothing yet. Not done: reassembly
 //! (the packet socket's fanout asks the kernel for it); acting on outer options (they are skipped).
 
 use std::net::Ipv4Addr;
 
+use super::OUTER_TTL;
 use crate::packet::checksum::Sum;
 use crate::verdict::Reason;
 
@@ -45,6 +46,20 @@ pub fn unwrap(bytes: &[u8]) -> Result<OuterHeader, Reason> {
         len,
         total,
     })
+}
+
+/// An outer header without options for a packet of `total` octets with this header; DF stays clear (RFC 4213 section
+/// 3.2.1).
+pub fn wrap(source: Ipv4Addr, destination: Ipv4Addr, tos: u8, total: u16, identification: u16) -> [u8; 20] {
+    let mut out = [0; 20];
+    (out[0], out[1], out[8], out[9]) = (0x45, tos, OUTER_TTL as u8, PROTOCOL);
+    out[2..4].copy_from_slice(&total.to_be_bytes());
+    out[4..6].copy_from_slice(&identification.to_be_bytes());
+    out[12..16].copy_from_slice(&source.octets());
+    out[16..20].copy_from_slice(&destination.octets());
+    let sum = Sum::default().plus(&out).finish();
+    out[10..12].copy_from_slice(&sum);
+    out
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use super::proto41::Proto41Port;
 use super::sys::Inbox;
 use super::tun::TunQueue;
 use super::udp::UdpPort;
+use super::whole41::Sent;
 use super::{Destination, PacketIo, Side};
 use crate::counters::{Event, Tally};
 use crate::offload::coalesce::Coalescer;
@@ -115,6 +116,11 @@ impl KernelIo {
                 Err(_) => return tally.drop(Reason::BadOffload, Some(path.tunnel), 1),
             },
         };
+        if let Some(layout) = layout.filter(|_| path.encap == Encap::Proto41)
+            && self.send_whole(path, tos, packet, batch, &layout, tally)
+        {
+            return;
+        }
         let (segments, headers) = layout.map_or((1, 0), |l| (l.segments(), l.headers));
         let other_socket = path.encap == Encap::Udp && path.socket != self.udp_out_socket;
         if other_socket || !self.outbox(path.encap).has_room(segments, headers) {
@@ -126,6 +132,42 @@ impl KernelIo {
         match layout {
             None => self.outbox(path.encap).push(path, tos, packet.start, packet.len),
             Some(layout) => self.outbox(path.encap).push_cut(path, tos, packet.start, bytes, &layout),
+        }
+    }
+
+    /// A protocol-41 super-packet, whole if that is possible. `false`: it must be cut.
+    fn send_whole(
+        &mut self,
+        path: &Path,
+        tos: u8,
+        packet: &Packet,
+        batch: &Batch,
+        layout: &Layout,
+        tally: &mut Tally,
+    ) -> bool {
+        if self.proto41.as_mut().and_then(Proto41Port::whole).is_none() {
+            return false;
+        }
+        // What came before it goes before it.
+        self.flush(Encap::Proto41, batch, tally);
+        let Some(whole) = self.proto41.as_mut().and_then(Proto41Port::whole) else { return false };
+        let segments = layout.segments() as u64;
+        match whole.send(path, tos, batch.bytes(packet), &packet.offload, layout) {
+            Sent::Whole => {
+                let octets = packet.len as u64 + (segments - 1) * layout.headers as u64;
+                tally.event(Event::WireWrites, 1);
+                tally.event(Event::WireMerged, 1);
+                tally.sent(path.tunnel, segments, octets);
+                true
+            }
+            Sent::Full => {
+                tally.drop(Reason::SendFailed, Some(path.tunnel), segments);
+                true
+            }
+            Sent::Not => {
+                tally.event(Event::WireSplit, 1);
+                false
+            }
         }
     }
 

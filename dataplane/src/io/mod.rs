@@ -7,10 +7,13 @@ pub mod kernel;
 pub mod mem;
 pub mod outbox;
 pub mod proto41;
+pub mod route;
 pub mod sys;
+pub mod tcx;
 pub mod tun;
 pub mod udp;
 pub mod vnet;
+pub mod whole41;
 
 use std::net::{SocketAddrV4, UdpSocket};
 use std::time::Duration;

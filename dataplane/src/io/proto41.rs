@@ -3,9 +3,10 @@
 //! The kernel merges protocol-41 packets before any socket sees them and leaves partial checksums behind. A packet
 //! socket with PACKET_VNET_HDR delivers the description as well, so the super-packet is passed on whole. A raw socket
 //! hides it: there the partial TCP checksum gives the merge away (`detect_partial`); merged UDP cannot be told apart,
-//! so that rung is the fallback. Sending is always by a raw socket, which also keeps the kernel from answering
-//! "protocol unreachable".
+//! so that rung is the fallback. Sending is by a raw socket, which also keeps the kernel from answering "protocol
+//! unreachable"; super-packets go whole by [`super::whole41`] where the kernel allows it.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,8 +14,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::sys::{Inbox, Name, Received, bind_packet, option, set_option};
+use super::tcx::Forwarding;
 use super::udp::enlarge_buffers;
-use super::vnet;
+use super::whole41::WholeSender;
+use super::{vnet, whole41};
 use crate::counters::{Event, Tally};
 use crate::encap::{OUTER_TTL, proto41};
 use crate::offload::segment::detect_partial;
@@ -41,18 +44,47 @@ pub enum Receive {
     Raw,
 }
 
+/// How super-packets are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Send {
+    /// Whole where that passes its test, else in segments.
+    Auto,
+    /// In segments, by the raw socket.
+    Raw,
+}
+
+/// Which rungs were taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rungs {
+    /// How packets are received: never `Auto`.
+    pub receive: Receive,
+    /// Why super-packets are cut before they are sent; `None`: they are sent whole.
+    pub cut_because: Option<String>,
+}
+
 /// The sockets of one worker, opened while rights last.
 #[derive(Debug)]
 pub struct Proto41Sockets {
     raw: Socket,
+    whole: Option<WholeSender>,
     packet: Option<Socket>,
     /// The raw socket, which all workers share for sending, is read here.
     reads_raw: bool,
     addresses: LocalAddresses,
 }
 
-/// Opens the sockets of `workers` workers. Returns them and the rung taken.
-pub fn open(workers: usize, receive: Receive) -> io::Result<(Vec<Proto41Sockets>, Receive)> {
+/// Opens the sockets of `workers` workers. Returns them and the rungs taken.
+pub fn open(workers: usize, receive: Receive, send: Send) -> io::Result<(Vec<Proto41Sockets>, Rungs)> {
+    // Before any socket of ours listens: the test's packet is not for the workers.
+    let whole = match send {
+        Send::Auto => open_whole(workers).map_err(|why| why.to_string()),
+        Send::Raw => Err("off by configuration".to_owned()),
+    };
+    let (whole, cut_because) = match whole {
+        Ok(senders) => (senders, None),
+        Err(why) => (Vec::new(), Some(why)),
+    };
+    let mut whole = whole.into_iter();
     // One raw socket that all workers send with: the kernel makes a copy of every packet for each there is.
     let raw = open_raw()?;
     let packets = match receive {
@@ -69,9 +101,23 @@ pub fn open(workers: usize, receive: Receive) -> io::Result<(Vec<Proto41Sockets>
     for n in 0..workers {
         let reads_raw = taken == Receive::Raw && n == 0;
         let addresses = LocalAddresses::of_this_network();
-        all.push(Proto41Sockets { raw: raw.try_clone()?, packet: packets.next(), reads_raw, addresses });
+        let (raw, packet, whole) = (raw.try_clone()?, packets.next(), whole.next());
+        all.push(Proto41Sockets { raw, whole, packet, reads_raw, addresses });
     }
-    Ok((all, taken))
+    Ok((all, Rungs { receive: taken, cut_because }))
+}
+
+fn open_whole(workers: usize) -> io::Result<Vec<WholeSender>> {
+    let secret = RandomState::new().build_hasher().finish();
+    let forwarding = Forwarding::attach(secret).map_err(|e| match e.raw_os_error() {
+        Some(libc::EPERM) => {
+            io::Error::other("no right to load the eBPF program (needs CAP_BPF and CAP_NET_ADMIN)")
+        }
+        Some(libc::EINVAL) => io::Error::other("the kernel has no tcx (6.6 and later have)"),
+        _ => io::Error::other(format!("the eBPF program: {e}")),
+    })?;
+    whole41::test(&forwarding)?;
+    (0..workers).map(|_| WholeSender::open(&forwarding)).collect()
 }
 
 fn open_raw() -> io::Result<Socket> {
@@ -108,7 +154,7 @@ fn open_packet() -> io::Result<Socket> {
     set_option(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
     let _only_saves_work = set_option(fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1);
     let _counts_losses_where_known = set_option(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
-    bind_packet(fd, ETHERTYPE_IPV4)?;
+    bind_packet(fd, ETHERTYPE_IPV4, 0)?;
     Ok(socket)
 }
 
@@ -189,6 +235,11 @@ impl Proto41Port {
     /// The socket to send with.
     pub fn sender(&self) -> BorrowedFd<'_> {
         self.sockets.raw.as_fd()
+    }
+
+    /// The way out for super-packets, if there is one.
+    pub fn whole(&mut self) -> Option<&mut WholeSender> {
+        self.sockets.whole.as_mut()
     }
 
     /// The socket to receive from, if this worker does.

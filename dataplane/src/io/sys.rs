@@ -7,9 +7,10 @@
     reason = "recvmmsg, sendmmsg and socket options with control data have no safe wrapper"
 )]
 
+use std::ffi::CStr;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Room for the control data of one message: packet info, type of service, segment size, overflow count.
 const CONTROL: usize = 160;
@@ -348,12 +349,13 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
     if done == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Binds a packet socket to one EtherType on all interfaces; from now on it receives.
-pub fn bind_packet(fd: BorrowedFd<'_>, ethertype: u16) -> io::Result<()> {
+/// Binds a packet socket to one EtherType (0: it only sends) on one interface (0: all of them).
+pub fn bind_packet(fd: BorrowedFd<'_>, ethertype: u16, interface: u32) -> io::Result<()> {
     // SAFETY: all-zero is a valid sockaddr_ll.
     let mut at: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     at.sll_family = libc::AF_PACKET as u16;
     at.sll_protocol = ethertype.to_be();
+    at.sll_ifindex = interface.cast_signed();
     // SAFETY: the pointer is to a live sockaddr_ll of the length given.
     let done = unsafe {
         let len = size_of::<libc::sockaddr_ll>() as u32;
@@ -369,6 +371,88 @@ pub fn set_tun_offload(fd: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
     // SAFETY: this request takes its argument by value; no pointer is involved.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD as _, libc::c_ulong::from(flags)) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The start of `union bpf_attr` for BPF_PROG_LOAD (include/uapi/linux/bpf.h).
+#[repr(C)]
+struct ProgramToLoad {
+    kind: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    attach_type: u32,
+}
+
+/// The same for BPF_LINK_CREATE.
+#[repr(C)]
+struct LinkToMake {
+    program: u32,
+    interface: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u64,
+    revision: u64,
+}
+
+/// BPF_TCX_EGRESS: before a packet leaves by an interface (kernel 6.6 and later).
+const TCX_EGRESS: u32 = 47;
+
+/// Loads an eBPF program for traffic control, given as encoded instructions.
+pub fn load_program(name: &str, code: &[u64], license: &CStr) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const SCHED_CLS: u32 = 3;
+    let mut short = [0; 16];
+    short.iter_mut().zip(name.bytes().take(15)).for_each(|(to, from)| *to = from);
+    let attr = ProgramToLoad {
+        kind: SCHED_CLS,
+        instructions: code.len() as u32,
+        code: code.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: short,
+        interface: 0,
+        attach_type: TCX_EGRESS,
+    };
+    // SAFETY: `attr` lives through the call and has the length given; the pointers in it are to instructions and a string that
+    // are borrowed for as long. The kernel verifies the program before it takes it.
+    unsafe { bpf(BPF_PROG_LOAD, &attr) }
+}
+
+/// Lets packets that leave by `interface` pass through `program` until the returned link is closed.
+pub fn attach_egress(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+    const BPF_LINK_CREATE: libc::c_long = 28;
+    let attr = LinkToMake {
+        program: program.as_raw_fd().cast_unsigned(),
+        interface,
+        attach_type: TCX_EGRESS,
+        flags: 0,
+        relative: 0,
+        revision: 0,
+    };
+    // SAFETY: `attr` lives through the call, has the length given and holds no pointers.
+    unsafe { bpf(BPF_LINK_CREATE, &attr) }
+}
+
+/// # Safety
+///
+/// `attr` must be the C structure that `command`, which must return a new descriptor, expects, and its pointers valid.
+unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise; a descriptor that is returned is new and ours alone.
+    unsafe {
+        let got = libc::syscall(libc::SYS_bpf, command, (&raw const *attr), size_of::<T>());
+        if got < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(got as i32)) }
+    }
 }
 
 #[cfg(test)]

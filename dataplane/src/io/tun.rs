@@ -13,7 +13,7 @@ use super::{sys, vnet};
 use crate::counters::{Event, Tally};
 use crate::offload::coalesce::{Coalescer, MOST_MEMBERS, Train};
 use crate::offload::segment::{Layout, cut};
-use crate::packet::batch::{Arrival, BUFFER, Batch, HEADROOM, Merged, Offload, Packet};
+use crate::packet::batch::{Arrival, BUFFER, Batch, HEADROOM, Offload, Packet};
 use crate::update::TunnelId;
 use crate::verdict::Reason;
 
@@ -24,8 +24,6 @@ const TSO6: u32 = 0x04;
 const TSO_ECN: u32 = 0x08;
 const USO4: u32 = 0x20;
 const USO6: u32 = 0x40;
-/// The TCP flag Congestion Window Reduced.
-const CWR: u8 = 0x80;
 
 /// Which super-packets the kernel may hand us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,22 +126,21 @@ impl TunQueue {
     /// Hands one packet to the kernel; a super-packet that it refuses is handed over in pieces.
     pub fn send(&mut self, bytes: &[u8], offload: &Offload, tunnel: Option<TunnelId>, tally: &mut Tally) {
         tally.event(Event::TunWrites, 1);
-        let Some((kind, _)) = offload.merged else {
+        if offload.merged.is_none() {
             if self.write(&[&vnet::emit(offload, 0, false), bytes]).is_err() {
                 tally.drop(Reason::TunFull, tunnel, 1);
             }
             return;
-        };
+        }
         let Ok(layout) = Layout::of(bytes, offload, 0) else {
             return tally.drop(Reason::BadOffload, tunnel, 1);
         };
         tally.event(Event::TunMerged, 1);
-        let cwr = kind == Merged::Tcp && bytes[layout.upper + 13] & CWR != 0;
         if offload.partial.is_none() {
             // The kernel would sum on top of a complete checksum; cutting sums anew.
             return self.send_cut(bytes, &layout, tunnel, tally);
         }
-        let header = vnet::emit(offload, layout.headers, cwr);
+        let header = vnet::emit(offload, layout.headers, layout.has_cwr(bytes));
         match self.write(&[&header, bytes]) {
             Ok(()) => {}
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.send_cut(bytes, &layout, tunnel, tally),

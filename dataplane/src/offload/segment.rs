@@ -69,6 +69,11 @@ impl Layout {
         self.headers + self.size.min(self.len - self.headers)
     }
 
+    /// Whether a TCP packet says Congestion Window Reduced, which only its first segment may repeat (RFC 3168 section 6.1.2).
+    pub fn has_cwr(&self, packet: &[u8]) -> bool {
+        self.kind == Merged::Tcp && packet[self.upper + 13] & CWR != 0
+    }
+
     /// The payload of segment `n`.
     pub fn payload(&self, n: usize) -> Range<usize> {
         let start = self.headers + n * self.size;

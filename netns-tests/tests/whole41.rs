@@ -1,0 +1,160 @@
+//! Protocol-41 super-packets that leave whole: what an interface makes of them must be what the router would have cut
+//! itself, and where they cannot go whole they must go in pieces.
+//!
+//! ```text
+//!   C observes c0 ──── (cuts for itself: segmentation offload off) s0 S s1 ──── u0 U sends
+//! ```
+
+#![allow(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
+
+use netns_tests::{ALICE, IPV4, Inner, Observer, Rig, Router, U6, transfer};
+
+const BYTES: u64 = 10 << 20;
+
+/// What is to be known of an outer packet on the wire.
+#[derive(Clone, Copy)]
+struct Seen {
+    len: usize,
+    identification: u16,
+    may_fragment: bool,
+    is_fragment: bool,
+    sound: bool,
+}
+
+#[test]
+fn an_interface_cuts_them_as_the_router_would() {
+    let Some(rig) = Rig::new_or_skip("super-packets by protocol 41, cut by the interface") else { return };
+    rig.s.run("ethtool -K s0 tx-ipxip4-segmentation off tx-checksumming off gso on");
+    let (server, client) = (rig.server(&Rig::alice("proto41", "mtu = 1480")), rig.client("proto41", 1480));
+    expect_whole(&server);
+    let seen = observe(&rig);
+    transfer(&rig.u, &rig.c, ALICE, BYTES);
+    let seen = seen.finish();
+    let full: Vec<_> = seen.iter().filter(|p| p.len > 1000).collect();
+    assert!(full.len() as u64 > BYTES / 1500, "only {} full segments were seen", full.len());
+    assert!(seen.iter().all(|p| p.sound && p.may_fragment && !p.is_fragment && p.len <= 1500));
+    // A train's segments count their identification up; nearly all packets are of trains.
+    let steps =
+        full.windows(2).filter(|w| w[1].identification == w[0].identification.wrapping_add(1)).count();
+    assert!(steps * 10 > full.len() * 8, "{steps} of {} identifications count up", full.len());
+    assert!(trains(&server) > 20, "{} trains", trains(&server));
+    transfer(&rig.c, &rig.u, U6, BYTES);
+    drop(client);
+}
+
+#[test]
+fn they_pass_an_interface_that_takes_them_whole() {
+    let Some(rig) = Rig::new_or_skip("super-packets by protocol 41, whole all the way") else { return };
+    let (server, client) = (rig.server(&Rig::alice("proto41", "mtu = 1480")), rig.client("proto41", 1480));
+    let seen = observe(&rig);
+    transfer(&rig.u, &rig.c, ALICE, BYTES);
+    assert!(seen.finish().iter().any(|p| p.len > 30_000), "nothing came whole");
+    transfer(&rig.c, &rig.u, U6, BYTES);
+    assert!(trains(&server) > 20 && trains(&client) > 20);
+}
+
+#[test]
+fn segments_longer_than_the_interface_takes_are_cut_and_fragmented() {
+    let Some(rig) = Rig::new_or_skip("super-packets by protocol 41 over a short link") else { return };
+    let (server, client) = (rig.server(&Rig::alice("proto41", "mtu = 1480")), rig.client("proto41", 1480));
+    rig.s.run("ip link set s0 mtu 1400");
+    let seen = observe(&rig);
+    transfer(&rig.u, &rig.c, ALICE, BYTES / 10);
+    assert!(seen.finish().iter().any(|p| p.is_fragment), "nothing was fragmented");
+    assert!(server.status()["events"]["wire_split"].as_u64().unwrap() > 0);
+    drop(client);
+}
+
+#[test]
+fn another_way_to_the_peer_is_taken_when_routing_says_so() {
+    let Some(rig) = Rig::new_or_skip("super-packets by protocol 41 while the route to the peer moves") else {
+        return;
+    };
+    rig.lab.veth(&rig.c, "c9", &rig.s, "s9");
+    rig.c.run("ip addr add 10.79.0.2/24 dev c9; sysctl -qw net.ipv4.conf.all.rp_filter=0");
+    rig.c.run("sysctl -qw net.ipv4.conf.c0.rp_filter=0 net.ipv4.conf.c9.rp_filter=0");
+    rig.s.run("ip addr add 10.79.0.1/24 dev s9");
+    let (server, client) = (rig.server(&Rig::alice("proto41", "mtu = 1480")), rig.client("proto41", 1480));
+    transfer(&rig.u, &rig.c, ALICE, BYTES);
+    rig.s.run("ip route add 10.71.0.2/32 via 10.79.0.2 dev s9 src 10.71.0.1");
+    // An answer of routing is remembered for a second.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let before = sent_by(&rig, "s9");
+    transfer(&rig.u, &rig.c, ALICE, BYTES);
+    let moved = sent_by(&rig, "s9") - before;
+    assert!(moved > BYTES, "{moved} octets left by the new way");
+    assert!(trains(&server) > 20);
+    drop(client);
+}
+
+#[test]
+fn without_the_loopback_device_they_are_cut_and_status_says_so() {
+    let Some(rig) = Rig::new_or_skip("super-packets by protocol 41 where the loopback device is down") else {
+        return;
+    };
+    rig.s.run("ip link set lo down");
+    let (server, client) = (rig.server(&Rig::alice("proto41", "mtu = 1480")), rig.client("proto41", 1480));
+    let told = server.status()["offload"]["proto41"].as_str().unwrap().to_owned();
+    assert!(told.contains("loopback"), "status says: {told}");
+    transfer(&rig.u, &rig.c, ALICE, BYTES);
+    drop(client);
+}
+
+#[test]
+fn they_are_cut_where_the_configuration_says_so() {
+    let Some(rig) = Rig::new_or_skip("super-packets by protocol 41 turned off") else { return };
+    let config = Rig::server_config("", &Rig::alice("proto41", "mtu = 1480")) + "[proto41]\nwhole = false\n";
+    let server = Router::start(&rig.lab, &rig.s, &config);
+    let client = rig.client("proto41", 1480);
+    let told = server.status()["offload"]["proto41"].as_str().unwrap().to_owned();
+    assert!(told.contains("configuration"), "status says: {told}");
+    let seen = observe(&rig);
+    transfer(&rig.u, &rig.c, ALICE, BYTES);
+    assert!(seen.finish().iter().all(|p| p.sound), "a checksum is wrong");
+    drop(client);
+}
+
+#[test]
+fn nothing_stays_on_the_loopback_device() {
+    let Some(rig) = Rig::new_or_skip("the program on the loopback device goes with its process") else {
+        return;
+    };
+    let server = rig.server(&Rig::alice("proto41", ""));
+    expect_whole(&server);
+    assert_eq!(server.drops("outer_martian"), 0, "the start-up test is nobody's traffic");
+    server.crash();
+    let again = rig.server(&Rig::alice("proto41", ""));
+    expect_whole(&again);
+    let client = rig.client("proto41", 1280);
+    transfer(&rig.c, &rig.u, U6, BYTES / 10);
+    drop(client);
+}
+
+fn expect_whole(router: &Router) {
+    let told = router.status()["offload"]["proto41"].as_str().unwrap().to_owned();
+    assert_eq!(told, "packet", "this kernel takes super-packets");
+}
+
+fn trains(router: &Router) -> u64 {
+    router.status()["events"]["wire_merged"].as_u64().unwrap()
+}
+
+fn sent_by(rig: &Rig, device: &str) -> u64 {
+    rig.s.run(&format!("cat /sys/class/net/{device}/statistics/tx_bytes")).trim().parse().unwrap()
+}
+
+/// Protocol 41 as it reaches the client.
+fn observe(rig: &Rig) -> Observer<Seen> {
+    Observer::start(&rig.c, IPV4, |frame| {
+        let outer = frame.first_chunk::<20>().filter(|o| o[9] == 41)?;
+        let flags = u16::from_be_bytes([outer[6], outer[7]]);
+        let is_fragment = flags & 0x3fff != 0;
+        Some(Seen {
+            len: frame.len(),
+            identification: u16::from_be_bytes([outer[4], outer[5]]),
+            may_fragment: flags & 0x4000 == 0,
+            is_fragment,
+            sound: is_fragment || Inner::parse(&frame[20..]).is_some_and(|i| i.checksum_ok()),
+        })
+    })
+}
