@@ -125,6 +125,7 @@ pub fn settings(config: &Config) -> Settings {
         tun: config.router.tun.clone(),
         tun_offload: config.router.tun_offload,
         workers: usize::from(config.router.workers),
+        linger: config.router.linger,
         capacity: config.router.capacity,
         udp: UdpOffload { gro: config.udp.gro, gso: config.udp.gso },
         proto41: (config.proto41.enabled != Some(false)).then_some((receive, send)),
@@ -397,6 +398,7 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     };
     keep("[router] tun", now.router.tun != wanted.router.tun);
     keep("[router] workers", now.router.workers != wanted.router.workers);
+    keep("[router] linger_us", now.router.linger != wanted.router.linger);
     keep("[router] tun_offload", now.router.tun_offload != wanted.router.tun_offload);
     keep("[router] capacity", now.router.capacity != wanted.router.capacity);
     keep("[admin] socket", now.admin != wanted.admin);
@@ -404,6 +406,7 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     keep("[proto41]", now.proto41 != wanted.proto41);
     wanted.router.tun.clone_from(&now.router.tun);
     wanted.router.workers = now.router.workers;
+    wanted.router.linger = now.router.linger;
     wanted.router.tun_offload = now.router.tun_offload;
     wanted.router.capacity = now.router.capacity;
     wanted.admin = now.admin.clone();

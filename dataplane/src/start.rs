@@ -39,6 +39,8 @@ pub struct Settings {
     pub tun_offload: bool,
     /// How many forwarding threads; 0: one for each processor that this process may use.
     pub workers: usize,
+    /// How long a thread that has nothing to do goes on looking before it sleeps.
+    pub linger: Duration,
     /// Most tunnels.
     pub capacity: u32,
     /// UDP offloading.
@@ -146,6 +148,7 @@ impl Prepared {
             let door = Door { commands: Arc::new(ArrayQueue::new(COMMANDS)), waker };
             let worker =
                 Worker::new(io, reader, tally, punt_sender.clone(), door.commands.clone(), (seed, started));
+            let worker = worker.with_patience(settings.linger);
             threads.push(spawn(n, worker)?);
             doors.push(door);
         }

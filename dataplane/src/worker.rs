@@ -5,7 +5,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 
@@ -26,10 +26,8 @@ use crate::verdict::{Judged, PuntClass, Reason, Verdict};
 const BUFFERS: usize = 32;
 /// Packets that one buffer may hold at most, on average.
 const SLICES: usize = 64;
-/// Turns with next to nothing before a worker sleeps: waking up costs more than looking again.
-const LINGER: u32 = 16;
-/// Packets in a turn that make it a busy one.
-const LINGER_AFTER: usize = 4;
+/// A look that took longer has let somebody else run, who needs this processor more.
+const CONTENDED: Duration = Duration::from_micros(5);
 /// Packets that one batch may hold.
 pub(crate) const MOST_PACKETS: usize = BUFFERS * SLICES;
 /// Punts a second and sender (RFC 5572 leaves the number open; a client's set-up takes about ten).
@@ -96,6 +94,7 @@ pub struct Worker<I> {
     all_errors: Buckets,
     error: [u8; icmp::LARGEST],
     started: Instant,
+    patience: Duration,
     worked: usize,
     stopping: bool,
 }
@@ -123,31 +122,49 @@ impl<I: PacketIo> Worker<I> {
             all_errors: Buckets::new(ALL_ERRORS.0, ALL_ERRORS.1, seed),
             error: [0; icmp::LARGEST],
             started,
+            patience: Duration::ZERO,
             worked: 0,
             stopping: false,
         }
     }
 
+    /// How long it goes on looking, when it has nothing to do, before it sleeps.
+    pub(crate) fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
     /// Forwards until told to stop.
     pub(crate) fn run(mut self) {
         self.reader.online();
-        let mut lingered = 0;
         while !self.stopping {
             let more = self.turn();
-            lingered = if self.worked < LINGER_AFTER { lingered + 1 } else { 0 };
-            if more || lingered < LINGER {
-                if !more {
-                    // Whoever fills our queues may want this very processor.
-                    std::thread::yield_now();
-                }
-                self.io.wait(Some(std::time::Duration::ZERO), &mut self.tally);
-                continue;
+            if more || self.worked > 0 {
+                self.io.wait(Some(Duration::ZERO), &mut self.tally);
+            } else if !self.linger() {
+                self.reader.offline();
+                self.io.wait(None, &mut self.tally);
+                self.reader.online();
             }
-            self.reader.offline();
-            self.io.wait(None, &mut self.tally);
-            self.reader.online();
         }
         self.reader.offline();
+    }
+
+    /// Looks again and again for a little while. Returns whether there is something to do now; `false`: better sleep.
+    fn linger(&mut self) -> bool {
+        let began = Instant::now();
+        let mut last = began;
+        while last.duration_since(began) < self.patience {
+            std::thread::yield_now();
+            if self.io.wait(Some(Duration::ZERO), &mut self.tally) || !self.commands.is_empty() {
+                return true;
+            }
+            let now = Instant::now();
+            if now.duration_since(last) > CONTENDED {
+                return false;
+            }
+            last = now;
+        }
+        false
     }
 
     /// Makes this worker's reader count; [`Self::turn`] may be called from now on.

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sixway_dataplane::update::{Ipv6Prefix, Outer};
 use toml::de::DeTable;
@@ -77,6 +78,8 @@ pub struct Router {
     pub hairpin: bool,
     /// Forwarding threads, at most [`MAX_WORKERS`]; 0 is one a core.
     pub workers: u16,
+    /// How long a thread that has nothing to do goes on looking before it sleeps: 0 to 1000 microseconds.
+    pub linger: Duration,
     /// Whether the TUN device exchanges super-packets and partial checksums with the kernel.
     pub tun_offload: bool,
     /// How many tunnels the table holds, 1 to [`MAX_TUNNELS`], not fewer than are configured.

@@ -61,6 +61,7 @@ pub(crate) const ROUTER: Schema = Schema {
         key("forwarding", "forwarding = \"check\""),
         key("hairpin", "hairpin = true"),
         key("workers", "workers = 0"),
+        key("linger_us", "linger_us = 30"),
         key("tun_offload", "tun_offload = true"),
         key("capacity", "capacity = 1048576"),
     ],

@@ -3,6 +3,7 @@
 //! Knows nothing of tunnels; what must fit between tables is `check`'s business.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::address::{narrow_prefix, outer_address, router_address};
 use super::source::{Complaint, Report, Section, choose};
@@ -16,6 +17,7 @@ pub(crate) fn router(report: &mut Report<'_>, section: &Section<'_, '_>) -> Rout
     let tun = section.text(report, "tun", tun_name).unwrap_or_else(|| DEFAULT_TUN.to_owned());
     let forwarding = section.text(report, "forwarding", |text| choose(&FORWARDING, text));
     let workers = section.integer(report, "workers", 0..=MAX_WORKERS.into(), "0 is one a processor core");
+    let linger = section.integer(report, "linger_us", 0..=MAX_LINGER, "0 is to sleep at once");
     let why = "each tunnel that may exist takes memory";
     let capacity = section.integer(report, "capacity", 1..=MAX_TUNNELS, why);
     Router {
@@ -26,6 +28,7 @@ pub(crate) fn router(report: &mut Report<'_>, section: &Section<'_, '_>) -> Rout
         forwarding: forwarding.unwrap_or(Forwarding::Check),
         hairpin: section.boolean(report, "hairpin").unwrap_or(true),
         workers: workers.and_then(|n| u16::try_from(n).ok()).unwrap_or(0),
+        linger: Duration::from_micros(linger.map_or(LINGER, u64::from)),
         tun_offload: section.boolean(report, "tun_offload").unwrap_or(true),
         capacity: capacity.unwrap_or(DEFAULT_CAPACITY),
     }
@@ -112,6 +115,10 @@ pub(crate) fn proto41(report: &mut Report<'_>, section: &Section<'_, '_>) -> Pro
     }
 }
 
+/// Waking a thread up takes about as long, microseconds.
+const LINGER: u64 = 30;
+/// More would be a busy loop by another name, microseconds.
+const MAX_LINGER: u32 = 1000;
 /// An interface name's longest, without the closing zero (Linux `IFNAMSIZ`).
 const MAX_TUN_NAME: usize = 15;
 /// A Unix socket path's longest, without the closing zero (Linux `sockaddr_un`).

@@ -67,6 +67,7 @@ routes     = "aggregate"
 forwarding = "set"
 hairpin    = false
 workers    = 3
+linger_us  = 0
 [admin]
 socket = "/run/sixway/other.sock"
 [udp]
@@ -105,6 +106,7 @@ fn every_key_arrives() {
             forwarding: Forwarding::Set,
             hairpin: false,
             workers: 3,
+            linger: std::time::Duration::from_micros(0),
             tun_offload: true,
             capacity: DEFAULT_CAPACITY,
         }
@@ -281,9 +283,10 @@ fn control_characters_do_not_break_the_line() {
 
 #[test]
 fn router_bounds() {
-    let cases: [(&str, &[&str]); 27] = [
+    let cases: [(&str, &[&str]); 28] = [
         ("workers = 257", &["`workers`", "257", "0 to 256"]),
         ("workers = -1", &["`workers`", "-1"]),
+        ("linger_us = 1001", &["`linger_us`", "0 to 1000"]),
         ("workers = 99999999999999999999999999999999999999999999", &["`workers`", "0 to 256"]),
         ("capacity = 0", &["`capacity`", "1 to 4194304"]),
         ("capacity = 4_194_305", &["`capacity`", "4194305"]),

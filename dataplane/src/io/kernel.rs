@@ -299,7 +299,7 @@ impl PacketIo for KernelIo {
         }
     }
 
-    fn wait(&mut self, most: Option<Duration>, tally: &mut Tally) {
+    fn wait(&mut self, most: Option<Duration>, tally: &mut Tally) -> bool {
         let busy = self.tun_ready || self.wire_ready();
         let most = if busy { Some(Duration::ZERO) } else { most };
         if most.is_none_or(|d| !d.is_zero()) {
@@ -309,5 +309,6 @@ impl PacketIo for KernelIo {
         let _woken = self.poll.poll(&mut self.events, most);
         self.note_events();
         self.keep_house();
+        self.tun_ready || self.wire_ready()
     }
 }

@@ -107,5 +107,7 @@ impl PacketIo for MemIo {
 
     fn close(&mut self, _number: u16) {}
 
-    fn wait(&mut self, _most: Option<Duration>, _tally: &mut Tally) {}
+    fn wait(&mut self, _most: Option<Duration>, _tally: &mut Tally) -> bool {
+        false
+    }
 }

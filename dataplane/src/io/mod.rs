@@ -66,6 +66,6 @@ pub trait PacketIo {
     /// Closes a UDP socket.
     fn close(&mut self, number: u16);
 
-    /// Looks which sides have something, waiting up to `most` (`None`: for ever) for one that has.
-    fn wait(&mut self, most: Option<Duration>, tally: &mut Tally);
+    /// Looks which sides have something, waiting up to `most` (`None`: for ever) for one that has. Returns whether one has.
+    fn wait(&mut self, most: Option<Duration>, tally: &mut Tally) -> bool;
 }
