@@ -1,120 +1,70 @@
-//! What the forwarder costs a packet, without a kernel: judging alone, and the whole worker on the in-memory twin.
+//! What the forwarder costs a packet, without a kernel: judging alone, and the whole worker.
 //!
-//! Every packet goes to a random tunnel of 1,000 or 100,000, in batches of 32, so lookups miss caches as they would.
-//! The twin copies and allocates for each packet: its figures are for comparison between versions, those of `judge` are
-//! the forwarder's own. A super-packet counts as the packets that it is cut into.
+//! Every packet goes to a random one of 1,000, 100,000 or a million tunnels, so lookups miss caches as they would.
+//! `judge` is the forwarder alone. `pipeline` is the worker's whole turn over 64 packets of 100 octets (receive, judge,
+//! send, count), between devices that hand over prepared packets and throw away what they get. `twin` is the in-memory
+//! twin, which copies and allocates for each packet: for comparison between versions. A super-packet counts as the
+//! packets that it is cut into.
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on should stop")]
 
 use std::hint::black_box;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
-use etherparse::PacketBuilder;
+use shared::{Dice, MERGED, PORT, SEGMENTS, host, sender, train, tunnel, udp, world};
+use sixway_dataplane::counters::{Tally, counters};
 use sixway_dataplane::forward::judge;
-use sixway_dataplane::packet::batch::{Arrival, Batch, Merged, Offload, Packet, Sender};
-use sixway_dataplane::start::{InMemory, in_memory};
-use sixway_dataplane::table::slab::Encap;
+use sixway_dataplane::io::outbox::Outbox;
+use sixway_dataplane::io::{Destination, PacketIo, Side};
+use sixway_dataplane::offload::segment::Layout;
+use sixway_dataplane::packet::batch::{Arrival, Batch, Offload, Packet};
+use sixway_dataplane::start::{InMemory, in_memory, in_memory_on};
 use sixway_dataplane::table::tables;
-use sixway_dataplane::update::{Ipv6Prefix, Outer, Tunnel, TunnelId, UdpLocal, UdpRemote, Update};
-use sixway_dataplane::verdict::Verdict;
+use sixway_dataplane::update::Update;
+use sixway_dataplane::verdict::{Judged, Verdict};
 
-const SIZES: [u32; 2] = [1_000, 100_000];
-const BATCH: usize = 32;
-const PORT: u16 = 3653;
-const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const MTU: u16 = 1400;
-/// Octets of a single packet, headers included.
+#[allow(dead_code, reason = "each bench uses its part")]
+mod shared;
+
+const SIZES: [u32; 3] = [1_000, 100_000, 1_000_000];
+const BATCH: usize = 64;
+/// Octets of the packets that are judged, and of those that go through the twin.
+const SHORT: usize = 100;
 const LENGTH: usize = 1280;
-/// Payload octets of each segment of a super-packet, and how many segments it has.
-const SEGMENT: usize = 1340;
-const SEGMENTS: usize = 45;
-/// Packets that are prepared for judging: as many as lie in one batch's arena, many times what a cache holds.
+/// Packets that are prepared: many times what a cache holds.
 const PREPARED: usize = 16_384;
-const STRIDE: usize = 128;
 
 fn main() {
-    let config = Criterion::default().sample_size(20);
-    let config = config.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
-    let mut criterion = config.configure_from_args();
+    let mut criterion = shared::criterion();
     judging(&mut criterion);
+    super_packets(&mut criterion);
     working(&mut criterion);
+    twin(&mut criterion);
     criterion.final_summary();
 }
 
-/// xorshift: the same packets every time.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 33) as u32 % n
-    }
+fn prepared(tunnels: u32, packet: impl Fn(u32) -> (Arrival, Vec<u8>)) -> Batch {
+    let mut dice = Dice(7);
+    shared::batch((0..PREPARED).map(|_| packet(dice.below(tunnels))))
 }
 
-// ---- tunnels and packets ----
-
-fn host(id: u32) -> Ipv6Addr {
-    Ipv6Addr::from((0x2001_0db8 << 96) | u128::from(id) << 64 | 9)
+fn from_wire(id: u32) -> (Arrival, Vec<u8>) {
+    (Arrival::Wire(sender(id)), udp(host(id), world(), SHORT))
 }
 
-fn peer(id: u32) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + id / 4), 4000 + (id % 4) as u16)
+fn from_tun(id: u32) -> (Arrival, Vec<u8>) {
+    (Arrival::Tun, udp(world(), host(id), SHORT))
 }
-
-fn sender(id: u32) -> Sender {
-    Sender { encap: Encap::Udp, remote: peer(id), local: SocketAddrV4::new(OURS, PORT), tos: 0 }
-}
-
-fn tunnel(id: u32) -> Update {
-    let local = UdpLocal { addr: Some(OURS), port: PORT };
-    let outer = Outer::Udp { local, remote: UdpRemote::Fixed(peer(id)) };
-    let prefixes = vec![Ipv6Prefix::new(host(id), 64).unwrap()];
-    Update::Upsert(Tunnel { id: TunnelId(id), outer, prefixes, mtu: MTU })
-}
-
-fn world() -> Ipv6Addr {
-    Ipv6Addr::from(0x3fff << 112 | 1)
-}
-
-fn udp(source: Ipv6Addr, destination: Ipv6Addr, len: usize) -> Vec<u8> {
-    let mut out = Vec::new();
-    let b = PacketBuilder::ipv6(source.octets(), destination.octets(), 64).udp(4000, 5000);
-    b.write(&mut out, &vec![7; len - 48]).unwrap();
-    out
-}
-
-fn train(destination: Ipv6Addr) -> Vec<u8> {
-    let mut out = Vec::new();
-    let b = PacketBuilder::ipv6(world().octets(), destination.octets(), 64).tcp(4000, 5000, 1, 1000).ack(1);
-    b.write(&mut out, &vec![7; SEGMENT * SEGMENTS]).unwrap();
-    out
-}
-
-const MERGED: Offload = Offload { merged: Some((Merged::Tcp, SEGMENT as u16)), partial: Some((40, 16)) };
 
 // ---- judging alone ----
-
-fn prepared(tunnels: u32, packet: impl Fn(u32) -> (Arrival, Vec<u8>)) -> Batch {
-    let mut batch = Batch::new(BATCH, PREPARED / BATCH);
-    let mut dice = Dice(7);
-    for n in 0..PREPARED {
-        let (arrival, bytes) = packet(dice.below(tunnels));
-        let start = n * STRIDE;
-        batch.arena[start..start + bytes.len()].copy_from_slice(&bytes);
-        assert!(batch.push(Packet { start, len: bytes.len(), arrival, offload: Offload::default() }));
-    }
-    batch
-}
 
 fn judging(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("judge");
     group.throughput(Throughput::Elements(BATCH as u64));
     for tunnels in SIZES {
         let (mut editor, mut readers) = tables(tunnels, 1, 42);
-        editor.name_socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), 0);
+        editor.name_socket(InMemory::any(PORT), 0);
         editor.apply(&(0..tunnels).map(tunnel).collect::<Vec<_>>()).unwrap();
         let mut reader = readers.pop().unwrap();
         reader.online();
@@ -133,22 +83,111 @@ fn judging(criterion: &mut Criterion) {
                 });
             });
         };
-        let decap = prepared(tunnels, |id| (Arrival::Wire(sender(id)), udp(host(id), world(), 100)));
-        bench("decap", decap, |v| matches!(v, Verdict::ToTun));
-        let encap = prepared(tunnels, |id| (Arrival::Tun, udp(world(), host(id), 100)));
-        bench("encap", encap, |v| matches!(v, Verdict::ToWire(..)));
+        bench("decap", prepared(tunnels, from_wire), |v| matches!(v, Verdict::ToTun));
+        bench("encap", prepared(tunnels, from_tun), |v| matches!(v, Verdict::ToWire(..)));
     }
 }
 
-// ---- the whole worker ----
-
-fn lab(tunnels: u32) -> InMemory {
-    let mut lab = in_memory(tunnels, 42).unwrap();
-    let listen = Update::Listen(InMemory::any(PORT));
-    let batch: Vec<_> = std::iter::once(listen).chain((0..tunnels).map(tunnel)).collect();
-    lab.apply(&batch).unwrap();
-    lab
+/// One super-packet from the kernel: judged, cut, and laid out as messages to a UDP socket.
+fn super_packets(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("judge");
+    group.throughput(Throughput::Elements(SEGMENTS as u64));
+    let (mut editor, mut readers) = tables(1000, 1, 42);
+    editor.name_socket(InMemory::any(PORT), 0);
+    editor.apply(&(0..1000).map(tunnel).collect::<Vec<_>>()).unwrap();
+    let mut reader = readers.pop().unwrap();
+    reader.online();
+    let view = reader.view();
+    let mut bytes = train(host(7));
+    let (mut outbox, (_reader, mut tallies)) = (Outbox::new(true), counters(1, 1000));
+    group.bench_function("super_packet_to_iovecs", |b| {
+        b.iter(|| {
+            let mut packet = Packet { start: 0, len: bytes.len(), arrival: Arrival::Tun, offload: MERGED };
+            let judged = judge(&view, &mut packet, &mut bytes);
+            let Verdict::ToWire(path, tos) = judged.verdict else { panic!("{judged:?}") };
+            let layout = Layout::of(&bytes, &packet.offload, path.mtu).unwrap();
+            outbox.push_cut(&path, tos, 0, &bytes, &layout);
+            outbox.discard(&mut tallies[0]);
+        });
+    });
 }
+
+// ---- the worker between devices that cost nothing ----
+
+/// Hands over prepared packets, one batch a turn from one side; counts and forgets what it is to send.
+struct Replay {
+    side: Side,
+    prepared: Batch,
+    next: usize,
+    sent: usize,
+}
+
+impl PacketIo for Replay {
+    fn receive(&mut self, side: Side, batch: &mut Batch, _tally: &mut Tally) -> bool {
+        if side != self.side {
+            return false;
+        }
+        let mut at = 0;
+        for packet in &self.prepared.packets[self.next..self.next + BATCH] {
+            batch.arena[at..at + packet.len].copy_from_slice(self.prepared.bytes(packet));
+            batch.push(Packet { start: at, ..*packet });
+            at += packet.len;
+        }
+        self.next = (self.next + BATCH) % PREPARED;
+        false
+    }
+
+    fn transmit(&mut self, batch: &Batch, judged: &[Judged], tally: &mut Tally) {
+        for (packet, judged) in batch.packets.iter().zip(judged) {
+            match judged.verdict {
+                Verdict::ToWire(path, _) => tally.sent(path.tunnel, 1, packet.len as u64),
+                Verdict::ToTun => {}
+                Verdict::ToTunAndPunt(_) | Verdict::Punt(_) | Verdict::Drop(..) => continue,
+            }
+            self.sent += 1;
+        }
+    }
+
+    fn emit(&mut self, _to: Destination, _packet: &[u8], _tally: &mut Tally) -> bool {
+        false
+    }
+
+    fn open(&mut self, _number: u16, _at: SocketAddrV4, _socket: UdpSocket) {}
+
+    fn close(&mut self, _number: u16) {}
+
+    fn wait(&mut self, _most: Option<Duration>, _tally: &mut Tally) {}
+}
+
+fn working(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("pipeline");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for tunnels in SIZES {
+        let replay = Replay { side: Side::Wire, prepared: Batch::new(0, 0), next: 0, sent: 0 };
+        let mut lab = in_memory_on(replay, tunnels, 42).unwrap();
+        lab.apply(&everything(tunnels)).unwrap();
+        type Kind = (&'static str, Side, fn(u32) -> (Arrival, Vec<u8>));
+        let kinds: [Kind; 2] = [("decap", Side::Wire, from_wire), ("encap", Side::Tun, from_tun)];
+        for (name, side, packet) in kinds {
+            lab.worker.io.side = side;
+            lab.worker.io.prepared = prepared(tunnels, packet);
+            group.bench_function(BenchmarkId::new(name, tunnels), |b| {
+                b.iter(|| {
+                    lab.worker.io.sent = 0;
+                    lab.worker.turn();
+                    assert_eq!(lab.worker.io.sent, BATCH);
+                });
+            });
+        }
+    }
+}
+
+fn everything(tunnels: u32) -> Vec<Update> {
+    let listen = Update::Listen(InMemory::any(PORT));
+    std::iter::once(listen).chain((0..tunnels).map(tunnel)).collect()
+}
+
+// ---- the worker on the in-memory twin ----
 
 fn turn(lab: &mut InMemory) -> usize {
     while lab.worker.turn() {}
@@ -161,28 +200,33 @@ fn turn(lab: &mut InMemory) -> usize {
 
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
+/// Packets of one turn: as many as the worker has buffers.
+const TURN: usize = 32;
+
 /// Times one turn over what `feed` has queued; `packets` must come out.
 fn bench(group: &mut Group<'_>, name: &str, tunnels: u32, packets: usize, feed: fn(&mut InMemory, u32)) {
-    let lab = std::cell::RefCell::new(lab(tunnels));
+    let mut lab = in_memory(tunnels, 42).unwrap();
+    lab.apply(&everything(tunnels)).unwrap();
+    let lab = std::cell::RefCell::new(lab);
     let mut dice = Dice(7);
     group.throughput(Throughput::Elements(packets as u64));
     group.bench_function(BenchmarkId::new(name, tunnels), |b| {
-        let queue = || (0..BATCH).for_each(|_| feed(&mut lab.borrow_mut(), dice.below(tunnels)));
+        let queue = || (0..TURN).for_each(|_| feed(&mut lab.borrow_mut(), dice.below(tunnels)));
         b.iter_batched(queue, |()| assert_eq!(turn(&mut lab.borrow_mut()), packets), BatchSize::PerIteration);
     });
 }
 
-fn working(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("worker");
-    for tunnels in SIZES {
-        bench(&mut group, "decap", tunnels, BATCH, |lab, id| {
+fn twin(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("twin");
+    for tunnels in SIZES[..2].iter().copied() {
+        bench(&mut group, "decap", tunnels, TURN, |lab, id| {
             let packet = udp(host(id), world(), LENGTH);
             lab.worker.io.wire_in.push_back((sender(id), packet, Offload::default()));
         });
-        bench(&mut group, "encap", tunnels, BATCH, |lab, id| {
+        bench(&mut group, "encap", tunnels, TURN, |lab, id| {
             lab.worker.io.tun_in.push_back((udp(world(), host(id), LENGTH), Offload::default()));
         });
-        bench(&mut group, "encap_tcp_train", tunnels, BATCH * SEGMENTS, |lab, id| {
+        bench(&mut group, "encap_tcp_train", tunnels, TURN * SEGMENTS, |lab, id| {
             lab.worker.io.tun_in.push_back((train(host(id)), MERGED));
         });
     }

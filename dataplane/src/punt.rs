@@ -40,7 +40,7 @@ struct Shared {
 
 /// A worker's end.
 #[derive(Clone, Debug)]
-pub(crate) struct PuntSender(Arc<Shared>);
+pub struct PuntSender(Arc<Shared>);
 
 /// The control plane's end.
 #[derive(Debug)]
@@ -56,7 +56,8 @@ pub struct Punt {
     shared: Arc<Shared>,
 }
 
-pub(crate) fn queue() -> std::io::Result<(PuntSender, PuntReader)> {
+/// Makes the queue, its frames empty. Fails when no pair of sockets for the bell is to be had.
+pub fn queue() -> std::io::Result<(PuntSender, PuntReader)> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     theirs.set_nonblocking(true)?;
@@ -79,7 +80,7 @@ pub(crate) fn queue() -> std::io::Result<(PuntSender, PuntReader)> {
 impl PuntSender {
     /// Copies a packet into the queue. `false` when there is no frame left; copies of watched packets leave half of
     /// the frames to those that somebody waits for.
-    pub(crate) fn send(
+    pub fn send(
         &self,
         class: PuntClass,
         tunnel: Option<TunnelId>,

@@ -14,6 +14,7 @@ use crossbeam::queue::ArrayQueue;
 use mio::Waker;
 
 use crate::counters::{CounterReader, counters};
+use crate::io::PacketIo;
 use crate::io::kernel::KernelIo;
 use crate::io::proto41::{self, Proto41Port, Proto41Sockets, Receive, Rungs, Send};
 use crate::io::tun::{self, TunOffload};
@@ -445,11 +446,15 @@ impl Workers {
 
 /// A worker on the in-memory twin, for tests and benches: the real loop, tables and counters.
 pub fn in_memory(capacity: u32, seed: u64) -> io::Result<InMemory> {
+    in_memory_on(crate::io::mem::MemIo::new(), capacity, seed)
+}
+
+/// The same on devices of the caller's own.
+pub fn in_memory_on<I: PacketIo>(io: I, capacity: u32, seed: u64) -> io::Result<InMemory<I>> {
     let (editor, mut readers) = tables(capacity, 1, seed);
     let (counters, mut tallies) = counters(1, capacity);
     let (sender, punts) = punt::queue()?;
     let commands = Arc::new(ArrayQueue::new(COMMANDS));
-    let io = crate::io::mem::MemIo::new();
     let (Some(reader), Some(tally)) = (readers.pop(), tallies.pop()) else {
         return Err(io::ErrorKind::Other.into());
     };
@@ -460,9 +465,9 @@ pub fn in_memory(capacity: u32, seed: u64) -> io::Result<InMemory> {
 
 /// What [`in_memory`] makes.
 #[derive(Debug)]
-pub struct InMemory {
+pub struct InMemory<I = crate::io::mem::MemIo> {
     /// The forwarder.
-    pub worker: Worker<crate::io::mem::MemIo>,
+    pub worker: Worker<I>,
     /// Its tables.
     pub editor: Editor,
     /// Its counters.
@@ -473,7 +478,7 @@ pub struct InMemory {
     pub commands: InMemoryCommands,
 }
 
-impl InMemory {
+impl<I> InMemory<I> {
     /// Applies a batch as `TableWriter` does; UDP endpoints that tunnels end at count as open.
     pub fn apply(&mut self, batch: &[Update]) -> Result<Generation, Rejected> {
         for update in batch {
@@ -486,7 +491,9 @@ impl InMemory {
         }
         self.editor.apply(batch)
     }
+}
 
+impl InMemory {
     /// A local endpoint with any address, for [`Update::Listen`].
     pub fn any(port: u16) -> SocketAddrV4 {
         SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)

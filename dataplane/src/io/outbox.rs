@@ -164,7 +164,8 @@ impl Outbox {
         self.forget();
     }
 
-    fn forget(&mut self) {
+    /// Empties it without a word.
+    pub fn forget(&mut self) {
         self.outgoing.clear();
         self.tickets.clear();
         self.parts.clear();
