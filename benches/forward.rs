@@ -99,7 +99,8 @@ fn super_packets(criterion: &mut Criterion) {
     reader.online();
     let view = reader.view();
     let mut bytes = train(host(7));
-    let (mut outbox, (_reader, mut tallies)) = (Outbox::new(true), counters(1, 1000));
+    let (mut outbox, (_reader, mut tallies)) = (Outbox::new(), counters(1, 1000));
+    outbox.begin(true, Duration::ZERO);
     group.bench_function("super_packet_to_iovecs", |b| {
         b.iter(|| {
             let mut packet = Packet { start: 0, len: bytes.len(), arrival: Arrival::Tun, offload: MERGED };
@@ -137,7 +138,7 @@ impl PacketIo for Replay {
         false
     }
 
-    fn transmit(&mut self, batch: &Batch, judged: &[Judged], tally: &mut Tally) {
+    fn transmit(&mut self, batch: &Batch, judged: &[Judged], _now: Duration, tally: &mut Tally) {
         for (packet, judged) in batch.packets.iter().zip(judged) {
             match judged.verdict {
                 Verdict::ToWire(path, _) => tally.sent(path.tunnel, 1, packet.len as u64),
@@ -156,7 +157,9 @@ impl PacketIo for Replay {
 
     fn close(&mut self, _number: u16) {}
 
-    fn wait(&mut self, _most: Option<Duration>, _tally: &mut Tally) {}
+    fn wait(&mut self, _most: Option<Duration>, _tally: &mut Tally) -> bool {
+        false
+    }
 }
 
 fn working(criterion: &mut Criterion) {

@@ -11,8 +11,8 @@ use nix::sys::signal::{SigSet, Signal};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sixway_dataplane::counters::CounterReader;
-use sixway_dataplane::io::proto41::{Receive, Rungs, Send};
-use sixway_dataplane::io::udp::UdpOffload;
+use sixway_dataplane::io::proto41::Receive;
+use sixway_dataplane::knobs::{Knob, Standing};
 use sixway_dataplane::punt::PuntReader;
 use sixway_dataplane::start::{Facts, Prepared, Settings, Workers};
 use sixway_dataplane::update::Outer;
@@ -95,21 +95,17 @@ fn join(thread: std::thread::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<(
     thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the control thread has panicked; this is a bug")))
 }
 
-fn announce_proto41(proto41: Option<&Rungs>) {
-    let Some(rungs) = proto41 else { return tracing::info!("protocol 41: off") };
-    match rungs.receive {
-        Receive::Raw => {
+fn announce_proto41(receive: Option<Receive>) {
+    match receive {
+        None => tracing::info!("protocol 41: off"),
+        Some(Receive::Raw) => {
             tracing::info!(
                 "protocol 41: raw socket; turn GRO off on the outer interface if UDP crosses tunnels"
             );
         }
-        Receive::Packet | Receive::Auto => {
+        Some(Receive::Packet | Receive::Auto) => {
             tracing::info!("protocol 41: packet sockets, merged packets kept whole");
         }
-    }
-    match &rungs.cut_because {
-        None => tracing::info!("protocol 41: super-packets are sent whole"),
-        Some(why) => tracing::info!("protocol 41: super-packets are cut before they are sent: {why}"),
     }
 }
 
@@ -120,15 +116,13 @@ pub fn settings(config: &Config) -> Settings {
         config::Receive::Packet => Receive::Packet,
         config::Receive::Raw => Receive::Raw,
     };
-    let send = if config.proto41.whole { Send::Auto } else { Send::Raw };
     Settings {
         tun: config.router.tun.clone(),
-        tun_offload: config.router.tun_offload,
         workers: usize::from(config.router.workers),
         linger: config.router.linger,
         capacity: config.router.capacity,
-        udp: UdpOffload { gro: config.udp.gro, gso: config.udp.gso },
-        proto41: (config.proto41.enabled != Some(false)).then_some((receive, send)),
+        offload: config.offload,
+        proto41: (config.proto41.enabled != Some(false)).then_some(receive),
     }
 }
 
@@ -232,12 +226,21 @@ impl Control {
 
     /// One line for each listener, and which rung was taken.
     fn announce(&self) {
-        let Facts { workers, tun_offload, proto41 } = &self.facts;
-        tracing::info!("TUN {}: {workers} queues, offload {}", self.config.router.tun, tun_offload.name());
+        let Facts { workers, offload, proto41 } = &self.facts;
+        tracing::info!("TUN {}: {workers} queues", self.config.router.tun);
+        for knob in Knob::ALL {
+            let name = knob.name();
+            match offload.of(*knob) {
+                Standing::On => tracing::debug!("offload {name}: on"),
+                Standing::Off => tracing::info!("offload {name}: off by configuration"),
+                Standing::Untested(why) => tracing::info!("offload {name}: on; {why}"),
+                Standing::Refused(why) => tracing::warn!("offload {name}: off; {why}"),
+            }
+        }
         for at in self.registry.listening() {
             tracing::info!("UDP {at}: listening");
         }
-        announce_proto41(proto41.as_ref());
+        announce_proto41(*proto41);
         let (tunnels, socket) = (self.registry.len(), self.config.admin.socket.display());
         let version = env!("CARGO_PKG_VERSION");
         tracing::info!("sixway {version} runs; tunnels: {tunnels}; admin socket: {socket}");
@@ -399,19 +402,17 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     keep("[router] tun", now.router.tun != wanted.router.tun);
     keep("[router] workers", now.router.workers != wanted.router.workers);
     keep("[router] linger_us", now.router.linger != wanted.router.linger);
-    keep("[router] tun_offload", now.router.tun_offload != wanted.router.tun_offload);
     keep("[router] capacity", now.router.capacity != wanted.router.capacity);
     keep("[admin] socket", now.admin != wanted.admin);
-    keep("[udp] gro and gso", (now.udp.gro, now.udp.gso) != (wanted.udp.gro, wanted.udp.gso));
     keep("[proto41]", now.proto41 != wanted.proto41);
+    keep("[offload]", now.offload != wanted.offload);
     wanted.router.tun.clone_from(&now.router.tun);
     wanted.router.workers = now.router.workers;
     wanted.router.linger = now.router.linger;
-    wanted.router.tun_offload = now.router.tun_offload;
     wanted.router.capacity = now.router.capacity;
     wanted.admin = now.admin.clone();
-    (wanted.udp.gro, wanted.udp.gso) = (now.udp.gro, now.udp.gso);
     wanted.proto41 = now.proto41.clone();
+    wanted.offload = now.offload;
     notes
 }
 

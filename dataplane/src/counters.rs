@@ -6,9 +6,11 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
 
+use crate::knobs::{self, Knob};
 use crate::update::TunnelId;
 use crate::verdict::Reason;
 
@@ -60,6 +62,10 @@ events! {
     WireMerged = "wire_merged",
     /// Segment trains that the kernel refused and that were sent packet by packet.
     WireSplit = "wire_split",
+    /// Super-packets that the TUN device refused and that were written packet by packet.
+    TunSplit = "tun_split",
+    /// Times an offload was left alone for a while because it had failed.
+    OffloadPaused = "offload_paused",
     /// Times a worker went to sleep.
     Sleeps = "sleeps",
     /// Packets that the kernel lost before the socket was read (SO_RXQ_OVFL).
@@ -96,6 +102,8 @@ struct DropNote {
 struct Counts {
     drops: CachePadded<[AtomicU64; Reason::COUNT]>,
     events: CachePadded<[AtomicU64; Event::ALL.len()]>,
+    /// Until when each offload rests here, in seconds since the start.
+    pauses: [AtomicU32; knobs::COUNT],
     tunnels: Box<[OnceLock<Chunk>]>,
     notes: Box<[DropNote]>,
 }
@@ -106,6 +114,7 @@ impl Counts {
         Self {
             drops: CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0))),
             events: CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0))),
+            pauses: std::array::from_fn(|_| AtomicU32::new(0)),
             tunnels: (0..(capacity as usize).div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
             notes: (0..DROP_SLOTS).map(note).collect(),
         }
@@ -168,6 +177,12 @@ impl Tally {
     /// Counts an event.
     pub fn event(&mut self, event: Event, times: u64) {
         bump(&self.0.events[event as usize], times);
+    }
+
+    /// Notes that an offload rests until then, counted from the start.
+    pub fn pause(&mut self, knob: Knob, until: Duration) {
+        self.event(Event::OffloadPaused, 1);
+        self.0.pauses[knob as usize].store(until.as_secs() as u32, Ordering::Relaxed);
     }
 
     /// Counts what came out of a tunnel; `now` is in seconds since the start.
@@ -243,6 +258,12 @@ impl CounterReader {
         self.0.iter().map(|w| w.events[event as usize].load(Ordering::Relaxed)).sum()
     }
 
+    /// How many more seconds an offload rests, somewhere, at second `now` since the start; `None`: nowhere.
+    pub fn paused(&self, knob: Knob, now: u32) -> Option<u32> {
+        let until = self.0.iter().map(|w| w.pauses[knob as usize].load(Ordering::Relaxed)).max();
+        until?.checked_sub(now).filter(|left| *left > 0)
+    }
+
     /// The sums of one tunnel, over all tunnels that have had its number.
     pub fn tunnel(&self, id: TunnelId) -> TunnelTotals {
         let mut sum = TunnelTotals::default();
@@ -288,6 +309,16 @@ mod tests {
         assert_eq!(reader.drops(), vec![(Reason::TooBig, 5)]);
         assert_eq!(reader.tunnel(TunnelId(1)).last_seen, None);
         assert_eq!(reader.tunnel(TunnelId(99_999_999)), TunnelTotals::default());
+    }
+
+    #[test]
+    fn an_offload_rests_while_any_worker_says_so() {
+        let (reader, mut tallies) = counters(2, 1);
+        assert_eq!(reader.paused(Knob::UdpGso, 0), None);
+        tallies[0].pause(Knob::UdpGso, Duration::from_secs(70));
+        tallies[1].pause(Knob::UdpGso, Duration::from_secs(65));
+        assert_eq!((reader.paused(Knob::UdpGso, 10), reader.paused(Knob::UdpGso, 70)), (Some(60), None));
+        assert_eq!((reader.paused(Knob::MergeTcp, 10), reader.happened(Event::OffloadPaused)), (None, 2));
     }
 
     #[test]

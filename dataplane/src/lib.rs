@@ -12,6 +12,7 @@ pub mod counters;
 pub mod encap;
 pub mod forward;
 pub mod io;
+pub mod knobs;
 mod limit;
 pub mod offload;
 pub mod packet;

@@ -16,9 +16,9 @@ use mio::Waker;
 use crate::counters::{CounterReader, counters};
 use crate::io::PacketIo;
 use crate::io::kernel::KernelIo;
-use crate::io::proto41::{self, Proto41Port, Proto41Sockets, Receive, Rungs, Send};
-use crate::io::tun::{self, TunOffload};
-use crate::io::udp::{self, UdpOffload};
+use crate::io::proto41::{self, Proto41Port, Proto41Sockets, Receive};
+use crate::io::{selftest, tun, udp};
+use crate::knobs::{Knob, Knobs, Standings};
 use crate::offload::coalesce::Coalescer;
 use crate::punt::{self, PuntReader};
 use crate::table::editor::Editor;
@@ -36,18 +36,16 @@ const DEAD: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// Name of the TUN device.
     pub tun: String,
-    /// Super-packets may come from it.
-    pub tun_offload: bool,
     /// How many forwarding threads; 0: one for each processor that this process may use.
     pub workers: usize,
     /// How long a thread that has nothing to do goes on looking before it sleeps.
     pub linger: Duration,
     /// Most tunnels.
     pub capacity: u32,
-    /// UDP offloading.
-    pub udp: UdpOffload,
-    /// Protocol 41, and how it is received and sent; `None` turns it off.
-    pub proto41: Option<(Receive, Send)>,
+    /// Which offloads are wanted.
+    pub offload: Knobs,
+    /// Protocol 41, and how it is received; `None` turns it off.
+    pub proto41: Option<Receive>,
 }
 
 /// Why the forwarder did not start.
@@ -82,31 +80,37 @@ pub enum StartError {
 pub struct Facts {
     /// Forwarding threads.
     pub workers: usize,
-    /// TUN offloads.
-    pub tun_offload: TunOffload,
-    /// How protocol 41 is received and sent; `None`: it is off.
-    pub proto41: Option<Rungs>,
+    /// What became of each offload.
+    pub offload: Standings,
+    /// How protocol 41 is received; `None`: it is off.
+    pub proto41: Option<Receive>,
 }
 
 /// The outer sockets, open.
 #[derive(Debug)]
 pub struct Prepared {
     settings: Settings,
-    proto41: Option<(Vec<Proto41Sockets>, Rungs)>,
+    standings: Standings,
+    proto41: Option<(Vec<Proto41Sockets>, Receive)>,
     udp: HashMap<SocketAddrV4, Vec<UdpSocket>>,
     moved: bool,
 }
 
 impl Prepared {
-    /// Opens the sockets for protocol 41, if wanted.
+    /// Opens the sockets for protocol 41, if wanted, and tries the UDP offloads in this network.
     pub fn open(mut settings: Settings) -> Result<Self, StartError> {
         if settings.workers == 0 {
             settings.workers = processors().len().max(1);
         }
-        let open =
-            |(receive, send)| proto41::open(settings.workers, receive, send).map_err(StartError::Proto41);
-        let proto41 = settings.proto41.map(open).transpose()?;
-        Ok(Self { settings, proto41, udp: HashMap::new(), moved: false })
+        if settings.proto41.is_none() {
+            settings.offload = settings.offload.with(Knob::Proto41Gso, false);
+        }
+        let mut standings = Standings::wanted(settings.offload);
+        let mut open = |receive| proto41::open(settings.workers, receive, &mut standings);
+        let proto41 = settings.proto41.map(&mut open).transpose().map_err(StartError::Proto41)?;
+        selftest::udp(&mut standings);
+        settings.offload = standings.in_use();
+        Ok(Self { settings, standings, proto41, udp: HashMap::new(), moved: false })
     }
 
     /// Opens UDP sockets for an endpoint.
@@ -124,15 +128,15 @@ impl Prepared {
 
     /// Opens the TUN device and starts the workers. `seed` should be random.
     pub fn start(self, seed: u64) -> Result<Dataplane, StartError> {
-        let Self { settings, proto41, udp, moved } = self;
+        let Self { settings, mut standings, proto41, udp, moved } = self;
         let tun_error = |source| StartError::Tun { name: settings.tun.clone(), source };
-        let (queues, tun_offload) =
-            tun::open(&settings.tun, settings.workers, settings.tun_offload).map_err(tun_error)?;
-        let (rungs, mut proto41) = match proto41 {
-            Some((sockets, rungs)) => (Some(rungs), sockets),
+        let queues = tun::open(&settings.tun, settings.workers, &mut standings).map_err(tun_error)?;
+        let (rung, mut proto41) = match proto41 {
+            Some((sockets, rung)) => (Some(rung), sockets),
             None => (None, Vec::new()),
         };
-        let facts = Facts { workers: settings.workers, tun_offload, proto41: rungs };
+        let used = standings.in_use();
+        let facts = Facts { workers: settings.workers, offload: standings, proto41: rung };
         let (editor, readers) = tables(settings.capacity, settings.workers, seed);
         let (counters, tallies) = counters(settings.workers, settings.capacity);
         let (punt_sender, punts) = punt::queue()?;
@@ -143,9 +147,9 @@ impl Prepared {
         for (n, ((queue, reader), tally)) in parts.enumerate() {
             let port =
                 if proto41.is_empty() { None } else { Some(Proto41Port::new(proto41.remove(0), !moved)) };
-            let merge = (tun_offload != TunOffload::Off, tun_offload == TunOffload::TcpUdp);
+            let merge = (used.is_on(Knob::MergeTcp), used.is_on(Knob::MergeUdp));
             let coalescer = Coalescer::new(MOST_PACKETS, merge, seed);
-            let (io, waker) = KernelIo::new(queue, port, settings.udp.gso, coalescer)?;
+            let (io, waker) = KernelIo::new(queue, port, used.is_on(Knob::UdpGso), coalescer)?;
             let door = Door { commands: Arc::new(ArrayQueue::new(COMMANDS)), waker };
             let worker =
                 Worker::new(io, reader, tally, punt_sender.clone(), door.commands.clone(), (seed, started));
@@ -214,7 +218,7 @@ fn open_group(at: SocketAddrV4, settings: &Settings) -> io::Result<Vec<UdpSocket
 }
 
 fn open_sockets(at: SocketAddrV4, settings: &Settings) -> io::Result<Vec<UdpSocket>> {
-    (0..settings.workers).map(|_| udp::open(at, settings.udp)).collect()
+    (0..settings.workers).map(|_| udp::open(at, settings.offload.is_on(Knob::UdpGro))).collect()
 }
 
 /// SO_REUSEPORT would let a second instance of ours share the endpoint silently; binding once without it asks the kernel

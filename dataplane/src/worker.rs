@@ -201,8 +201,8 @@ impl<I: PacketIo> Worker<I> {
             self.judged.push(judged);
         }
         let error_source = view.policy().error_source;
-        self.io.transmit(batch, &self.judged, &mut self.tally);
         let now = self.started.elapsed();
+        self.io.transmit(batch, &self.judged, now, &mut self.tally);
         for n in 0..self.judged.len() {
             self.settle(side, n, now.as_secs() as u32, now.as_millis() as u64, error_source);
         }

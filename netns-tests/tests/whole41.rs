@@ -94,8 +94,9 @@ fn without_the_loopback_device_they_are_cut_and_status_says_so() {
     };
     rig.s.run("ip link set lo down");
     let (server, client) = (rig.server(&Rig::alice("proto41", "mtu = 1480")), rig.client("proto41", 1480));
-    let told = server.status()["offload"]["proto41"].as_str().unwrap().to_owned();
-    assert!(told.contains("loopback"), "status says: {told}");
+    let told = standing(&server);
+    assert_eq!(told["state"], "refused");
+    assert!(told["why"].as_str().unwrap().contains("loopback"), "status says: {told}");
     transfer(&rig.u, &rig.c, ALICE, BYTES);
     drop(client);
 }
@@ -103,11 +104,11 @@ fn without_the_loopback_device_they_are_cut_and_status_says_so() {
 #[test]
 fn they_are_cut_where_the_configuration_says_so() {
     let Some(rig) = Rig::new_or_skip("super-packets by protocol 41 turned off") else { return };
-    let config = Rig::server_config("", &Rig::alice("proto41", "mtu = 1480")) + "[proto41]\nwhole = false\n";
+    let config =
+        Rig::server_config("", &Rig::alice("proto41", "mtu = 1480")) + "[offload]\nproto41_gso = false\n";
     let server = Router::start(&rig.lab, &rig.s, &config);
     let client = rig.client("proto41", 1480);
-    let told = server.status()["offload"]["proto41"].as_str().unwrap().to_owned();
-    assert!(told.contains("configuration"), "status says: {told}");
+    assert_eq!(standing(&server)["state"], "off");
     let seen = observe(&rig);
     transfer(&rig.u, &rig.c, ALICE, BYTES);
     assert!(seen.finish().iter().all(|p| p.sound), "a checksum is wrong");
@@ -131,8 +132,11 @@ fn nothing_stays_on_the_loopback_device() {
 }
 
 fn expect_whole(router: &Router) {
-    let told = router.status()["offload"]["proto41"].as_str().unwrap().to_owned();
-    assert_eq!(told, "packet", "this kernel takes super-packets");
+    assert_eq!(standing(router)["state"], "on", "this kernel takes super-packets");
+}
+
+fn standing(router: &Router) -> serde_json::Value {
+    router.status()["offload"]["knobs"]["proto41_gso"].clone()
 }
 
 fn trains(router: &Router) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::status::{Status, TunnelStatus};
+use super::status::{Offload, Status, TunnelStatus};
 use super::table::{columns, duration, short};
 
 /// The screen, line by line.
@@ -10,12 +10,12 @@ pub fn screen(s: &Status) -> Vec<String> {
     let mut lines = vec![
         format!("sixway {}  {}  up {}  pid {}", s.version, s.tun, duration(s.uptime_s), s.pid),
         format!(
-            "{} workers, TUN offload {}, protocol 41 {}, UDP {}",
+            "{} workers, protocol 41 {}, UDP {}",
             s.workers,
-            s.offload.tun,
             s.offload.proto41,
             if s.listening.is_empty() { "off".to_owned() } else { s.listening.join(" ") }
         ),
+        offloads(&s.offload),
         String::new(),
     ];
     lines.extend(tunnels(&s.tunnels));
@@ -28,6 +28,19 @@ pub fn screen(s: &Status) -> Vec<String> {
     lines.push(String::new());
     lines.push(format!("all drops  {}", counts(&s.drops)));
     lines
+}
+
+/// Those that are on by name; then the others, and whatever there is to say about one.
+fn offloads(all: &Offload) -> String {
+    let on = all.knobs.iter().filter(|(_, o)| o.state == "on").map(|(name, _)| name.as_str());
+    let on: Vec<_> = on.collect();
+    let rest = all.knobs.iter().filter(|(_, o)| o.state != "on" || !o.why.is_empty());
+    let rest = rest.map(|(name, o)| match o.why.as_str() {
+        "" => format!("; {name} {}", o.state),
+        why => format!("; {name} {} ({why})", o.state),
+    });
+    let on = if on.is_empty() { "none".to_owned() } else { on.join(" ") };
+    format!("offloads on: {on}{}", rest.collect::<String>())
 }
 
 fn tunnels(all: &[TunnelStatus]) -> Vec<String> {
@@ -66,4 +79,26 @@ fn counts(all: &BTreeMap<String, u64>) -> String {
         return "none".to_owned();
     }
     all.iter().map(|(name, n)| format!("{name} {}", short(*n))).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::status::OffloadState;
+
+    #[test]
+    fn offloads_that_are_not_just_on_say_why() {
+        let state = |name: &str, state: &str, why: &str| {
+            (name.to_owned(), OffloadState { state: state.to_owned(), why: why.to_owned() })
+        };
+        let all = |knobs: Vec<_>| Offload { proto41: "off".to_owned(), knobs: knobs.into_iter().collect() };
+        let some = all(vec![
+            state("a", "on", ""),
+            state("b", "off", ""),
+            state("c", "refused", "too old"),
+            state("d", "on", "not tested"),
+        ]);
+        assert_eq!(offloads(&some), "offloads on: a d; b off; c refused (too old); d on (not tested)");
+        assert_eq!(offloads(&all(vec![state("a", "off", "")])), "offloads on: none; a off");
+    }
 }

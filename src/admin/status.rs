@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use sixway_dataplane::counters::{CounterReader, Event};
-use sixway_dataplane::io::proto41::{Receive, Rungs};
+use sixway_dataplane::io::proto41::Receive;
+use sixway_dataplane::knobs::{Knob, Standing};
 use sixway_dataplane::start::Facts;
 use sixway_dataplane::update::{Outer, TunnelId, UdpRemote};
 
@@ -53,10 +54,21 @@ pub struct Status {
 /// What of the kernel's help was granted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offload {
-    /// Super-packets from the TUN device: off, tcp, tcp+udp.
-    pub tun: String,
     /// How protocol 41 is received: packet, raw, off.
     pub proto41: String,
+    /// Each offload by its name in the configuration.
+    #[serde(flatten)]
+    pub knobs: BTreeMap<String, OffloadState>,
+}
+
+/// One offload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffloadState {
+    /// `on`; `off` by configuration; `refused` by the kernel; `paused` somewhere after errors.
+    pub state: String,
+    /// What the kernel said, why it could not be tested, or when a pause ends.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
 }
 
 /// One tunnel.
@@ -182,17 +194,27 @@ impl Sources<'_> {
     }
 
     fn offload(&self) -> Offload {
-        let proto41 = match &self.facts.proto41 {
-            None => "off".to_owned(),
-            Some(Rungs { receive: Receive::Raw, .. }) => "raw".to_owned(),
-            Some(Rungs { receive: Receive::Packet | Receive::Auto, cut_because: None }) => {
-                "packet".to_owned()
-            }
-            Some(Rungs { receive: Receive::Packet | Receive::Auto, cut_because: Some(why) }) => {
-                format!("packet, sent in segments ({why})")
-            }
+        let proto41 = match self.facts.proto41 {
+            None => "off",
+            Some(Receive::Raw) => "raw",
+            Some(Receive::Packet | Receive::Auto) => "packet",
         };
-        Offload { tun: self.facts.tun_offload.name().to_owned(), proto41 }
+        let knobs = Knob::ALL.iter().map(|knob| (knob.name().to_owned(), self.offload_state(*knob)));
+        Offload { proto41: proto41.to_owned(), knobs: knobs.collect() }
+    }
+
+    fn offload_state(&self, knob: Knob) -> OffloadState {
+        let state = |state: &str, why: &str| OffloadState { state: state.to_owned(), why: why.to_owned() };
+        let now = u32::try_from(self.uptime_s).unwrap_or(u32::MAX);
+        match (self.facts.offload.of(knob), self.counters.paused(knob, now)) {
+            (Standing::Off, _) => state("off", ""),
+            (Standing::Refused(why), _) => state("refused", why),
+            (_, Some(left)) => {
+                state("paused", &format!("the kernel refused it in use; tried again in {left} s"))
+            }
+            (Standing::Untested(why), None) => state("on", why),
+            (Standing::On, None) => state("on", ""),
+        }
     }
 
     fn tunnel(&self, id: TunnelId, live: &Live) -> TunnelStatus {

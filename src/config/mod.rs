@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sixway_dataplane::knobs::Knobs;
 use sixway_dataplane::update::{Ipv6Prefix, Outer};
 use toml::de::DeTable;
 
@@ -57,6 +58,8 @@ pub struct Config {
     pub udp: Udp,
     /// The protocol 41 encapsulation.
     pub proto41: Proto41,
+    /// Which of the kernel's offloads are wanted.
+    pub offload: Knobs,
     /// All tunnels: those written out, then those of the ranges, each in the order of the file.
     pub tunnels: Vec<TunnelConfig>,
 }
@@ -80,8 +83,6 @@ pub struct Router {
     pub workers: u16,
     /// How long a thread that has nothing to do goes on looking before it sleeps: 0 to 1000 microseconds.
     pub linger: Duration,
-    /// Whether the TUN device exchanges super-packets and partial checksums with the kernel.
-    pub tun_offload: bool,
     /// How many tunnels the table holds, 1 to [`MAX_TUNNELS`], not fewer than are configured.
     pub capacity: u32,
 }
@@ -125,10 +126,6 @@ pub struct Admin {
 pub struct Udp {
     /// The ports to listen on, all different, none 0; none at all turns UDP off.
     pub ports: Vec<u16>,
-    /// Whether the kernel may merge datagrams before we read them.
-    pub gro: bool,
-    /// Whether the kernel may split what we write into datagrams.
-    pub gso: bool,
 }
 
 /// `[proto41]`: the protocol 41 encapsulation.
@@ -138,8 +135,6 @@ pub struct Proto41 {
     pub enabled: Option<bool>,
     /// How packets are received.
     pub receive: Receive,
-    /// Whether super-packets are sent whole where the kernel allows it.
-    pub whole: bool,
 }
 
 /// How protocol 41 packets are received.
@@ -243,16 +238,18 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
     let router_section = root.table(report, "router", &schema::ROUTER);
     let udp_section = root.table(report, "udp", &schema::UDP);
     let proto41_section = root.table(report, "proto41", &schema::PROTO41);
+    let offload_section = root.table(report, "offload", &schema::OFFLOAD);
     let admin_section = root.table(report, "admin", &schema::ADMIN);
     let router = sections::router(report, &router_section);
     let udp = sections::udp(report, &udp_section);
     let proto41 = sections::proto41(report, &proto41_section);
+    let offload = sections::offload(report, &offload_section);
     let admin = sections::admin(report, &admin_section, &router.tun);
     // What tunnels take from a mistaken table is a guess; no mistakes are derived from guesses.
     let sound = report.count() == 0;
     let defaults = tunnel::Defaults { outer: router.outer, udp_port: udp.ports.first().copied() };
     let tunnels = tunnel::tunnels(report, &root, defaults);
-    let mut config = Config { router, admin, udp, proto41, tunnels: tunnels.list };
+    let mut config = Config { router, admin, udp, proto41, offload, tunnels: tunnels.list };
     if sound {
         let capacity_at = router_section.has("capacity").then(|| router_section.at("capacity"));
         check::together(report, &mut config, &tunnels.blocks, capacity_at);

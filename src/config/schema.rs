@@ -45,6 +45,7 @@ pub(crate) const ROOT: Schema = Schema {
         key("admin", "[admin]"),
         key("udp", "[udp]"),
         key("proto41", "[proto41]"),
+        key("offload", "[offload]"),
         key("tunnel", "[[tunnel]]"),
         key("tunnel_range", "[[tunnel_range]]"),
     ],
@@ -62,7 +63,6 @@ pub(crate) const ROUTER: Schema = Schema {
         key("hairpin", "hairpin = true"),
         key("workers", "workers = 0"),
         key("linger_us", "linger_us = 30"),
-        key("tun_offload", "tun_offload = true"),
         key("capacity", "capacity = 1048576"),
     ],
 };
@@ -72,18 +72,25 @@ pub(crate) const ADMIN: Schema =
     Schema { title: "[admin]", keys: &[key("socket", "socket = \"/run/sixway/six0.sock\"")] };
 
 /// `[udp]`: the UDP encapsulation.
-pub(crate) const UDP: Schema = Schema {
-    title: "[udp]",
-    keys: &[key("ports", "ports = [3653]"), key("gro", "gro = true"), key("gso", "gso = true")],
-};
+pub(crate) const UDP: Schema = Schema { title: "[udp]", keys: &[key("ports", "ports = [3653]")] };
 
 /// `[proto41]`: the protocol 41 encapsulation.
 pub(crate) const PROTO41: Schema = Schema {
     title: "[proto41]",
+    keys: &[key("enabled", "enabled = true"), key("receive", "receive = \"auto\"")],
+};
+
+/// `[offload]`: the kernel's offloads, one knob each.
+pub(crate) const OFFLOAD: Schema = Schema {
+    title: "[offload]",
     keys: &[
-        key("enabled", "enabled = true"),
-        key("receive", "receive = \"auto\""),
-        key("whole", "whole = true"),
+        key("tun_tcp", "tun_tcp = true"),
+        key("tun_udp", "tun_udp = true"),
+        key("merge_tcp", "merge_tcp = true"),
+        key("merge_udp", "merge_udp = true"),
+        key("udp_gso", "udp_gso = true"),
+        key("udp_gro", "udp_gro = true"),
+        key("proto41_gso", "proto41_gso = true"),
     ],
 };
 
@@ -129,4 +136,5 @@ pub(crate) const RA: Schema = Schema {
 };
 
 /// All of them.
-pub(crate) const ALL: [&Schema; 8] = [&ROOT, &ROUTER, &ADMIN, &UDP, &PROTO41, &TUNNEL, &TUNNEL_RANGE, &RA];
+pub(crate) const ALL: [&Schema; 9] =
+    [&ROOT, &ROUTER, &ADMIN, &UDP, &PROTO41, &OFFLOAD, &TUNNEL, &TUNNEL_RANGE, &RA];

@@ -1,9 +1,11 @@
-//! The tables `[router]`, `[admin]`, `[udp]` and `[proto41]`: their keys, defaults and bounds.
+//! The tables `[router]`, `[admin]`, `[udp]`, `[proto41]` and `[offload]`: their keys, defaults and bounds.
 //!
 //! Knows nothing of tunnels; what must fit between tables is `check`'s business.
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+use sixway_dataplane::knobs::{Knob, Knobs};
 
 use super::address::{narrow_prefix, outer_address, router_address};
 use super::source::{Complaint, Report, Section, choose};
@@ -29,7 +31,6 @@ pub(crate) fn router(report: &mut Report<'_>, section: &Section<'_, '_>) -> Rout
         hairpin: section.boolean(report, "hairpin").unwrap_or(true),
         workers: workers.and_then(|n| u16::try_from(n).ok()).unwrap_or(0),
         linger: Duration::from_micros(linger.map_or(LINGER, u64::from)),
-        tun_offload: section.boolean(report, "tun_offload").unwrap_or(true),
         capacity: capacity.unwrap_or(DEFAULT_CAPACITY),
     }
 }
@@ -92,11 +93,15 @@ fn socket_path(text: &str) -> Result<PathBuf, Complaint> {
 
 /// Reads `[udp]`.
 pub(crate) fn udp(report: &mut Report<'_>, section: &Section<'_, '_>) -> Udp {
-    Udp {
-        ports: ports(report, section).unwrap_or_else(|| vec![DEFAULT_UDP_PORT]),
-        gro: section.boolean(report, "gro").unwrap_or(true),
-        gso: section.boolean(report, "gso").unwrap_or(true),
-    }
+    Udp { ports: ports(report, section).unwrap_or_else(|| vec![DEFAULT_UDP_PORT]) }
+}
+
+/// Reads `[offload]`: every key is a knob's name, and all are on unless told otherwise.
+pub(crate) fn offload(report: &mut Report<'_>, section: &Section<'_, '_>) -> Knobs {
+    Knob::ALL.iter().fold(Knobs::ON, |knobs, knob| {
+        let on = section.boolean(report, knob.name()).unwrap_or(true);
+        knobs.with(*knob, on)
+    })
 }
 
 fn ports(report: &mut Report<'_>, section: &Section<'_, '_>) -> Option<Vec<u16>> {
@@ -108,11 +113,7 @@ fn ports(report: &mut Report<'_>, section: &Section<'_, '_>) -> Option<Vec<u16>>
 /// Reads `[proto41]`.
 pub(crate) fn proto41(report: &mut Report<'_>, section: &Section<'_, '_>) -> Proto41 {
     let receive = section.text(report, "receive", |text| choose(&RECEIVE, text));
-    Proto41 {
-        enabled: section.boolean(report, "enabled"),
-        receive: receive.unwrap_or(Receive::Auto),
-        whole: section.boolean(report, "whole").unwrap_or(true),
-    }
+    Proto41 { enabled: section.boolean(report, "enabled"), receive: receive.unwrap_or(Receive::Auto) }
 }
 
 /// Waking a thread up takes about as long, microseconds.

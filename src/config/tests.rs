@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
+use sixway_dataplane::knobs::{Knob, Knobs};
 use sixway_dataplane::update::{Ipv6Prefix, Outer, UdpLocal, UdpRemote};
 
 use super::*;
@@ -72,10 +73,12 @@ linger_us  = 0
 socket = "/run/sixway/other.sock"
 [udp]
 ports = [3653, 443]
-gro = false
 [proto41]
 enabled = true
 receive = "raw"
+[offload]
+udp_gro = false
+tun_tcp = true
 [[tunnel]]
 name = "alice"
 encap = "proto41"
@@ -107,13 +110,13 @@ fn every_key_arrives() {
             hairpin: false,
             workers: 3,
             linger: std::time::Duration::from_micros(0),
-            tun_offload: true,
             capacity: DEFAULT_CAPACITY,
         }
     );
     assert_eq!(config.admin.socket, PathBuf::from("/run/sixway/other.sock"));
-    assert_eq!(config.udp, Udp { ports: vec![3653, 443], gro: false, gso: true });
-    assert_eq!(config.proto41, Proto41 { enabled: Some(true), receive: Receive::Raw, whole: true });
+    assert_eq!(config.udp, Udp { ports: vec![3653, 443] });
+    assert_eq!(config.offload, Knobs::ON.with(Knob::UdpGro, false));
+    assert_eq!(config.proto41, Proto41 { enabled: Some(true), receive: Receive::Raw });
     let alice = TunnelConfig {
         name: "alice".into(),
         outer: Outer::Proto41 {
@@ -149,21 +152,34 @@ fn an_empty_file_is_all_defaults() {
     assert_eq!(config.router.outer, None);
     assert_eq!(config.router.routes, Routes::Aggregate);
     assert_eq!(config.router.forwarding, Forwarding::Check);
-    assert!(config.router.hairpin && config.router.tun_offload);
+    assert!(config.router.hairpin);
+    assert_eq!(config.offload, Knobs::ON);
     assert_eq!((config.router.workers, config.router.capacity), (0, 1_048_576));
     assert_eq!(config.admin.socket, PathBuf::from("/run/sixway/six0.sock"));
-    assert_eq!(config.udp, Udp { ports: vec![3653], gro: true, gso: true });
-    assert_eq!(config.proto41, Proto41 { enabled: None, receive: Receive::Auto, whole: true });
+    assert_eq!(config.udp, Udp { ports: vec![3653] });
+    assert_eq!(config.proto41, Proto41 { enabled: None, receive: Receive::Auto });
     assert_eq!(config.tunnels, vec![]);
     assert!(!config.needs_forwarding());
 }
 
 #[test]
 fn the_socket_follows_the_tun_name() {
-    let config = good("[router]\ntun = \"six7\"\ncapacity = 7\ntun_offload = false\n");
+    let config = good("[router]\ntun = \"six7\"\ncapacity = 7\n");
     assert_eq!(config.admin.socket, PathBuf::from("/run/sixway/six7.sock"));
     assert_eq!(config.router.capacity, 7);
-    assert!(!config.router.tun_offload);
+}
+
+#[test]
+fn every_offload_has_a_knob_of_its_own() {
+    let keys: Vec<_> = schema::OFFLOAD.keys.iter().map(|key| key.name).collect();
+    assert_eq!(keys, Knob::ALL.iter().map(|knob| knob.name()).collect::<Vec<_>>());
+    for knob in Knob::ALL {
+        let off = format!("[offload]\n{} = false\n", knob.name());
+        assert_eq!(good(&off).offload, Knobs::ON.with(*knob, false));
+        let text = format!("[offload]\n{} = \"auto\"\n", knob.name());
+        one_mistake(&text, 2, &[knob.name(), "true"]);
+    }
+    one_mistake("[offload]\nudp_gos = false\n", 2, &["`udp_gos`", "[offload]", "did you mean `udp_gso`?"]);
 }
 
 #[test]
@@ -221,7 +237,7 @@ fn wrong_types_say_expected_and_found() {
         ("[router]\nouter = []\n", 2, &["`outer`", "found a list"]),
         ("[udp]\nports = 3653\n", 2, &["`ports`", "expected a list of integers, found an integer"]),
         ("[udp]\nports = [\"a\"]\n", 2, &["`ports`", "a list of integers, found a string in it"]),
-        ("[udp]\ngso = 2020-01-01\n", 2, &["`gso`", "found a date or time"]),
+        ("[offload]\nudp_gso = 2020-01-01\n", 2, &["`udp_gso`", "found a date or time"]),
         ("router = 1\n", 1, &["`router`", "expected a table", "[router]"]),
         ("[tunnel]\nname = \"x\"\n", 1, &["`tunnel`", "a list of tables, found a table", "[[tunnel]]"]),
         ("tunnel_range = [1]\n", 1, &["`tunnel_range`", "found an integer in it"]),
@@ -764,7 +780,7 @@ fn the_document_explains_every_key() {
 
 #[test]
 fn every_key_s_example_is_accepted() {
-    for schema in [&schema::ROUTER, &schema::ADMIN, &schema::UDP, &schema::PROTO41] {
+    for schema in [&schema::ROUTER, &schema::ADMIN, &schema::UDP, &schema::PROTO41, &schema::OFFLOAD] {
         for key in schema.keys {
             good(&format!("{}\n{}\n", schema.title, key.example));
         }

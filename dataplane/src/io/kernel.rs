@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Trains};
 use super::proto41::Proto41Port;
 use super::sys::Inbox;
 use super::tun::TunQueue;
@@ -18,6 +18,7 @@ use super::udp::UdpPort;
 use super::whole41::Sent;
 use super::{Destination, PacketIo, Side};
 use crate::counters::{Event, Tally};
+use crate::knobs::Knob;
 use crate::offload::coalesce::Coalescer;
 use crate::offload::segment::Layout;
 use crate::packet::batch::{Batch, Offload, Packet};
@@ -43,6 +44,9 @@ pub struct KernelIo {
     inbox: Inbox,
     udp_out: Outbox,
     udp_out_socket: u16,
+    gso: bool,
+    /// Since the start, as far as `transmit` was told.
+    now: Duration,
     proto41_out: Outbox,
     coalescer: Coalescer,
     kept: Instant,
@@ -72,9 +76,11 @@ impl KernelIo {
             udp_ready: VecDeque::new(),
             proto41,
             inbox: Inbox::new(64),
-            udp_out: Outbox::new(gso),
+            udp_out: Outbox::new(),
             udp_out_socket: 0,
-            proto41_out: Outbox::new(false),
+            gso,
+            now: Duration::ZERO,
+            proto41_out: Outbox::new(),
             coalescer,
             kept: Instant::now(),
         };
@@ -126,8 +132,8 @@ impl KernelIo {
         if other_socket || !self.outbox(path.encap).has_room(segments, headers) {
             self.flush(path.encap, batch, tally);
         }
-        if path.encap == Encap::Udp {
-            self.udp_out_socket = path.socket;
+        if other_socket {
+            self.turn_to(path.socket);
         }
         match layout {
             None => self.outbox(path.encap).push(path, tos, packet.start, packet.len),
@@ -171,6 +177,14 @@ impl KernelIo {
         }
     }
 
+    /// UDP goes out by this socket from now on.
+    fn turn_to(&mut self, socket: u16) {
+        self.udp_out_socket = socket;
+        let port = self.udp.get_mut(usize::from(socket)).and_then(Option::as_mut);
+        let trains = self.gso && port.is_some_and(|p| p.trains.holds(self.now));
+        self.udp_out.begin(trains, self.now);
+    }
+
     fn outbox(&mut self, encap: Encap) -> &mut Outbox {
         match encap {
             Encap::Proto41 => &mut self.proto41_out,
@@ -180,18 +194,29 @@ impl KernelIo {
 
     fn flush(&mut self, encap: Encap, batch: &Batch, tally: &mut Tally) {
         match encap {
-            Encap::Udp if !self.udp_out.is_empty() => {
-                let port = self.udp.get(usize::from(self.udp_out_socket)).and_then(Option::as_ref);
-                match port {
-                    Some(port) => self.udp_out.flush(port.socket.as_fd(), &batch.arena, tally),
-                    None => self.udp_out.discard(tally),
-                }
-            }
+            Encap::Udp if !self.udp_out.is_empty() => self.flush_udp(batch, tally),
             Encap::Proto41 if !self.proto41_out.is_empty() => match &self.proto41 {
-                Some(port) => self.proto41_out.flush(port.sender(), &batch.arena, tally),
+                Some(port) => {
+                    let _has_no_trains = self.proto41_out.flush(port.sender(), &batch.arena, tally);
+                }
                 None => self.proto41_out.discard(tally),
             },
             Encap::Udp | Encap::Proto41 => {}
+        }
+    }
+
+    fn flush_udp(&mut self, batch: &Batch, tally: &mut Tally) {
+        let port = self.udp.get_mut(usize::from(self.udp_out_socket)).and_then(Option::as_mut);
+        let Some(port) = port else { return self.udp_out.discard(tally) };
+        match self.udp_out.flush(port.socket.as_fd(), &batch.arena, tally) {
+            Trains::Untried => {}
+            Trains::Taken => port.trains.worked(),
+            Trains::Refused => {
+                if let Some(until) = port.trains.failed(self.now) {
+                    tally.pause(Knob::UdpGso, until);
+                }
+                self.udp_out.begin(false, self.now);
+            }
         }
     }
 
@@ -238,7 +263,10 @@ impl PacketIo for KernelIo {
         }
     }
 
-    fn transmit(&mut self, batch: &Batch, judged: &[Judged], tally: &mut Tally) {
+    fn transmit(&mut self, batch: &Batch, judged: &[Judged], now: Duration, tally: &mut Tally) {
+        self.now = now;
+        self.turn_to(self.udp_out_socket);
+        self.coalescer.merge(self.tun.begin(now));
         self.coalescer.begin(batch.packets.len());
         for (n, (packet, judgement)) in batch.packets.iter().zip(judged).enumerate() {
             match judgement.verdict {

@@ -82,7 +82,7 @@ impl PacketIo for MemIo {
         true
     }
 
-    fn transmit(&mut self, batch: &Batch, judged: &[Judged], tally: &mut Tally) {
+    fn transmit(&mut self, batch: &Batch, judged: &[Judged], _now: Duration, tally: &mut Tally) {
         for (packet, judgement) in batch.packets.iter().zip(judged) {
             match judgement.verdict {
                 Verdict::ToWire(path, tos) => self.send(path, tos, packet, batch.bytes(packet), tally),

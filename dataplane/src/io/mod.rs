@@ -8,6 +8,7 @@ pub mod mem;
 pub mod outbox;
 pub mod proto41;
 pub mod route;
+pub mod selftest;
 pub mod sys;
 pub mod tcx;
 pub mod tun;
@@ -54,8 +55,8 @@ pub trait PacketIo {
     fn receive(&mut self, side: Side, batch: &mut Batch, tally: &mut Tally) -> bool;
 
     /// Carries out every `ToWire` and `ToTun` among the verdicts, in order; counts what could not be sent. Super-packets
-    /// are cut where the other side needs it.
-    fn transmit(&mut self, batch: &Batch, judged: &[Judged], tally: &mut Tally);
+    /// are cut where the other side needs it. `now` counts from the start.
+    fn transmit(&mut self, batch: &Batch, judged: &[Judged], now: Duration, tally: &mut Tally);
 
     /// Sends one packet. `false` when it could not be sent.
     fn emit(&mut self, to: Destination, packet: &[u8], tally: &mut Tally) -> bool;

@@ -2,11 +2,14 @@
 //!
 //! A super-packet becomes one header for each segment (written into a header buffer) plus slices of its payload; UDP sends
 //! them as trains that the kernel cuts (`UDP_SEGMENT`), and so it does with runs of equally long packets to one peer. What
-//! the kernel refuses as a train is sent again packet by packet. Protocol 41 has no trains.
+//! the kernel refuses as a train is sent again packet by packet; whether the socket should go on with trains is its
+//! owner's decision, but a peer whose path is too narrow is remembered here. Protocol 41 has no trains.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use super::sys::{Outbox as Messages, Outgoing, Part};
 use crate::counters::{Event, Tally};
@@ -22,6 +25,10 @@ const HEADER_BUFFER: usize = 512 * 1024;
 const MOST_IN_TRAIN: u32 = 64;
 /// Most octets of one train: one UDP datagram's.
 const MOST_TRAIN_OCTETS: u32 = 65_507;
+/// Tunnels whose path is remembered to be narrow; more share places, and are only tried more often.
+const NARROW: usize = 64;
+/// How long that is remembered: a path may widen again.
+const NARROW_FOR: Duration = Duration::from_secs(10);
 
 /// What is kept of each message for the counters and for sending it again in pieces.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +42,26 @@ struct Ticket {
     closed: bool,
 }
 
+/// A tunnel whose path takes no trains of datagrams so long.
+#[derive(Clone, Copy, Debug)]
+struct Narrow {
+    tunnel: TunnelId,
+    size: u32,
+    until: Duration,
+}
+
+/// What came of the trains in one flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Trains {
+    /// There was none, or what became of them says nothing about this socket.
+    Untried,
+    /// The kernel took all.
+    Taken,
+    /// The device cannot cut them: the kernel took the same packets one by one.
+    Refused,
+}
+
 /// Collects packets for one socket.
 #[derive(Debug)]
 pub struct Outbox {
@@ -44,19 +71,35 @@ pub struct Outbox {
     headers: Vec<u8>,
     messages: Messages,
     trains: bool,
+    narrow: [Narrow; NARROW],
+    now: Duration,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Outbox {
-    /// For a UDP socket (`trains`) or a raw one.
-    pub fn new(trains: bool) -> Self {
+    /// An empty one that makes no trains before [`Self::begin`] says so.
+    pub fn new() -> Self {
+        let nobody = Narrow { tunnel: TunnelId(0), size: 0, until: Duration::ZERO };
         Self {
             outgoing: Vec::with_capacity(MOST_MESSAGES),
             tickets: Vec::with_capacity(MOST_MESSAGES),
             parts: Vec::with_capacity(MOST_PARTS),
             headers: Vec::with_capacity(HEADER_BUFFER),
             messages: Messages::new(MOST_MESSAGES, MOST_PARTS),
-            trains,
+            trains: false,
+            narrow: [nobody; NARROW],
+            now: Duration::ZERO,
         }
+    }
+
+    /// What is added from now on may become trains, or not; `now` counts from the start.
+    pub fn begin(&mut self, trains: bool, now: Duration) {
+        (self.trains, self.now) = (trains, now);
     }
 
     /// Whether nothing waits to be sent.
@@ -125,6 +168,10 @@ impl Outbox {
         if !same || !fits {
             return false;
         }
+        let narrow = &self.narrow[ticket.tunnel.0 as usize % NARROW];
+        if narrow.tunnel == ticket.tunnel && ticket.size >= narrow.size && self.now < narrow.until {
+            return false;
+        }
         message.segment = ticket.size as u16;
         message.parts += parts.len() as u32;
         ticket.packets += 1;
@@ -135,25 +182,87 @@ impl Outbox {
     }
 
     /// Sends all that waits by `fd` and forgets it.
-    pub fn flush(&mut self, fd: BorrowedFd<'_>, arena: &[u8], tally: &mut Tally) {
+    pub fn flush(&mut self, fd: BorrowedFd<'_>, arena: &[u8], tally: &mut Tally) -> Trains {
+        let mut messages = std::mem::take(&mut self.messages);
+        let trains =
+            self.flush_by(tally, |b, at| messages.send(fd, &b.outgoing[at..], &b.parts, (arena, &b.headers)));
+        self.messages = messages;
+        trains
+    }
+
+    /// `send` tries the messages from a place on, and says how many went out or why the first did not.
+    fn flush_by(
+        &mut self,
+        tally: &mut Tally,
+        mut send: impl FnMut(&Self, usize) -> io::Result<usize>,
+    ) -> Trains {
         let mut at = 0;
         let mut tried_again = false;
+        let mut trains = Trains::Untried;
+        let mut suspect = false;
         while at < self.outgoing.len() {
-            match self.messages.send(fd, &self.outgoing[at..], &self.parts, (arena, &self.headers)) {
+            match send(self, at) {
                 Ok(sent) => {
+                    trains = self.conclude(at..at + sent, trains, suspect);
                     self.count(at..at + sent, tally);
                     at += sent;
-                    tried_again = false;
+                    (tried_again, suspect) = (false, false);
                 }
                 Err(e) if is_backpressure(&e) && !tried_again => tried_again = true,
-                Err(e) => {
-                    self.give_up(at, &e, fd, arena, tally);
-                    at += 1;
+                Err(e) if self.outgoing[at].segment != 0 && is_refusal(&e) => {
+                    // A path too narrow is about this train; a device that cannot cut is about all.
+                    suspect = e.raw_os_error() == Some(libc::EIO);
+                    self.note_narrow(at, suspect);
+                    self.split(at..if suspect { self.outgoing.len() } else { at + 1 }, tally);
                     tried_again = false;
+                }
+                Err(_) => {
+                    let lost = self.tickets[at];
+                    tally.drop(Reason::SendFailed, Some(lost.tunnel), u64::from(lost.packets));
+                    at += 1;
+                    (tried_again, suspect) = (false, false);
                 }
             }
         }
         self.forget();
+        trains
+    }
+
+    /// What these messages, which have been sent, say about trains; `suspect`: they were one before.
+    fn conclude(&self, sent: Range<usize>, before: Trains, suspect: bool) -> Trains {
+        let any = self.outgoing[sent].iter().any(|m| m.segment != 0);
+        match before {
+            Trains::Untried | Trains::Taken if suspect => Trains::Refused,
+            Trains::Untried if any => Trains::Taken,
+            Trains::Untried | Trains::Taken | Trains::Refused => before,
+        }
+    }
+
+    fn note_narrow(&mut self, at: usize, about_all: bool) {
+        let ticket = self.tickets[at];
+        let narrow = Narrow { tunnel: ticket.tunnel, size: ticket.size, until: self.now + NARROW_FOR };
+        if !about_all {
+            self.narrow[ticket.tunnel.0 as usize % NARROW] = narrow;
+        }
+    }
+
+    /// Puts the single packets in the place of the trains among these messages.
+    fn split(&mut self, which: Range<usize>, tally: &mut Tally) {
+        let (mut outgoing, mut tickets) = (Vec::new(), Vec::new());
+        for at in which.clone() {
+            let (message, ticket) = (self.outgoing[at], self.tickets[at]);
+            tally.event(Event::WireSplit, u64::from(message.segment != 0));
+            let mut first = message.first_part;
+            let end = message.first_part + message.parts;
+            while first < end {
+                let (parts, octets) = self.datagram(first..end, ticket.size);
+                outgoing.push(Outgoing { segment: 0, first_part: first, parts, ..message });
+                tickets.push(Ticket { packets: 1, octets, size: octets, ..ticket });
+                first += parts;
+            }
+        }
+        self.outgoing.splice(which.clone(), outgoing);
+        self.tickets.splice(which, tickets);
     }
 
     /// Counts all that waits as lost: its socket is gone.
@@ -172,7 +281,7 @@ impl Outbox {
         self.headers.clear();
     }
 
-    fn count(&self, which: std::ops::Range<usize>, tally: &mut Tally) {
+    fn count(&self, which: Range<usize>, tally: &mut Tally) {
         tally.event(Event::WireWrites, which.len() as u64);
         for ticket in &self.tickets[which] {
             tally.sent(ticket.tunnel, u64::from(ticket.packets), u64::from(ticket.octets));
@@ -182,31 +291,8 @@ impl Outbox {
         }
     }
 
-    /// A train may be sent in pieces; a single message that is refused is lost.
-    fn give_up(&mut self, at: usize, error: &io::Error, fd: BorrowedFd<'_>, arena: &[u8], tally: &mut Tally) {
-        let (message, ticket) = (self.outgoing[at], self.tickets[at]);
-        if message.segment == 0 || is_backpressure(error) {
-            tally.drop(Reason::SendFailed, Some(ticket.tunnel), u64::from(ticket.packets));
-            return;
-        }
-        // A path with a smaller MTU refuses this train only; a device without checksums refuses all.
-        self.trains &= error.raw_os_error() != Some(libc::EIO);
-        tally.event(Event::WireSplit, 1);
-        let mut first = message.first_part;
-        let end = message.first_part + message.parts;
-        while first < end {
-            let (parts, octets) = self.datagram(first..end, ticket.size);
-            let piece = Outgoing { segment: 0, first_part: first, parts, ..message };
-            first += parts;
-            match self.messages.send(fd, &[piece], &self.parts, (arena, &self.headers)) {
-                Ok(_) => tally.sent(ticket.tunnel, 1, u64::from(octets)),
-                Err(_) => tally.drop(Reason::SendFailed, Some(ticket.tunnel), 1),
-            }
-        }
-    }
-
     /// How many of the parts from `which` on make up the next datagram of `size` octets.
-    fn datagram(&self, which: std::ops::Range<u32>, size: u32) -> (u32, u32) {
+    fn datagram(&self, which: Range<u32>, size: u32) -> (u32, u32) {
         let (mut count, mut octets) = (0, 0);
         for part in &self.parts[which.start as usize..which.end as usize] {
             if octets + part.len > size {
@@ -240,10 +326,15 @@ fn is_backpressure(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS))
 }
 
+/// Cut here, it may pass. Other errors, such as no route, are about each packet as well.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counters::counters;
+    use crate::counters::{CounterReader, counters};
     use crate::table::slab::{Encap, Learn};
     use std::net::UdpSocket;
     use std::os::fd::AsFd;
@@ -282,12 +373,13 @@ mod tests {
         let arena: Vec<u8> = (0..=255).collect();
         let (reader, mut tally) = counters(1, 1);
         reader.make_room(TunnelId(0));
-        let mut outbox = Outbox::new(true);
+        let mut outbox = Outbox::new();
+        outbox.begin(true, Duration::ZERO);
         for (start, len) in [(0, 50), (50, 50), (100, 20), (120, 50), (170, 60)] {
             outbox.push(&path(at), 0, start, len);
         }
         assert_eq!(outbox.outgoing.iter().map(|m| m.segment).collect::<Vec<_>>(), [50, 0, 0]);
-        outbox.flush(from.as_fd(), &arena, &mut tally[0]);
+        assert_eq!(outbox.flush(from.as_fd(), &arena, &mut tally[0]), Trains::Taken);
         let expected: Vec<&[u8]> =
             vec![&arena[..50], &arena[50..100], &arena[100..120], &arena[120..170], &arena[170..230]];
         assert_eq!(received(&to), expected);
@@ -303,13 +395,134 @@ mod tests {
         let arena = vec![7; 300];
         let (reader, mut tally) = counters(1, 1);
         reader.make_room(TunnelId(0));
-        let mut outbox = Outbox::new(true);
+        let mut outbox = Outbox::new();
+        outbox.begin(true, Duration::ZERO);
         for start in [0, 100, 200] {
             outbox.push(&path(at), 0, start, 100);
         }
-        outbox.flush(from.as_fd(), &arena, &mut tally[0]);
+        assert_eq!(outbox.flush(from.as_fd(), &arena, &mut tally[0]), Trains::Untried);
         assert_eq!(received(&to).len(), 3);
         assert_eq!(reader.happened(Event::WireSplit), 1);
         assert_eq!(reader.tunnel(TunnelId(0)).tx_packets, 3);
+    }
+
+    /// An outbox with two trains to each of two tunnels and a single packet in between.
+    fn loaded() -> (Outbox, CounterReader, Tally) {
+        let (reader, mut tallies) = counters(1, 2);
+        [0, 1].iter().for_each(|id| reader.make_room(TunnelId(*id)));
+        let mut outbox = Outbox::new();
+        outbox.begin(true, Duration::ZERO);
+        load(&mut outbox);
+        (outbox, reader, tallies.remove(0))
+    }
+
+    fn load(outbox: &mut Outbox) {
+        let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
+        let mut start = 0;
+        for (tunnel, len) in
+            [(0, 100), (0, 100), (0, 60), (1, 100), (1, 100), (0, 50), (1, 80), (1, 80), (0, 100), (0, 100)]
+        {
+            outbox.push(&Path { tunnel: TunnelId(tunnel), ..path(to) }, 0, start, len);
+            start += len;
+        }
+    }
+
+    fn segments(outbox: &Outbox) -> Vec<u16> {
+        outbox.outgoing.iter().map(|m| m.segment).collect()
+    }
+
+    /// A socket that refuses some messages: what it took, as (segment size, first octet, octets).
+    fn refusing<'a>(
+        error: i32,
+        refuses: impl Fn(&Outgoing) -> bool + 'a,
+        took: &'a mut Vec<(u16, u32, u32)>,
+    ) -> impl FnMut(&Outbox, usize) -> io::Result<usize> + 'a {
+        move |b, at| {
+            let waiting = &b.outgoing[at..];
+            let sent = waiting.iter().take_while(|m| !refuses(m)).count();
+            for m in &waiting[..sent] {
+                let parts = &b.parts[m.first_part as usize..][..m.parts as usize];
+                took.push((m.segment, parts[0].start, parts.iter().map(|p| p.len).sum()));
+            }
+            if sent == 0 { Err(io::Error::from_raw_os_error(error)) } else { Ok(sent) }
+        }
+    }
+
+    const SINGLES: [(u16, u32, u32); 10] = [
+        (0, 0, 100),
+        (0, 100, 100),
+        (0, 200, 60),
+        (0, 260, 100),
+        (0, 360, 100),
+        (0, 460, 50),
+        (0, 510, 80),
+        (0, 590, 80),
+        (0, 670, 100),
+        (0, 770, 100),
+    ];
+
+    #[test]
+    fn a_device_that_cannot_cut_gets_single_packets_in_their_order() {
+        let (mut outbox, reader, mut tally) = loaded();
+        assert_eq!(segments(&outbox), [100, 100, 0, 80, 100]);
+        let mut took = Vec::new();
+        let fate = outbox.flush_by(&mut tally, refusing(libc::EIO, |m| m.segment != 0, &mut took));
+        assert_eq!((fate, &took[..]), (Trains::Refused, &SINGLES[..]));
+        assert_eq!((reader.happened(Event::WireSplit), reader.happened(Event::WireWrites)), (4, 10));
+        assert_eq!((reader.tunnel(TunnelId(0)).tx_packets, reader.tunnel(TunnelId(1)).tx_bytes), (6, 360));
+        assert_eq!(reader.drops(), []);
+    }
+
+    #[test]
+    fn a_narrow_path_is_one_peer_s_and_remembered_for_a_while() {
+        for error in [libc::EMSGSIZE, libc::EINVAL] {
+            let (mut outbox, reader, mut tally) = loaded();
+            let narrow = |m: &Outgoing| m.segment == 100 && m.first_part < 3;
+            let mut took = Vec::new();
+            let fate = outbox.flush_by(&mut tally, refusing(error, narrow, &mut took));
+            let expected = [&SINGLES[..3], &[(100, 260, 200), (0, 460, 50), (80, 510, 160), (100, 670, 200)]];
+            assert_eq!((fate, took), (Trains::Taken, expected.concat()));
+            assert_eq!(reader.happened(Event::WireSplit), 1);
+            // The next trains are made for the other tunnel only, until it is forgotten.
+            load(&mut outbox);
+            assert_eq!(segments(&outbox), [0, 0, 0, 100, 0, 80, 0, 0]);
+            outbox.forget();
+            outbox.begin(true, NARROW_FOR);
+            load(&mut outbox);
+            assert_eq!(segments(&outbox), [100, 100, 0, 80, 100]);
+        }
+    }
+
+    #[test]
+    fn what_nobody_takes_is_lost_and_says_nothing_about_trains() {
+        let (mut outbox, reader, mut tally) = loaded();
+        assert_eq!(
+            outbox.flush_by(&mut tally, refusing(libc::EIO, |_| true, &mut Vec::new())),
+            Trains::Untried
+        );
+        assert_eq!(reader.dropped(Reason::SendFailed), 10);
+        let (mut outbox, reader, mut tally) = loaded();
+        let mut took = Vec::new();
+        let fate = outbox.flush_by(&mut tally, refusing(libc::ENETUNREACH, |m| m.segment == 80, &mut took));
+        assert_eq!((fate, took.len(), reader.happened(Event::WireSplit)), (Trains::Taken, 4, 0));
+        assert_eq!(reader.tunnel(TunnelId(1)).drops, [(Reason::SendFailed, 2)]);
+    }
+
+    #[test]
+    fn full_buffers_get_a_second_try_and_no_more() {
+        let (mut outbox, reader, mut tally) = loaded();
+        let mut tries = 0;
+        let fate = outbox.flush_by(&mut tally, |b, at| {
+            tries += 1;
+            if tries % 2 == 1 {
+                Err(io::Error::from_raw_os_error(libc::EAGAIN))
+            } else {
+                Ok(b.outgoing.len() - at)
+            }
+        });
+        assert_eq!((fate, tries, reader.drops().len()), (Trains::Taken, 2, 0));
+        let (mut outbox, reader, mut tally) = loaded();
+        let _lost = outbox.flush_by(&mut tally, refusing(libc::ENOBUFS, |_| true, &mut Vec::new()));
+        assert_eq!(reader.dropped(Reason::SendFailed), 10);
     }
 }

@@ -20,6 +20,7 @@ use super::whole41::WholeSender;
 use super::{vnet, whole41};
 use crate::counters::{Event, Tally};
 use crate::encap::{OUTER_TTL, proto41};
+use crate::knobs::{Knob, Standing, Standings};
 use crate::offload::segment::detect_partial;
 use crate::packet::batch::{Arrival, BUFFER, Batch, HEADROOM, Merged, Offload, Packet, Sender};
 use crate::verdict::Reason;
@@ -44,24 +45,6 @@ pub enum Receive {
     Raw,
 }
 
-/// How super-packets are sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Send {
-    /// Whole where that passes its test, else in segments.
-    Auto,
-    /// In segments, by the raw socket.
-    Raw,
-}
-
-/// Which rungs were taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rungs {
-    /// How packets are received: never `Auto`.
-    pub receive: Receive,
-    /// Why super-packets are cut before they are sent; `None`: they are sent whole.
-    pub cut_because: Option<String>,
-}
-
 /// The sockets of one worker, opened while rights last.
 #[derive(Debug)]
 pub struct Proto41Sockets {
@@ -73,17 +56,20 @@ pub struct Proto41Sockets {
     addresses: LocalAddresses,
 }
 
-/// Opens the sockets of `workers` workers. Returns them and the rungs taken.
-pub fn open(workers: usize, receive: Receive, send: Send) -> io::Result<(Vec<Proto41Sockets>, Rungs)> {
+/// Opens the sockets of `workers` workers. Returns them and the rung taken.
+pub fn open(
+    workers: usize,
+    receive: Receive,
+    standings: &mut Standings,
+) -> io::Result<(Vec<Proto41Sockets>, Receive)> {
     // Before any socket of ours listens: the test's packet is not for the workers.
-    let whole = match send {
-        Send::Auto => open_whole(workers).map_err(|why| why.to_string()),
-        Send::Raw => Err("off by configuration".to_owned()),
-    };
-    let (whole, cut_because) = match whole {
-        Ok(senders) => (senders, None),
-        Err(why) => (Vec::new(), Some(why)),
-    };
+    let mut whole = Vec::new();
+    if standings.of(Knob::Proto41Gso).is_used() {
+        match open_whole(workers) {
+            Ok(senders) => whole = senders,
+            Err(why) => standings.settle(Knob::Proto41Gso, Standing::Refused(why.to_string())),
+        }
+    }
     let mut whole = whole.into_iter();
     // One raw socket that all workers send with: the kernel makes a copy of every packet for each there is.
     let raw = open_raw()?;
@@ -104,7 +90,7 @@ pub fn open(workers: usize, receive: Receive, send: Send) -> io::Result<(Vec<Pro
         let (raw, packet, whole) = (raw.try_clone()?, packets.next(), whole.next());
         all.push(Proto41Sockets { raw, whole, packet, reads_raw, addresses });
     }
-    Ok((all, Rungs { receive: taken, cut_because }))
+    Ok((all, taken))
 }
 
 fn open_whole(workers: usize) -> io::Result<Vec<WholeSender>> {

@@ -211,6 +211,7 @@ pub struct Outgoing {
 }
 
 /// Sends many messages in one call, each gathered from parts.
+#[derive(Default)]
 pub struct Outbox {
     headers: Vec<libc::mmsghdr>,
     iovecs: Vec<libc::iovec>,

@@ -5,15 +5,17 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use nix::sys::uio::writev;
 use nix::unistd::read;
 
 use super::{sys, vnet};
 use crate::counters::{Event, Tally};
+use crate::knobs::{Fuse, Knob, Knobs, Standing, Standings};
 use crate::offload::coalesce::{Coalescer, MOST_MEMBERS, Train};
 use crate::offload::segment::{Layout, cut};
-use crate::packet::batch::{Arrival, BUFFER, Batch, HEADROOM, Offload, Packet};
+use crate::packet::batch::{Arrival, BUFFER, Batch, HEADROOM, Merged, Offload, Packet};
 use crate::update::TunnelId;
 use crate::verdict::Reason;
 
@@ -24,34 +26,40 @@ const TSO6: u32 = 0x04;
 const TSO_ECN: u32 = 0x08;
 const USO4: u32 = 0x20;
 const USO6: u32 = 0x40;
+const TCP_TRAINS: u32 = CSUM | TSO6 | TSO_ECN;
+/// The kernel wants both or neither.
+const UDP_TRAINS: u32 = CSUM | USO4 | USO6;
 
-/// Which super-packets the kernel may hand us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TunOffload {
-    /// None, and every checksum complete.
-    Off,
-    /// TCP segment trains.
-    Tcp,
-    /// TCP segment trains and UDP datagram trains (kernel 6.2 and later).
-    TcpUdp,
+/// Super-packets refused in a row before they are cut without asking: one may be odd, so many are the device's way.
+const STRIKES: u8 = 8;
+
+/// Trains of one kind on their way to the kernel.
+#[derive(Debug)]
+struct Gate {
+    knob: Knob,
+    is_used: bool,
+    fuse: Fuse,
 }
 
-impl TunOffload {
-    /// For status output.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Tcp => "tcp",
-            Self::TcpUdp => "tcp+udp",
-        }
+impl Gate {
+    fn new(knob: Knob, used: Knobs) -> Self {
+        Self { knob, is_used: used.is_on(knob), fuse: Fuse::new(STRIKES) }
+    }
+
+    fn is_open(&mut self, now: Duration) -> bool {
+        self.is_used && self.fuse.holds(now)
     }
 }
 
 /// One queue.
 pub struct TunQueue {
     device: tun_rs::SyncDevice,
-    /// Segment headers of a super-packet that the kernel refused.
+    /// Segment headers of a super-packet that is cut here.
     headers: Vec<u8>,
+    tcp: Gate,
+    udp: Gate,
+    /// Since the start.
+    now: Duration,
 }
 
 impl std::fmt::Debug for TunQueue {
@@ -60,9 +68,9 @@ impl std::fmt::Debug for TunQueue {
     }
 }
 
-/// Opens the device `name` with `queues` queues, creating it if there is none. Returns the queues and what
-/// offloads the kernel granted.
-pub fn open(name: &str, queues: usize, offload: bool) -> io::Result<(Vec<TunQueue>, TunOffload)> {
+/// Opens the device `name` with `queues` queues, creating it if there is none. `standings` learn which offloads the kernel
+/// grants.
+pub fn open(name: &str, queues: usize, standings: &mut Standings) -> io::Result<Vec<TunQueue>> {
     let builder =
         tun_rs::DeviceBuilder::new().name(name).multi_queue(true).offload(true).inherit_enable_state();
     let first = builder.build_sync()?;
@@ -71,25 +79,51 @@ pub fn open(name: &str, queues: usize, offload: bool) -> io::Result<(Vec<TunQueu
         let next = all[0].try_clone()?;
         all.push(next);
     }
-    let granted = set_offload(all[0].as_fd(), offload)?;
+    set_offload(all[0].as_fd(), standings)?;
     all.iter().try_for_each(|q| q.set_nonblocking(true))?;
-    Ok((all.into_iter().map(|device| TunQueue { device, headers: Vec::new() }).collect(), granted))
+    let used = standings.in_use();
+    Ok(all.into_iter().map(|device| TunQueue::new(device, used)).collect())
 }
 
-/// The setting is device-wide and outlives its setter on a persistent device: it is set at every start, also to nothing.
-fn set_offload(fd: BorrowedFd<'_>, wanted: bool) -> io::Result<TunOffload> {
-    let tcp = CSUM | TSO6 | TSO_ECN;
-    if wanted && sys::set_tun_offload(fd, tcp | USO4 | USO6).is_ok() {
-        return Ok(TunOffload::TcpUdp);
+/// Asks for each kind of train by itself, then sets what is wanted. The setting is device-wide and outlives its setter on
+/// a persistent device: it is set at every start, also to nothing.
+///
+/// A kernel that knows a kind takes it in both directions. No super-packet is written to try: it would pass the host's
+/// filters, routes and counters, and perhaps leave the host. What is refused in use is cut and written again.
+fn set_offload(fd: BorrowedFd<'_>, standings: &mut Standings) -> io::Result<()> {
+    for (ours, theirs, flags) in
+        [(Knob::MergeTcp, Knob::TunTcp, TCP_TRAINS), (Knob::MergeUdp, Knob::TunUdp, UDP_TRAINS)]
+    {
+        let is_wanted = standings.of(ours).is_used() || standings.of(theirs).is_used();
+        let Some(error) = is_wanted.then(|| sys::set_tun_offload(fd, flags).err()).flatten() else {
+            continue;
+        };
+        let since = if theirs == Knob::TunUdp { "; Linux 6.2 and later have it" } else { "" };
+        let refused = Standing::Refused(format!("the TUN driver: {error}{since}"));
+        standings.settle(ours, refused.clone());
+        standings.settle(theirs, refused);
     }
-    if wanted && sys::set_tun_offload(fd, tcp).is_ok() {
-        return Ok(TunOffload::Tcp);
-    }
-    sys::set_tun_offload(fd, 0)?;
-    Ok(TunOffload::Off)
+    let wanted = |knob, flags| if standings.of(knob).is_used() { flags } else { 0 };
+    sys::set_tun_offload(fd, wanted(Knob::TunTcp, TCP_TRAINS) | wanted(Knob::TunUdp, UDP_TRAINS))
+}
+
+/// Cut instead, it may pass: the description of the train is refused, or the device does not do trains.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE | libc::EOPNOTSUPP))
 }
 
 impl TunQueue {
+    fn new(device: tun_rs::SyncDevice, used: Knobs) -> Self {
+        let (tcp, udp) = (Gate::new(Knob::MergeTcp, used), Gate::new(Knob::MergeUdp, used));
+        Self { device, headers: Vec::new(), tcp, udp, now: Duration::ZERO }
+    }
+
+    /// Begins to send at `now`, counted from the start. Returns which packets may be merged: TCP, UDP.
+    pub fn begin(&mut self, now: Duration) -> (bool, bool) {
+        self.now = now;
+        (self.tcp.is_open(now), self.udp.is_open(now))
+    }
+
     /// The descriptor to wait for.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
@@ -123,27 +157,28 @@ impl TunQueue {
         }
     }
 
-    /// Hands one packet to the kernel; a super-packet that it refuses is handed over in pieces.
+    /// Hands one packet to the kernel; a super-packet that it does not take as a whole is handed over in pieces.
     pub fn send(&mut self, bytes: &[u8], offload: &Offload, tunnel: Option<TunnelId>, tally: &mut Tally) {
-        tally.event(Event::TunWrites, 1);
-        if offload.merged.is_none() {
-            if self.write(&[&vnet::emit(offload, 0, false), bytes]).is_err() {
-                tally.drop(Reason::TunFull, tunnel, 1);
-            }
+        let Some((kind, _)) = offload.merged else {
+            self.send_plain(&[&vnet::emit(offload, 0, false), bytes], tunnel, tally);
             return;
-        }
+        };
         let Ok(layout) = Layout::of(bytes, offload, 0) else {
             return tally.drop(Reason::BadOffload, tunnel, 1);
         };
-        tally.event(Event::TunMerged, 1);
-        if offload.partial.is_none() {
-            // The kernel would sum on top of a complete checksum; cutting sums anew.
-            return self.send_cut(bytes, &layout, tunnel, tally);
+        let now = self.now;
+        // The kernel would sum on top of a complete checksum; cutting sums anew.
+        if offload.partial.is_none() || !self.gate(kind).is_open(now) {
+            self.send_cut(bytes, &layout, tunnel, tally);
+            return;
         }
         let header = vnet::emit(offload, layout.headers, layout.has_cwr(bytes));
         match self.write(&[&header, bytes]) {
-            Ok(()) => {}
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.send_cut(bytes, &layout, tunnel, tally),
+            Ok(()) => self.train_taken(kind, tally),
+            Err(e) if is_refusal(&e) => {
+                let taken = self.send_cut(bytes, &layout, tunnel, tally);
+                self.train_refused(kind, taken, tally);
+            }
             Err(_) => tally.drop(Reason::TunFull, tunnel, layout.segments() as u64),
         }
     }
@@ -161,7 +196,6 @@ impl TunQueue {
         if train.members == 1 {
             return self.send(batch.bytes(first), &first.offload, tunnel, tally);
         }
-        tally.event(Event::TunWrites, 1);
         let mut headers = [0; MOST_HEADERS];
         let headers = &mut headers[..train.headers];
         let offload = train.emit(batch.bytes(first), headers);
@@ -173,29 +207,74 @@ impl TunQueue {
             slices[used] = IoSlice::new(&batch.bytes(&batch.packets[n])[train.headers..]);
             used += 1;
         }
-        match writev(self.device.as_fd(), &slices[..used]) {
-            Ok(_) => tally.event(Event::TunMerged, 1),
-            Err(nix::errno::Errno::EINVAL) => {
-                for n in coalescer.members(train) {
-                    let packet = &batch.packets[n];
-                    self.send(batch.bytes(packet), &packet.offload, tunnel, tally);
-                }
+        match writev(self.device.as_fd(), &slices[..used]).map_err(io::Error::from) {
+            Ok(_) => self.train_taken(train.kind, tally),
+            Err(e) if is_refusal(&e) => {
+                let plain = vnet::emit(&Offload::default(), 0, false);
+                let each = coalescer.members(train).map(|n| batch.bytes(&batch.packets[n]));
+                let taken = each.filter(|bytes| self.send_plain(&[&plain, bytes], tunnel, tally)).count();
+                self.train_refused(train.kind, taken, tally);
             }
             Err(_) => tally.drop(Reason::TunFull, tunnel, u64::from(train.members)),
         }
     }
 
-    fn send_cut(&mut self, bytes: &[u8], layout: &Layout, tunnel: Option<TunnelId>, tally: &mut Tally) {
+    /// Returns how many pieces the kernel took.
+    fn send_cut(
+        &mut self,
+        bytes: &[u8],
+        layout: &Layout,
+        tunnel: Option<TunnelId>,
+        tally: &mut Tally,
+    ) -> usize {
         let mut headers = std::mem::take(&mut self.headers);
         headers.resize(layout.segments() * layout.headers, 0);
         cut(bytes, layout, &mut headers);
         let plain = vnet::emit(&Offload::default(), 0, false);
-        for (n, header) in headers.chunks_exact(layout.headers).enumerate() {
-            if self.write(&[&plain, header, &bytes[layout.payload(n)]]).is_err() {
-                tally.drop(Reason::TunFull, tunnel, 1);
-            }
-        }
+        let each = headers.chunks_exact(layout.headers).enumerate();
+        let taken = each
+            .filter(|(n, header)| {
+                self.send_plain(&[&plain, header, &bytes[layout.payload(*n)]], tunnel, tally)
+            })
+            .count();
         self.headers = headers;
+        taken
+    }
+
+    fn send_plain(&self, parts: &[&[u8]], tunnel: Option<TunnelId>, tally: &mut Tally) -> bool {
+        let taken = self.write(parts).is_ok();
+        if taken {
+            tally.event(Event::TunWrites, 1);
+        } else {
+            tally.drop(Reason::TunFull, tunnel, 1);
+        }
+        taken
+    }
+
+    fn gate(&mut self, kind: Merged) -> &mut Gate {
+        match kind {
+            Merged::Tcp => &mut self.tcp,
+            Merged::Udp => &mut self.udp,
+        }
+    }
+
+    fn train_taken(&mut self, kind: Merged, tally: &mut Tally) {
+        tally.event(Event::TunWrites, 1);
+        tally.event(Event::TunMerged, 1);
+        self.gate(kind).fuse.worked();
+    }
+
+    /// A device that takes no piece either (it is down, or gone) says nothing about trains.
+    fn train_refused(&mut self, kind: Merged, pieces_taken: usize, tally: &mut Tally) {
+        if pieces_taken == 0 {
+            return;
+        }
+        tally.event(Event::TunSplit, 1);
+        let now = self.now;
+        let gate = self.gate(kind);
+        if let Some(until) = gate.fuse.failed(now) {
+            tally.pause(gate.knob, until);
+        }
     }
 
     fn write(&self, parts: &[&[u8]]) -> io::Result<()> {

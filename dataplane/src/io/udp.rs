@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::sys::{Inbox, Name, Received, set_option};
 use crate::counters::{Event, Tally};
+use crate::knobs::Fuse;
 use crate::packet::batch::{Arrival, BUFFER, Batch, HEADROOM, Offload, Packet, Sender};
 use crate::table::slab::Encap;
 use crate::verdict::Reason;
@@ -19,17 +20,8 @@ use crate::verdict::Reason;
 /// Kernel buffer of each socket in octets: 10 Gbit/s for 6 ms; less where the system's limit says so.
 const SOCKET_BUFFER: usize = 8 << 20;
 
-/// What of UDP offloading is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UdpOffload {
-    /// The kernel may merge what it receives.
-    pub gro: bool,
-    /// We may send trains.
-    pub gso: bool,
-}
-
-/// Opens one socket of the group on `at`.
-pub fn open(at: SocketAddrV4, offload: UdpOffload) -> io::Result<UdpSocket> {
+/// Opens one socket of the group on `at`; with `gro` the kernel may merge what it receives.
+pub fn open(at: SocketAddrV4, gro: bool) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
@@ -40,7 +32,7 @@ pub fn open(at: SocketAddrV4, offload: UdpOffload) -> io::Result<UdpSocket> {
     // DF stays clear at every static MTU (RFC 4213 section 3.2.1): a long packet is fragmented, never lost.
     set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
     let _counts_losses_where_known = set_option(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
-    if offload.gro {
+    if gro {
         // Without it every datagram comes alone, which is slower and as right.
         let _is_only_faster = set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
     }
@@ -67,6 +59,8 @@ pub struct UdpPort {
     pub socket: UdpSocket,
     at: SocketAddrV4,
     lost: u32,
+    /// Whether its device cuts trains.
+    pub trains: Fuse,
     /// Something may be waiting in it.
     pub ready: bool,
 }
@@ -74,7 +68,7 @@ pub struct UdpPort {
 impl UdpPort {
     /// A socket that [`open`] has made for `at`.
     pub fn new(socket: UdpSocket, at: SocketAddrV4) -> Self {
-        Self { socket, at, lost: 0, ready: true }
+        Self { socket, at, lost: 0, trains: Fuse::new(1), ready: true }
     }
 
     /// Whether datagrams from `local` are sent by this socket.

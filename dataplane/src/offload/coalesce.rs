@@ -36,7 +36,8 @@ pub struct Train {
     pub size: usize,
     payload: usize,
     next_sequence: u32,
-    kind: Merged,
+    /// TCP or UDP.
+    pub kind: Merged,
     pushed: bool,
     closed: bool,
 }
@@ -68,6 +69,11 @@ impl Coalescer {
     pub fn new(most: usize, (tcp, udp): (bool, bool), seed: u64) -> Self {
         let (trains, next) = (Vec::with_capacity(most), Vec::with_capacity(most));
         Self { trains, next, flows: [NOBODY; FLOWS], seed: Seed(seed), tcp, udp }
+    }
+
+    /// From the next batch on merges these only.
+    pub fn merge(&mut self, (tcp, udp): (bool, bool)) {
+        (self.tcp, self.udp) = (tcp, udp);
     }
 
     /// Begins with a batch of `packets` packets.
@@ -366,6 +372,23 @@ mod tests {
         let mut damaged = tcp(1, 100, &[2; 100], false);
         damaged[90] ^= 1;
         assert_eq!(sizes(&[tcp(1, 0, &[1; 100], false), damaged]), [1, 1]);
+    }
+
+    #[test]
+    fn what_must_not_be_merged_is_not() {
+        let all =
+            [tcp(1, 0, &[1; 100], false), tcp(1, 100, &[1; 100], false), udp(1, &[1; 50]), udp(1, &[2; 50])];
+        let batch = batch(&all);
+        let mut c = Coalescer::new(4, (true, true), 5);
+        for (allowed, sizes) in
+            [((true, false), vec![2, 1, 1]), ((false, true), vec![1, 1, 2]), ((true, true), vec![2, 2])]
+        {
+            c.merge(allowed);
+            c.begin(4);
+            (0..4).for_each(|n| c.add(&batch, n));
+            assert_eq!(c.trains().iter().map(|t| t.members).collect::<Vec<_>>(), sizes, "{allowed:?}");
+            assert_eq!(recut(&batch, &c), all);
+        }
     }
 
     #[test]
