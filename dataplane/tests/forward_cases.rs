@@ -40,6 +40,11 @@ fn trains() {
 }
 
 #[test]
+fn trains_without_offloads() {
+    lab::run_without_offloads(trains::rows());
+}
+
+#[test]
 fn upward() {
     lab::run(upward::rows());
 }

@@ -30,5 +30,5 @@ pub use peer::{Client, Serving};
 pub use rig::{
     ALICE, ALICE_NET, BOB, BOB_NET, C4, C4_OTHER, CLIENT_PORT, ROUTER6, Rig, S4, S6, U6, UDP_PORT, tunnel,
 };
-pub use router::{Router, program};
+pub use router::{OFFLOADS, Router, program, without_offloads};
 pub use stream::{Transfer, pings, transfer};

@@ -99,6 +99,12 @@ impl Rig {
     /// Start the same program as alice's end in `C`, with a default route into its tunnel.
     #[track_caller]
     pub fn client(&self, encap: &str, mtu: u16) -> Router {
+        self.client_with(encap, mtu, "")
+    }
+
+    /// The same with more tables in its configuration.
+    #[track_caller]
+    pub fn client_with(&self, encap: &str, mtu: u16, tables: &str) -> Router {
         let (local, remote) = match encap {
             "udp" => (format!("{C4}:{CLIENT_PORT}"), format!("{S4}:{UDP_PORT}")),
             _ => (C4.to_owned(), S4.to_owned()),
@@ -106,7 +112,7 @@ impl Rig {
         let extra = format!("local = \"{local}\"\nmtu = {mtu}\ndefault_route = true");
         let config = format!(
             "[router]\ntun = \"six0\"\naddress = [\"{ALICE}/64\"]\nouter = \"{C4}\"\n\
-             [udp]\nports = [{CLIENT_PORT}]\n{}",
+             [udp]\nports = [{CLIENT_PORT}]\n{tables}\n{}",
             tunnel("up", encap, &remote, "::/0", &extra)
         );
         Router::start(&self.lab, &self.c, &config)

@@ -25,7 +25,7 @@ pub struct Router {
 
 impl Router {
     /// Start with this configuration, to which an `[admin]` table with a socket of its own is added
-    /// unless it has one, and wait until it answers. Panics with its log when it does not.
+    /// unless it has one (and one that turns all offloads off, with `SIXWAY_TEST_OFFLOADS=off`), and wait until it answers. Panics with its log when it does not.
     #[track_caller]
     pub fn start(lab: &Lab, space: &Space, config: &str) -> Self {
         let mut router = Self::launch(lab, space, config);
@@ -51,7 +51,7 @@ impl Router {
         let nth = STARTED.fetch_add(1, Ordering::Relaxed);
         let named = config.lines().find_map(|line| line.strip_prefix("socket = "));
         let socket = named.map_or_else(|| lab.path(&format!("{nth}.sock")), |s| s.trim_matches('"').into());
-        let text = with_admin(config, &socket);
+        let text = completed(config, &socket);
         println!("---- {nth}.toml\n{}\n----", text.trim());
         let path = lab.write(&format!("{nth}.toml"), &text);
         let log = lab.path(&format!("{nth}.log"));
@@ -92,6 +92,13 @@ impl Router {
         tunnel[field].as_u64().unwrap_or_else(|| panic!("no number '{field}' in {tunnel}"))
     }
 
+    /// How often something happened, by the name of an event.
+    #[track_caller]
+    pub fn event(&self, name: &str) -> u64 {
+        let status = self.status();
+        status["events"][name].as_u64().unwrap_or_else(|| panic!("no event '{name}' in {status}"))
+    }
+
     /// Packets the router dropped for this reason; an absent reason is zero.
     #[track_caller]
     pub fn drops(&self, reason: &str) -> u64 {
@@ -126,7 +133,7 @@ impl Router {
     /// Replace the configuration file, and nothing else.
     #[track_caller]
     pub fn rewrite(&self, config: &str) {
-        must(fs::write(&self.config, with_admin(config, &self.socket)), "rewrite a configuration");
+        must(fs::write(&self.config, completed(config, &self.socket)), "rewrite a configuration");
     }
 
     /// Send it a signal.
@@ -195,11 +202,25 @@ fn changed(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).ok()?.modified().ok()
 }
 
-fn with_admin(config: &str, socket: &Path) -> String {
-    if config.contains("[admin]") {
-        return config.to_owned();
+/// With the tables that a story does not care about: where it is asked, and no offloads if the environment says so.
+fn completed(config: &str, socket: &Path) -> String {
+    let mut text = config.to_owned();
+    if !config.contains("[admin]") {
+        text += &format!("\n[admin]\nsocket = \"{}\"\n", socket.display());
     }
-    format!("{config}\n[admin]\nsocket = \"{}\"\n", socket.display())
+    if std::env::var("SIXWAY_TEST_OFFLOADS").is_ok_and(|v| v == "off") && !config.contains("[offload]") {
+        text += &format!("\n{}", without_offloads(&OFFLOADS));
+    }
+    text
+}
+
+/// The kernel's offloads, by the names of their knobs.
+pub const OFFLOADS: [&str; 6] = ["tun_tcp", "tun_udp", "merge_tcp", "merge_udp", "udp_gso", "udp_gro"];
+
+/// An `[offload]` table that turns these off.
+pub fn without_offloads(names: &[&str]) -> String {
+    let lines: String = names.iter().map(|name| format!("{name} = false\n")).collect();
+    format!("[offload]\n{lines}")
 }
 
 fn read(path: &Path) -> String {

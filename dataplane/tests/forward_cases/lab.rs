@@ -8,7 +8,9 @@ use std::num::NonZeroU16;
 
 use etherparse::{Icmpv6Slice, Ipv6HeaderSlice};
 use sixway_dataplane::counters::{Event, TunnelTotals};
-use sixway_dataplane::packet::batch::{Offload, Sender};
+use sixway_dataplane::offload::coalesce::Coalescer;
+use sixway_dataplane::offload::segment::{Layout, complete, cut};
+use sixway_dataplane::packet::batch::{Arrival, Batch, Offload, Packet, Sender};
 use sixway_dataplane::start::{InMemory, in_memory};
 use sixway_dataplane::table::slab::Encap;
 use sixway_dataplane::update::{
@@ -167,6 +169,13 @@ pub(crate) struct Outcome {
     pub(crate) inject_failed: u64,
 }
 
+impl Outcome {
+    fn without_octets_received(mut self) -> Self {
+        self.tunnels.values_mut().for_each(|totals| totals.rx_bytes = 0);
+        self
+    }
+}
+
 /// What goes in and what must come of it.
 pub(crate) struct Row {
     name: &'static str,
@@ -299,6 +308,47 @@ impl Row {
         self.expected.drops.keys().copied()
     }
 
+    /// The row's twin without super-packets. None where a super-packet fares otherwise than its parts: told of as a whole,
+    /// of hidden size, or wrongly described.
+    fn without_offloads(mut self) -> Option<Self> {
+        let told = |seen: &Seen| matches!(seen, Seen::Error(..));
+        let hidden = |offload: &Offload| offload.merged.is_some_and(|(_, size)| size == 0);
+        let inputs = self.wire.iter().map(|(_, _, o)| o).chain(self.tun.iter().map(|(_, o)| o));
+        let differs = self.expected.drops.contains_key(&Reason::BadOffload)
+            || self.expected.tun.iter().chain(&self.expected.wire).any(told)
+            || inputs.into_iter().any(hidden);
+        if differs {
+            return None;
+        }
+        let wire = self.wire.drain(..).flat_map(|(from, packet, offload)| {
+            apart(&packet, &offload).into_iter().map(move |part| (from, part, Offload::default()))
+        });
+        self.wire = wire.collect();
+        let tun = self.tun.drain(..).flat_map(|(packet, offload)| apart(&packet, &offload));
+        self.tun = tun.map(|part| (part, Offload::default())).collect();
+        Some(self)
+    }
+
+    fn play_apart(mut self) -> Result<(), String> {
+        let name = self.name;
+        let wanted = std::mem::take(&mut self.expected);
+        let mut lab = lab();
+        lab.apply(&self.setup).unwrap();
+        lab.worker.io.wire_in.extend(self.wire);
+        lab.worker.io.tun_in.extend(self.tun);
+        drain(&mut lab);
+        let mut got = outcome(&mut lab);
+        let merged = together(&got.tun);
+        if merged != wanted.tun {
+            return Err(format!("row '{name}' merged again\n   got {merged:?}\nwanted {:?}", wanted.tun));
+        }
+        got.tun = merged;
+        // Every packet but the first of a train has headers of its own now.
+        let (got, wanted) = (got.without_octets_received(), wanted.without_octets_received());
+        let right = got == wanted;
+        right.then_some(()).ok_or_else(|| format!("row '{name}' apart\n   got {got:?}\nwanted {wanted:?}"))
+    }
+
     /// Plays the row; `Err` shows what came of it beside what should have.
     fn play(self) -> Result<(), String> {
         let mut lab = lab();
@@ -315,10 +365,62 @@ impl Row {
     }
 }
 
+/// The same rows with the kernel's offloads off: single packets in the place of super-packets, all sums complete. What
+/// the kernel gets is compared both as it comes and as it comes with merging on our side.
+pub(crate) fn run_without_offloads(rows: Vec<Row>) {
+    let before = rows.len();
+    let rows: Vec<_> = rows.into_iter().filter_map(Row::without_offloads).collect();
+    assert!(rows.len() > 10, "{} of {before} rows have a twin", rows.len());
+    let wrong: Vec<_> = rows.into_iter().filter_map(|row| row.play_apart().err()).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 pub(crate) fn run(rows: Vec<Row>) {
     assert!(!rows.is_empty());
     let wrong: Vec<_> = rows.into_iter().filter_map(|row| row.play().err()).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The packets that this one stands for.
+fn apart(packet: &[u8], offload: &Offload) -> Vec<Vec<u8>> {
+    if offload.merged.is_none() {
+        let mut packet = packet.to_vec();
+        if let Some((start, field)) = offload.partial {
+            complete(&mut packet, start, field).unwrap();
+        }
+        return vec![packet];
+    }
+    let layout = Layout::of(packet, offload, 0).unwrap();
+    let mut headers = vec![0; layout.segments() * layout.headers];
+    cut(packet, &layout, &mut headers);
+    let parts = headers.chunks(layout.headers).enumerate();
+    parts.map(|(n, header)| [header, &packet[layout.payload(n)]].concat()).collect()
+}
+
+/// What the kernel gets when these packets are merged on their way to it.
+fn together(seen: &[Seen]) -> Vec<Seen> {
+    let mut batch = Batch::new(1, seen.len().max(1));
+    batch.arena.clear();
+    for one in seen {
+        let Seen::Tun(bytes, offload) = one else { panic!("only packets are merged: {one:?}") };
+        let start = batch.arena.len();
+        batch.arena.extend_from_slice(bytes);
+        batch.push(Packet { start, len: bytes.len(), arrival: Arrival::Tun, offload: *offload });
+    }
+    let mut coalescer = Coalescer::new(seen.len(), (true, true), 42);
+    coalescer.begin(seen.len());
+    (0..seen.len()).for_each(|n| coalescer.add(&batch, n));
+    let merged = coalescer.trains().iter().map(|train| {
+        let members: Vec<_> = coalescer.members(train).map(|n| batch.bytes(&batch.packets[n])).collect();
+        if let [only] = members[..] {
+            return Seen::Tun(only.to_vec(), batch.packets[train.first as usize].offload);
+        }
+        let mut whole = vec![0; train.headers];
+        let offload = train.emit(members[0], &mut whole);
+        members.iter().for_each(|member| whole.extend_from_slice(&member[train.headers..]));
+        Seen::Tun(whole, offload)
+    });
+    merged.collect()
 }
 
 /// As much of a packet as fits an error of 1280 octets.
