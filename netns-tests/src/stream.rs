@@ -57,7 +57,11 @@ pub fn pings(from: &Space, dst: &str, count: u32, options: &str) -> u32 {
     let done = from.attempt(&format!("ping -6 -n -i 0.05 -W 1 -c {count} {options} {dst}"));
     let words: Vec<&str> = done.text.split([' ', ',']).filter(|word| !word.is_empty()).collect();
     let received = words.windows(2).find(|pair| pair[1] == "received").and_then(|pair| pair[0].parse().ok());
-    received.unwrap_or_else(|| panic!("ping said: {}", done.text))
+    let received = received.unwrap_or_else(|| panic!("ping said: {}", done.text));
+    if received < count {
+        println!("{}", done.text);
+    }
+    received
 }
 
 fn send(mut stream: &TcpStream, bytes: u64) {
