@@ -91,6 +91,16 @@ pub fn open(name: &str, queues: usize, standings: &mut Standings) -> io::Result<
 /// A kernel that knows a kind takes it in both directions. No super-packet is written to try: it would pass the host's
 /// filters, routes and counters, and perhaps leave the host. What is refused in use is cut and written again.
 fn set_offload(fd: BorrowedFd<'_>, standings: &mut Standings) -> io::Result<()> {
+    let kinds = |of: &Standings| {
+        let flags = |knob, flags| if of.of(knob).is_used() { flags } else { 0 };
+        flags(Knob::TunTcp, TCP_TRAINS) | flags(Knob::TunUdp, UDP_TRAINS)
+    };
+    // One call where the kernel knows all that is wanted: each makes the device's features, and with them its
+    // addresses, be looked at anew.
+    let is_all = [Knob::TunTcp, Knob::TunUdp].iter().all(|knob| standings.of(*knob).is_used());
+    if is_all && sys::set_tun_offload(fd, TCP_TRAINS | UDP_TRAINS).is_ok() {
+        return Ok(());
+    }
     for (ours, theirs, flags) in
         [(Knob::MergeTcp, Knob::TunTcp, TCP_TRAINS), (Knob::MergeUdp, Knob::TunUdp, UDP_TRAINS)]
     {
@@ -103,8 +113,7 @@ fn set_offload(fd: BorrowedFd<'_>, standings: &mut Standings) -> io::Result<()> 
         standings.settle(ours, refused.clone());
         standings.settle(theirs, refused);
     }
-    let wanted = |knob, flags| if standings.of(knob).is_used() { flags } else { 0 };
-    sys::set_tun_offload(fd, wanted(Knob::TunTcp, TCP_TRAINS) | wanted(Knob::TunUdp, UDP_TRAINS))
+    sys::set_tun_offload(fd, kinds(standings))
 }
 
 /// Cut instead, it may pass: the description of the train is refused, or the device does not do trains.
