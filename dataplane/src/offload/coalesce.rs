@@ -130,7 +130,7 @@ impl Coalescer {
     }
 
     fn append(&mut self, batch: &Batch, open: usize, n: usize, new: &Segment) -> bool {
-        let train = self.trains[open];
+        let train = &mut self.trains[open];
         let first = batch.bytes(&batch.packets[train.first as usize]);
         let this = batch.bytes(&batch.packets[n]);
         let fits = !train.closed
@@ -141,11 +141,10 @@ impl Coalescer {
             && (train.members as usize) < MOST_MEMBERS
             && train.headers + train.payload + new.payload <= MOST_OCTETS
             && (new.kind == Merged::Udp || new.sequence == train.next_sequence)
-            && same_headers(first, this, &train);
+            && same_headers(first, this, train);
         if !fits {
             return false;
         }
-        let train = &mut self.trains[open];
         self.next[train.last as usize] = n as u32;
         train.last = n as u32;
         train.members += 1;
@@ -227,9 +226,10 @@ fn look_udp(bytes: &[u8], flow: u64) -> Option<Segment> {
     Some(Segment { kind: Merged::Udp, headers, payload, sequence: 0, pushed: false, may_merge, flow })
 }
 
+/// The addresses stand right before the upper layer, so pseudo-header and packet are summed in one go.
 fn is_intact(bytes: &[u8], protocol: u8) -> bool {
     let len = (bytes.len() - HEADER) as u32;
-    Sum::pseudo(&bytes[8..40], len, protocol).plus(&bytes[HEADER..]).is_intact()
+    Sum::default().plus(&bytes[8..]).add_u32(len).add_u16(u16::from(protocol)).is_intact()
 }
 
 /// All that must be equal: everything but lengths, sequence number, PSH and checksum.

@@ -84,50 +84,59 @@ impl Layout {
 /// Writes the headers of all segments of `packet` one after another into `out`, which must hold
 /// `layout.segments() * layout.headers` octets.
 pub fn cut(packet: &[u8], layout: &Layout, out: &mut [u8]) {
+    let headers = &packet[..layout.headers];
+    match layout.kind {
+        Merged::Tcp => cut_tcp(packet, layout, headers, out),
+        Merged::Udp => cut_udp(packet, layout, headers, out),
+    }
+}
+
+fn cut_tcp(packet: &[u8], layout: &Layout, headers: &[u8], out: &mut [u8]) {
+    let tcp = layout.upper;
+    let first = u32::from_be_bytes([headers[tcp + 4], headers[tcp + 5], headers[tcp + 6], headers[tcp + 7]]);
+    // What all segments share is summed once: not sequence number, flags (with the data offset) and checksum.
+    let shared =
+        Sum::pseudo(&headers[8..40], 0, TCP).plus(&headers[tcp..tcp + 4]).plus(&headers[tcp + 8..tcp + 12]);
+    let shared = shared.plus(&headers[tcp + 14..tcp + 16]).plus(&headers[tcp + 18..]);
     let last = layout.segments() - 1;
     for (n, header) in out.chunks_exact_mut(layout.headers).take(last + 1).enumerate() {
-        header.copy_from_slice(&packet[..layout.headers]);
         let payload = &packet[layout.payload(n)];
-        set_length(header, layout.headers - HEADER + payload.len());
-        match layout.kind {
-            Merged::Tcp => finish_tcp(header, layout, n, n == last, payload),
-            Merged::Udp => finish_udp(header, layout, payload),
-        }
+        let upper = layout.headers - tcp + payload.len();
+        header.copy_from_slice(headers);
+        set_length(header, tcp - HEADER + upper);
+        let header = &mut header[tcp..];
+        let sequence = first.wrapping_add((n * layout.size) as u32);
+        header[4..8].copy_from_slice(&sequence.to_be_bytes());
+        header[13] &= match n {
+            _ if n == last && n > 0 => !CWR,
+            _ if n == last => 0xff,
+            0 => !FIN_PSH,
+            _ => !(FIN_PSH | CWR),
+        };
+        let flags = u16::from_be_bytes([header[12], header[13]]);
+        let sum = shared.add_u32(upper as u32).add_u32(sequence).add_u16(flags).plus(payload).finish();
+        header[16..18].copy_from_slice(&sum);
+    }
+}
+
+fn cut_udp(packet: &[u8], layout: &Layout, headers: &[u8], out: &mut [u8]) {
+    let udp = layout.upper;
+    let shared = Sum::pseudo(&headers[8..40], 0, UDP).plus(&headers[udp..udp + 4]);
+    let segments = layout.segments();
+    for (n, header) in out.chunks_exact_mut(layout.headers).take(segments).enumerate() {
+        let payload = &packet[layout.payload(n)];
+        let upper = 8 + payload.len();
+        header.copy_from_slice(headers);
+        set_length(header, udp - HEADER + upper);
+        // The length counts twice: in the pseudo-header and as a field.
+        let sum = shared.add_u32(upper as u32).add_u16(upper as u16).plus(payload).finish_udp();
+        header[udp + 4..udp + 6].copy_from_slice(&(upper as u16).to_be_bytes());
+        header[udp + 6..udp + 8].copy_from_slice(&sum);
     }
 }
 
 fn set_length(header: &mut [u8], len: usize) {
     header[4..6].copy_from_slice(&(len as u16).to_be_bytes());
-}
-
-fn finish_tcp(header: &mut [u8], layout: &Layout, n: usize, is_last: bool, payload: &[u8]) {
-    let tcp = layout.upper;
-    let first = u32::from_be_bytes([header[tcp + 4], header[tcp + 5], header[tcp + 6], header[tcp + 7]]);
-    let sequence = first.wrapping_add((n * layout.size) as u32);
-    header[tcp + 4..tcp + 8].copy_from_slice(&sequence.to_be_bytes());
-    if !is_last {
-        header[tcp + 13] &= !FIN_PSH;
-    }
-    if n > 0 {
-        header[tcp + 13] &= !CWR;
-    }
-    header[tcp + 16..tcp + 18].fill(0);
-    let sum = upper_sum(header, tcp, TCP, payload).finish();
-    header[tcp + 16..tcp + 18].copy_from_slice(&sum);
-}
-
-fn finish_udp(header: &mut [u8], layout: &Layout, payload: &[u8]) {
-    let udp = layout.upper;
-    header[udp + 4..udp + 6].copy_from_slice(&((8 + payload.len()) as u16).to_be_bytes());
-    header[udp + 6..udp + 8].fill(0);
-    let sum = upper_sum(header, udp, UDP, payload).finish_udp();
-    header[udp + 6..udp + 8].copy_from_slice(&sum);
-}
-
-fn upper_sum(header: &[u8], upper: usize, protocol: u8, payload: &[u8]) -> Sum {
-    let len = (header.len() - upper + payload.len()) as u32;
-    // The upper-layer header is a multiple of two octets long, so the payload starts even.
-    Sum::pseudo(&header[8..40], len, protocol).plus(&header[upper..]).plus(payload)
 }
 
 /// Completes a checksum field that holds only the pseudo-header's sum, in place.
@@ -223,6 +232,26 @@ mod tests {
             }
             let _ = complete(&mut bytes.clone(), at.0, at.1);
             let _ = detect_partial(&bytes);
+        }
+    }
+
+    #[test]
+    fn options_and_extension_headers_are_repeated_and_summed() {
+        let mut bytes = super_packet(Merged::Tcp, &[5; 301]);
+        // Twelve octets of TCP options, and a hop-by-hop header before it all.
+        bytes.splice(60..60, [1, 1, 8, 10, 0, 1, 2, 3, 4, 5, 6, 7]);
+        bytes[52] = 8 << 4;
+        bytes.splice(40..40, [TCP, 0, 1, 4, 0, 0, 0, 0]);
+        bytes[6] = 0;
+        let offload = Offload { merged: Some((Merged::Tcp, 100)), partial: None };
+        let layout = Layout::of(&bytes, &offload, 1280).unwrap();
+        assert_eq!((layout.upper, layout.headers, layout.segments()), (48, 80, 4));
+        for segment in segments(&bytes, &layout) {
+            let upper = &segment[48..];
+            assert!(Sum::pseudo(&segment[8..40], upper.len() as u32, TCP).plus(upper).is_intact());
+            assert_eq!(segment[40..48], bytes[40..48]);
+            assert_eq!(segment[68..80], bytes[68..80]);
+            assert_eq!(usize::from(u16::from_be_bytes([segment[4], segment[5]])), segment.len() - 40);
         }
     }
 

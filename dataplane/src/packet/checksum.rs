@@ -5,36 +5,47 @@
 
 use std::net::Ipv6Addr;
 
+use super::simd;
+
 /// A running one's complement sum of 16-bit words in memory order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
 
 impl Sum {
     /// Adds `bytes`, which must start at an even offset of what is summed.
+    #[inline]
     pub fn plus(self, bytes: &[u8]) -> Self {
-        let mut lanes = [0u64; 8];
-        let mut blocks = bytes.chunks_exact(32);
-        for block in &mut blocks {
-            for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(4)) {
-                *lane += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
-            }
+        // Headers are too short to be worth a question to the processor.
+        if bytes.len() < simd::WORTH_IT {
+            return self.plus_portable(bytes);
         }
-        let mut sum = self.0;
-        for lane in lanes {
-            sum = add_carry(sum, lane);
+        match simd::sum_blocks(bytes) {
+            Some((sum, rest)) => Self(add_carry(self.0, sum)).plus_portable(rest),
+            None => self.plus_portable(bytes),
         }
-        let mut pairs = blocks.remainder().chunks_exact(2);
-        for pair in &mut pairs {
-            sum = add_carry(sum, u64::from(u16::from_ne_bytes([pair[0], pair[1]])));
-        }
-        if let [last] = pairs.remainder() {
-            sum = add_carry(sum, u64::from(u16::from_ne_bytes([*last, 0])));
-        }
-        Self(sum)
+    }
+
+    /// The same on any processor.
+    #[inline]
+    pub fn plus_portable(self, bytes: &[u8]) -> Self {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let wide = words.iter().fold(0, |sum, word| sum + u128::from(u64::from_ne_bytes(*word)));
+        let (fours, rest) = rest.as_chunks::<4>();
+        let (pairs, rest) = rest.as_chunks::<2>();
+        let fours = fours.iter().map(|word| u64::from(u32::from_ne_bytes(*word)));
+        let pairs = pairs.iter().map(|pair| u64::from(u16::from_ne_bytes(*pair)));
+        let odd = rest.iter().map(|last| u64::from(u16::from_ne_bytes([*last, 0])));
+        let small = fours.chain(pairs).chain(odd).sum();
+        Self(add_carry(add_carry(self.0, small), add_carry(wide as u64, (wide >> 64) as u64)))
     }
 
     /// Adds one 16-bit number given in host order.
     pub fn add_u16(self, number: u16) -> Self {
+        Self(add_carry(self.0, u64::from(number.to_be())))
+    }
+
+    /// Adds one 32-bit number given in host order.
+    pub fn add_u32(self, number: u32) -> Self {
         Self(add_carry(self.0, u64::from(number.to_be())))
     }
 
@@ -45,16 +56,16 @@ impl Sum {
 
     /// The IPv6 pseudo-header (RFC 8200 section 8.1); `addresses` are source and destination, 32 octets.
     pub fn pseudo(addresses: &[u8], length: u32, protocol: u8) -> Self {
-        let sum = Self::default().plus(addresses).add_u16((length >> 16) as u16);
-        sum.add_u16(length as u16).add_u16(u16::from(protocol))
+        Self::default().plus(addresses).add_u32(length).add_u16(u16::from(protocol))
     }
 
     /// The 16-bit sum in memory order, not inverted.
     pub fn fold(self) -> [u8; 2] {
-        let mut sum = self.0;
-        while sum >> 16 != 0 {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
+        let halves = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        let mut sum = (halves & 0xffff) + (halves >> 16);
+        // At most 0x2fffe now, and then at most 0x10000.
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
         (sum as u16).to_ne_bytes()
     }
 
@@ -106,25 +117,61 @@ mod tests {
         (sum as u16).to_be_bytes()
     }
 
+    /// All three opinions on the same octets.
+    fn same(bytes: &[u8]) {
+        let expected = twin(bytes);
+        assert_eq!(Sum::default().plus(bytes).fold(), expected, "{} octets", bytes.len());
+        assert_eq!(Sum::default().plus_portable(bytes).fold(), expected, "{} octets, portable", bytes.len());
+    }
+
+    /// Octets that look random and are the same every time.
+    fn octets(len: u32) -> Vec<u8> {
+        (0..len).map(|n| (n.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect()
+    }
+
     proptest! {
         #[test]
-        fn agrees_with_the_twin(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
-            prop_assert_eq!(Sum::default().plus(&bytes).fold(), twin(&bytes));
+        fn agrees_with_the_twin(bytes in proptest::collection::vec(any::<u8>(), 0..3000), start in 0usize..64) {
+            same(&bytes[start.min(bytes.len())..]);
         }
 
         #[test]
-        fn pieces_add_up(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in 0usize..150) {
+        fn pieces_add_up(bytes in proptest::collection::vec(any::<u8>(), 0..3000), cut in 0usize..1500) {
             let cut = (cut * 2).min(bytes.len() & !1);
             let whole = Sum::default().plus(&bytes);
-            let parts = Sum::default().plus(&bytes[cut..]).add_sum(Sum::default().plus(&bytes[..cut]));
+            let parts = Sum::default().plus(&bytes[cut..]).add_sum(Sum::default().plus_portable(&bytes[..cut]));
             prop_assert_eq!(whole.fold(), parts.fold());
+        }
+
+        #[test]
+        fn numbers_are_octets_in_network_order(number in any::<u32>(), small in any::<u16>()) {
+            let octets = [&number.to_be_bytes()[..], &small.to_be_bytes()].concat();
+            prop_assert_eq!(Sum::default().add_u32(number).add_u16(small).fold(), twin(&octets));
+        }
+
+        #[test]
+        fn folding_is_adding_up_with_carries(sum in any::<u64>()) {
+            prop_assert_eq!(Sum(sum).fold(), twin(&sum.to_ne_bytes()));
+        }
+    }
+
+    #[test]
+    fn agrees_with_the_twin_at_every_length_and_alignment() {
+        let bytes = octets(700);
+        for start in 0..33 {
+            (start..bytes.len()).for_each(|end| same(&bytes[start..end]));
         }
     }
 
     #[test]
     fn all_ones_do_not_overflow() {
         let bytes = vec![0xff; 65_536];
+        for len in [65_536, 65_535, 65_534, 64_000, 129] {
+            same(&bytes[..len]);
+        }
         assert_eq!(Sum::default().plus(&bytes).fold(), [0xff, 0xff]);
+        let full = Sum(u64::MAX).plus(&bytes).plus_portable(&bytes).add_u32(u32::MAX).add_u16(u16::MAX);
+        assert_eq!(full.fold(), [0xff, 0xff]);
     }
 
     #[test]

@@ -3,4 +3,5 @@
 pub mod batch;
 pub mod checksum;
 pub mod icmp;
+mod simd;
 pub mod view;
