@@ -68,7 +68,8 @@ fn outer(criterion: &mut Criterion) {
             }
         });
     });
-    let mut outbox = Outbox::new(true);
+    let mut outbox = Outbox::new();
+    outbox.begin(true, std::time::Duration::ZERO);
     let paths: Vec<_> = (0..BATCH as u32).map(path).collect();
     group.bench_function("queue_message", |b| {
         b.iter(|| {

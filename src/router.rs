@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sixway_dataplane::counters::CounterReader;
 use sixway_dataplane::io::proto41::Receive;
+use sixway_dataplane::io::spread::Spread;
 use sixway_dataplane::knobs::{Knob, Standing};
 use sixway_dataplane::punt::PuntReader;
 use sixway_dataplane::start::{Facts, Prepared, Settings, Workers};
@@ -226,7 +227,7 @@ impl Control {
 
     /// One line for each listener, and which rung was taken.
     fn announce(&self) {
-        let Facts { workers, offload, proto41 } = &self.facts;
+        let Facts { workers, offload, proto41, udp_spread } = &self.facts;
         tracing::info!("TUN {}: {workers} queues", self.config.router.tun);
         for knob in Knob::ALL {
             let name = knob.name();
@@ -239,6 +240,11 @@ impl Control {
         }
         for at in self.registry.listening() {
             tracing::info!("UDP {at}: listening");
+        }
+        if *udp_spread == Spread::ByKernel && *workers > 1 {
+            tracing::info!(
+                "UDP: this kernel takes no rule of ours; it spreads senders over the workers by its own"
+            );
         }
         announce_proto41(*proto41);
         let (tunnels, socket) = (self.registry.len(), self.config.admin.socket.display());

@@ -17,6 +17,7 @@ use crate::counters::{CounterReader, counters};
 use crate::io::PacketIo;
 use crate::io::kernel::KernelIo;
 use crate::io::proto41::{self, Proto41Port, Proto41Sockets, Receive};
+use crate::io::spread::Spread;
 use crate::io::{selftest, tun, udp};
 use crate::knobs::{Knob, Knobs, Standings};
 use crate::offload::coalesce::Coalescer;
@@ -84,6 +85,8 @@ pub struct Facts {
     pub offload: Standings,
     /// How protocol 41 is received; `None`: it is off.
     pub proto41: Option<Receive>,
+    /// Who spreads the senders of UDP over the workers.
+    pub udp_spread: Spread,
 }
 
 /// The outer sockets, open.
@@ -93,6 +96,7 @@ pub struct Prepared {
     standings: Standings,
     proto41: Option<(Vec<Proto41Sockets>, Receive)>,
     udp: HashMap<SocketAddrV4, Vec<UdpSocket>>,
+    spread: Spread,
     moved: bool,
 }
 
@@ -110,12 +114,20 @@ impl Prepared {
         let proto41 = settings.proto41.map(&mut open).transpose().map_err(StartError::Proto41)?;
         selftest::udp(&mut standings);
         settings.offload = standings.in_use();
-        Ok(Self { settings, standings, proto41, udp: HashMap::new(), moved: false })
+        Ok(Self {
+            settings,
+            standings,
+            proto41,
+            udp: HashMap::new(),
+            spread: Spread::granted(),
+            moved: false,
+        })
     }
 
     /// Opens UDP sockets for an endpoint.
     pub fn listen(&mut self, at: SocketAddrV4) -> Result<(), StartError> {
-        let sockets = open_group(at, &self.settings).map_err(|source| StartError::Listen { at, source })?;
+        let opened = claim(at).and_then(|()| open_sockets(at, &self.settings, self.spread));
+        let sockets = opened.map_err(|source| StartError::Listen { at, source })?;
         self.udp.insert(at, sockets);
         Ok(())
     }
@@ -128,7 +140,7 @@ impl Prepared {
 
     /// Opens the TUN device and starts the workers. `seed` should be random.
     pub fn start(self, seed: u64) -> Result<Dataplane, StartError> {
-        let Self { settings, mut standings, proto41, udp, moved } = self;
+        let Self { settings, mut standings, proto41, udp, spread, moved } = self;
         let tun_error = |source| StartError::Tun { name: settings.tun.clone(), source };
         let queues = tun::open(&settings.tun, settings.workers, &mut standings).map_err(tun_error)?;
         let (rung, mut proto41) = match proto41 {
@@ -136,7 +148,8 @@ impl Prepared {
             None => (None, Vec::new()),
         };
         let used = standings.in_use();
-        let facts = Facts { workers: settings.workers, offload: standings, proto41: rung };
+        let facts =
+            Facts { workers: settings.workers, offload: standings, proto41: rung, udp_spread: spread };
         let (editor, readers) = tables(settings.capacity, settings.workers, seed);
         let (counters, tallies) = counters(settings.workers, settings.capacity);
         let (punt_sender, punts) = punt::queue()?;
@@ -158,7 +171,7 @@ impl Prepared {
             doors.push(door);
         }
         let doors: Arc<[Door]> = doors.into();
-        let mut writer = TableWriter::new(editor, counters.clone(), doors.clone(), settings, moved);
+        let mut writer = TableWriter::new(editor, counters.clone(), doors.clone(), (settings, spread), moved);
         udp.into_iter().for_each(|(at, sockets)| writer.adopt(at, sockets));
         let injector = Injector(doors.clone());
         Ok(Dataplane {
@@ -212,13 +225,8 @@ fn spawn(n: usize, worker: Worker<KernelIo>) -> io::Result<JoinHandle<()>> {
     })
 }
 
-fn open_group(at: SocketAddrV4, settings: &Settings) -> io::Result<Vec<UdpSocket>> {
-    claim(at)?;
-    open_sockets(at, settings)
-}
-
-fn open_sockets(at: SocketAddrV4, settings: &Settings) -> io::Result<Vec<UdpSocket>> {
-    (0..settings.workers).map(|_| udp::open(at, settings.offload.is_on(Knob::UdpGro))).collect()
+fn open_sockets(at: SocketAddrV4, settings: &Settings, spread: Spread) -> io::Result<Vec<UdpSocket>> {
+    udp::open_group(at, settings.workers, settings.offload.is_on(Knob::UdpGro), spread)
 }
 
 /// SO_REUSEPORT would let a second instance of ours share the endpoint silently; binding once without it asks the kernel
@@ -261,6 +269,7 @@ pub struct TableWriter {
     counters: CounterReader,
     doors: Arc<[Door]>,
     settings: Settings,
+    spread: Spread,
     listening: HashMap<SocketAddrV4, u16>,
     next_socket: u16,
     free_sockets: Vec<u16>,
@@ -272,7 +281,7 @@ impl TableWriter {
         editor: Editor,
         counters: CounterReader,
         doors: Arc<[Door]>,
-        settings: Settings,
+        (settings, spread): (Settings, Spread),
         sealed: bool,
     ) -> Self {
         Self {
@@ -280,6 +289,7 @@ impl TableWriter {
             counters,
             doors,
             settings,
+            spread,
             listening: HashMap::new(),
             next_socket: 0,
             free_sockets: Vec::new(),
@@ -356,7 +366,8 @@ impl TableWriter {
         }
         // Our own sockets share the port until the old ones are closed; only somebody else's is in the way.
         let ours = self.listening.keys().any(|o| o.port() == at.port());
-        let opened = if ours { open_sockets(at, &self.settings) } else { open_group(at, &self.settings) };
+        let free = if ours { Ok(()) } else { claim(at) };
+        let opened = free.and_then(|()| open_sockets(at, &self.settings, self.spread));
         opened.map_err(|e| {
             let next = if e.kind() == io::ErrorKind::AddrInUse {
                 "; `ss -lunp` names who has that port"

@@ -27,8 +27,8 @@ fn story(encap: &str) {
         return;
     };
     let (server, client) = (rig.server(&Rig::alice(encap, "")), rig.client(encap, 1280));
-    transfer(&rig.c, &rig.u, U6, 5 << 20);
-    transfer(&rig.u, &rig.c, ALICE, 5 << 20);
+    transfer(&rig.c, &rig.u, U6, 150 << 20);
+    transfer(&rig.u, &rig.c, ALICE, 150 << 20);
     for router in [&server, &client] {
         asleep(router);
     }

@@ -91,7 +91,11 @@ mod tests {
         let state = |name: &str, state: &str, why: &str| {
             (name.to_owned(), OffloadState { state: state.to_owned(), why: why.to_owned() })
         };
-        let all = |knobs: Vec<_>| Offload { proto41: "off".to_owned(), knobs: knobs.into_iter().collect() };
+        let all = |knobs: Vec<_>| Offload {
+            proto41: "off".to_owned(),
+            udp_spread: "kernel".to_owned(),
+            knobs: knobs.into_iter().collect(),
+        };
         let some = all(vec![
             state("a", "on", ""),
             state("b", "off", ""),

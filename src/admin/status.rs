@@ -56,6 +56,8 @@ pub struct Status {
 pub struct Offload {
     /// How protocol 41 is received: packet, raw, off.
     pub proto41: String,
+    /// Who spreads UDP senders over the forwarding threads: sender (our rule, by address and port), kernel.
+    pub udp_spread: String,
     /// Each offload by its name in the configuration.
     #[serde(flatten)]
     pub knobs: BTreeMap<String, OffloadState>,
@@ -200,7 +202,8 @@ impl Sources<'_> {
             Some(Receive::Packet | Receive::Auto) => "packet",
         };
         let knobs = Knob::ALL.iter().map(|knob| (knob.name().to_owned(), self.offload_state(*knob)));
-        Offload { proto41: proto41.to_owned(), knobs: knobs.collect() }
+        let udp_spread = self.facts.udp_spread.name().to_owned();
+        Offload { proto41: proto41.to_owned(), udp_spread, knobs: knobs.collect() }
     }
 
     fn offload_state(&self, knob: Knob) -> OffloadState {

@@ -9,6 +9,7 @@ pub mod outbox;
 pub mod proto41;
 pub mod route;
 pub mod selftest;
+pub mod spread;
 pub mod sys;
 pub mod tcx;
 pub mod tun;

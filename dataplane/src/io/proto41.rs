@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::sys::{Inbox, Name, Received, bind_packet, option, set_option};
 use super::tcx::Forwarding;
-use super::udp::enlarge_buffers;
+use super::udp::{REFUSE, enlarge_buffers};
 use super::whole41::WholeSender;
 use super::{vnet, whole41};
 use crate::counters::{Event, Tally};
@@ -80,7 +80,7 @@ pub fn open(
     };
     let taken = if packets.is_some() { Receive::Packet } else { Receive::Raw };
     if taken == Receive::Packet {
-        raw.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
+        raw.attach_filter(&[REFUSE])?;
     }
     let mut packets = packets.unwrap_or_default().into_iter();
     let mut all = Vec::with_capacity(workers);
@@ -123,19 +123,23 @@ fn open_packets(workers: usize) -> io::Result<Vec<Socket>> {
     let mut group: Option<i32> = None;
     let mut all = Vec::with_capacity(workers);
     for _ in 0..workers {
-        let socket = open_packet()?;
+        let socket = open_deaf_packet()?;
         group = Some(join_fanout(socket.as_fd(), group)?);
         all.push(socket);
     }
+    // Only now may they hear: bound and not yet in the group, each would get a copy of every packet, and while the group
+    // grows, a flow moves from one to another. Swapping the filter loses packets, but none comes twice or out of order.
+    all.iter().try_for_each(|socket| socket.attach_filter(&only_proto41()))?;
     Ok(all)
 }
 
-fn open_packet() -> io::Result<Socket> {
+/// A packet socket that still refuses everything; the kernel lets only a bound one into a group.
+fn open_deaf_packet() -> io::Result<Socket> {
     // Protocol 0: it receives nothing before it is bound, when all options are set.
     let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
     socket.set_nonblocking(true)?;
     enlarge_buffers(&socket);
-    socket.attach_filter(&only_proto41())?;
+    socket.attach_filter(&[REFUSE])?;
     let fd = socket.as_fd();
     set_option(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
     let _only_saves_work = set_option(fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1);
@@ -167,7 +171,7 @@ fn only_proto41() -> [SockFilter; 4] {
         SockFilter::new(LOAD_BYTE, 0, 0, NETWORK + 9),
         SockFilter::new(JUMP_EQUAL, 0, 1, u32::from(proto41::PROTOCOL)),
         SockFilter::new(RETURN, 0, 0, 0x4_0000),
-        SockFilter::new(RETURN, 0, 0, 0),
+        REFUSE,
     ]
 }
 

@@ -350,6 +350,22 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
     if done == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
+/// One instruction of classic BPF.
+pub type Instruction = libc::sock_filter;
+
+/// Lets `program` choose which socket of the SO_REUSEPORT group of `fd` gets a datagram.
+pub fn attach_reuseport(fd: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the pointer is to a live sock_fprog of the length given, and that one's to `len` instructions, which the
+    // kernel copies and does not write to.
+    let done = unsafe {
+        let (at, size) = ((&raw const program).cast(), size_of::<libc::sock_fprog>() as u32);
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, at, size)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Binds a packet socket to one EtherType (0: it only sends) on one interface (0: all of them).
 pub fn bind_packet(fd: BorrowedFd<'_>, ethertype: u16, interface: u32) -> io::Result<()> {
     // SAFETY: all-zero is a valid sockaddr_ll.

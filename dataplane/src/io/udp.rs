@@ -1,15 +1,16 @@
 //! UDP sockets of one worker: datagram trains in, each slice an inner packet (RFC 5572 section 4.5).
 //!
-//! Every worker has a socket of its own for each endpoint; the kernel spreads senders over them (SO_REUSEPORT) and keeps
-//! one sender on one socket. Opening is done once, before rights are given up, by [`open`].
+//! Every worker has a socket of its own for each endpoint; the kernel spreads senders over them (SO_REUSEPORT) by the
+//! rule in [`super::spread`] and keeps one sender on one socket. All of a group are opened at once, by [`open_group`].
 
 use std::io;
 use std::net::{SocketAddrV4, UdpSocket};
 use std::ops::Range;
 use std::os::fd::AsFd;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
+use super::spread::{self, Spread};
 use super::sys::{Inbox, Name, Received, set_option};
 use crate::counters::{Event, Tally};
 use crate::knobs::Fuse;
@@ -20,8 +21,22 @@ use crate::verdict::Reason;
 /// Kernel buffer of each socket in octets: 10 Gbit/s for 6 ms; less where the system's limit says so.
 const SOCKET_BUFFER: usize = 8 << 20;
 
-/// Opens one socket of the group on `at`; with `gro` the kernel may merge what it receives.
-pub fn open(at: SocketAddrV4, gro: bool) -> io::Result<UdpSocket> {
+/// Opens the sockets of all workers on `at`, in the workers' order; [`spread::worker_of`] says who gets which sender
+/// unless `spread` leaves that to the kernel.
+///
+/// While the group grows, the choice changes with every socket, so until all are there and the rule holds, each refuses
+/// what comes: those datagrams are lost, and counted by the socket, but none is ever in a wrong worker's queue.
+pub fn open_group(at: SocketAddrV4, workers: usize, gro: bool, spread: Spread) -> io::Result<Vec<UdpSocket>> {
+    let all = (0..workers).map(|_| open_deaf(at, gro)).collect::<io::Result<Vec<UdpSocket>>>()?;
+    if let (Spread::BySender, Some(first)) = (spread, all.first()) {
+        spread::attach(first.as_fd(), workers)?;
+    }
+    all.iter().try_for_each(|socket| SockRef::from(socket).detach_filter())?;
+    Ok(all)
+}
+
+/// One socket of a group, bound, which still refuses every datagram.
+fn open_deaf(at: SocketAddrV4, gro: bool) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
@@ -36,9 +51,13 @@ pub fn open(at: SocketAddrV4, gro: bool) -> io::Result<UdpSocket> {
         // Without it every datagram comes alone, which is slower and as right.
         let _is_only_faster = set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
     }
+    socket.attach_filter(&[REFUSE])?;
     socket.bind(&std::net::SocketAddr::V4(at).into())?;
     Ok(socket.into())
 }
+
+/// Classic BPF: return 0, which lets nothing in.
+pub(super) const REFUSE: SockFilter = SockFilter::new(0x06, 0, 0, 0);
 
 /// As large as the system lets us: beyond its limit with CAP_NET_ADMIN, else up to it.
 pub(super) fn enlarge_buffers(socket: &Socket) {
@@ -123,5 +142,68 @@ impl UdpPort {
                 tally.drop(Reason::BatchFull, None, 1);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::spread::worker_of;
+
+    fn free_endpoint() -> SocketAddrV4 {
+        let probe = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let std::net::SocketAddr::V4(at) = probe.local_addr().unwrap() else { panic!("IPv4 was asked for") };
+        at
+    }
+
+    fn v4(socket: &UdpSocket) -> SocketAddrV4 {
+        let std::net::SocketAddr::V4(at) = socket.local_addr().unwrap() else { panic!("an IPv4 socket") };
+        at
+    }
+
+    /// Sends one datagram from a new socket and says who sent it; `options` gives the IPv4 header four octets more.
+    fn send(to: SocketAddrV4, options: bool) -> SocketAddrV4 {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        if options {
+            // No operation, three times, and the end of the list.
+            let list = i32::from_ne_bytes([1, 1, 1, 0]);
+            set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_OPTIONS, list).unwrap();
+        }
+        socket.send_to(b"x", to).unwrap();
+        v4(&socket)
+    }
+
+    #[test]
+    fn the_kernel_gives_each_sender_to_the_worker_that_the_rule_names() {
+        for workers in [1, 2, 3, 5] {
+            let at = free_endpoint();
+            let all = open_group(at, workers, false, Spread::BySender).unwrap();
+            for n in 0..60 {
+                let sender = send(at, n % 3 == 0);
+                let expected = worker_of(sender, workers as u32) as usize;
+                let mut buffer = [0; 8];
+                for (n, socket) in all.iter().enumerate() {
+                    let got = socket.recv_from(&mut buffer).ok().map(|(_, from)| from);
+                    assert_eq!(got, (n == expected).then_some(sender.into()), "worker {n} of {workers}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_socket_hears_nothing_until_all_of_its_group_are_there() {
+        let at = free_endpoint();
+        let one = open_deaf(at, false).unwrap();
+        send(at, false);
+        assert!(one.recv_from(&mut [0; 8]).is_err());
+        drop(one);
+        let all = open_group(at, 2, false, Spread::ByKernel).unwrap();
+        send(at, false);
+        assert_eq!(all.iter().filter(|s| s.recv_from(&mut [0; 8]).is_ok()).count(), 1);
+    }
+
+    #[test]
+    fn this_kernel_takes_the_rule() {
+        assert_eq!(Spread::granted(), Spread::BySender);
     }
 }
