@@ -1,14 +1,33 @@
 //! From a key to a record's number: open addressing, one writer, any number of readers that never wait.
 //!
-//! A slot holds only a number; the key itself lies in the record, so a slot changes by one atomic store and a
-//! reader sees the old record or the new one. Slots never move inside an index: growing builds a new one
-//! beside it. The hash is seeded, because outer addresses are chosen by strangers.
+//! A slot holds a number and six bits of the hash; the key itself lies in the record, so a slot changes by one atomic
+//! store and a reader sees the old record or the new one. The six bits spare readers most looks at other keys' records.
+//! Slots never move inside an index: growing builds a new one beside it. The hash is seeded, because outer addresses are
+//! chosen by strangers.
 
 use crate::sync::{AtomicU32, Ordering};
 
 const EMPTY: u32 = 0;
 const TOMBSTONE: u32 = 1;
 const FIRST: u32 = 2;
+/// Bits of a slot that hold the number; the rest holds bits of the hash.
+const NUMBER_BITS: u32 = 26;
+/// Numbers that fit into a slot.
+pub(super) const MOST_NUMBERS: usize = (1 << NUMBER_BITS) - FIRST as usize;
+
+/// What a slot says when record `number` of a key with this hash lies there.
+fn slot(hash: u64, number: u32) -> u32 {
+    ((hash >> (32 + NUMBER_BITS)) as u32) << NUMBER_BITS | (number + FIRST)
+}
+
+/// The number in a slot that is in use.
+fn number(slot: u32) -> u32 {
+    (slot & ((1 << NUMBER_BITS) - 1)) - FIRST
+}
+
+fn is_tagged(slot: u32, hash: u64) -> bool {
+    slot >> NUMBER_BITS == (hash >> (32 + NUMBER_BITS)) as u32
+}
 
 /// A seeded hash of a 128-bit key.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +65,16 @@ impl Index {
         self.slots.len()
     }
 
+    /// Loads the slot where the search for this hash begins, so that it is near when it is wanted.
+    pub fn touch(&self, hash: u64) -> u32 {
+        self.slots[hash as usize & (self.slots.len() - 1)].load(Ordering::Relaxed)
+    }
+
+    /// The record that is most likely the one: the first whose slot has the hash's bits.
+    pub fn likely(&self, hash: u64) -> Option<u32> {
+        self.find(hash, |_| true)
+    }
+
     /// The first record on the key's way for which `is_it` holds.
     pub fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         self.locate(hash, &mut is_it).map(|(_, number)| number)
@@ -58,7 +87,7 @@ impl Index {
             match self.slots[at].load(Ordering::Acquire) {
                 EMPTY => return None,
                 TOMBSTONE => {}
-                number if is_it(number - FIRST) => return Some((at, number - FIRST)),
+                held if is_tagged(held, hash) && is_it(number(held)) => return Some((at, number(held))),
                 _ => {}
             }
             at = (at + 1) & mask;
@@ -74,7 +103,7 @@ impl Index {
         loop {
             let held = self.slots[at].load(Ordering::Relaxed);
             if held == EMPTY || held == TOMBSTONE {
-                self.slots[at].store(number + FIRST, Ordering::Release);
+                self.slots[at].store(slot(hash, number), Ordering::Release);
                 return held == EMPTY;
             }
             at = (at + 1) & mask;
@@ -84,21 +113,34 @@ impl Index {
     /// Puts record `new` where record `old` was, in one step. `false` when `old` is not there.
     pub fn replace(&self, hash: u64, old: u32, new: u32) -> bool {
         let Some((at, _)) = self.locate(hash, &mut |n| n == old) else { return false };
-        self.slots[at].store(new + FIRST, Ordering::Release);
+        self.slots[at].store(slot(hash, new), Ordering::Release);
         true
     }
 
-    /// Takes record `old` out. `false` when it is not there.
-    pub fn remove(&self, hash: u64, old: u32) -> bool {
-        let Some((at, _)) = self.locate(hash, &mut |n| n == old) else { return false };
-        self.slots[at].store(TOMBSTONE, Ordering::Release);
-        true
+    /// Takes record `old` out. Returns how many slots have become empty by that, `None` when it is not there.
+    pub fn remove(&self, hash: u64, old: u32) -> Option<usize> {
+        let (mut at, _) = self.locate(hash, &mut |n| n == old)?;
+        let mask = self.slots.len() - 1;
+        if self.slots[(at + 1) & mask].load(Ordering::Relaxed) != EMPTY {
+            self.slots[at].store(TOMBSTONE, Ordering::Release);
+            return Some(0);
+        }
+        // Nobody's way leads past this slot, nor past the tombstones before it.
+        let mut freed = 0;
+        loop {
+            self.slots[at].store(EMPTY, Ordering::Release);
+            freed += 1;
+            at = at.wrapping_sub(1) & mask;
+            if self.slots[at].load(Ordering::Relaxed) != TOMBSTONE {
+                return Some(freed);
+            }
+        }
     }
 
     /// The numbers of all records, for building a larger index.
     pub fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
         let all = self.slots.iter().map(|s| s.load(Ordering::Relaxed));
-        all.filter(|n| *n >= FIRST).map(|n| n - FIRST)
+        all.filter(|held| *held >= FIRST).map(number)
     }
 }
 
@@ -112,14 +154,34 @@ mod tests {
         for n in 0..8 {
             index.insert(3, n);
         }
-        assert!(index.remove(3, 4));
+        assert_eq!(index.remove(3, 4), Some(0));
         assert_eq!(index.find(3, |n| n == 7), Some(7));
         assert_eq!(index.find(3, |n| n == 4), None);
         assert!(!index.insert(3, 40), "the tombstone is taken first");
         assert!(index.replace(3, 40, 41));
         assert_eq!(index.find(3, |n| n == 41), Some(41));
-        assert!(!index.remove(3, 40) && !index.replace(3, 40, 1));
+        assert!(index.remove(3, 40).is_none() && !index.replace(3, 40, 1));
         assert_eq!(index.numbers().count(), 8);
+        for n in [0, 1, 2, 3, 41, 5, 6] {
+            assert_eq!(index.remove(3, n), Some(0));
+        }
+        assert_eq!(index.remove(3, 7), Some(8), "the last one takes its tombstones with it");
+        assert_eq!(index.find(3, |_| true), None);
+    }
+
+    #[test]
+    fn other_keys_are_told_apart_before_their_records_are_looked_at() {
+        let index = Index::for_items(64);
+        for n in 0..64 {
+            index.insert(u64::from(n) << 58, n);
+        }
+        let mut looked = Vec::new();
+        let found = index.find(17 << 58, |n| {
+            looked.push(n);
+            n == 17
+        });
+        assert_eq!((found, looked), (Some(17), vec![17]));
+        assert_eq!(index.likely(18 << 58), Some(18));
     }
 
     #[test]

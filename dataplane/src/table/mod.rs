@@ -1,14 +1,21 @@
 //! Who is behind which inner prefix and which outer endpoint: read by every worker, written by one editor.
 //!
-//! Inner prefixes: one hash index for each prefix length in use, longest first (longest match, RFC 4291
-//! section 2.3). Outer endpoints: one more index. Both lead to records in [`slab`]; [`qsbr`] says when those may
-//! be reused. Readers take no lock and do no system call. Refuses to know packets, sockets and time.
+//! Inner prefixes: a level for each prefix length, longest first (longest match, RFC 4291 section 2.3), with direct slots
+//! where prefixes lie close together and a hash index elsewhere. Outer endpoints: one more index. All lead to records in
+//! [`slab`]; [`qsbr`] says when those may be reused. Readers take no lock and do no system call. Refuses to know packets,
+//! sockets and time.
 
+mod direct;
 pub mod editor;
+mod filled;
 pub mod index;
+mod level;
+mod prefixes;
 pub mod qsbr;
 pub mod slab;
+mod stage;
 
+use std::hint::black_box;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, OnceLock};
 
@@ -16,17 +23,10 @@ use arc_swap::ArcSwap;
 
 use crate::sync::{AtomicU32, Ordering};
 use crate::update::{Policy, TunnelId};
-use index::{Index, Seed};
+use index::{Index, MOST_NUMBERS, Seed};
+use level::Level;
 use qsbr::Quiescence;
-use slab::{Entry, OuterKey, Owner, Path, Slab};
-
-/// All prefixes of one length.
-#[derive(Clone, Debug)]
-struct Level {
-    len: u8,
-    mask: u128,
-    index: Arc<Index>,
-}
+use slab::{Entry, NONE, OuterKey, Owner, Path, Slab};
 
 /// What changes rarely and as a whole: which indexes there are, and the policy.
 #[derive(Debug)]
@@ -59,12 +59,6 @@ impl ById {
         chunk[id.0 as usize % ID_CHUNK].store(head.map_or(0, |h| h + 1), Ordering::Release);
     }
 
-    /// The head records of all tunnels.
-    fn heads(&self) -> impl Iterator<Item = u32> + '_ {
-        let all = self.0.iter().filter_map(OnceLock::get).flatten();
-        all.filter_map(|slot| slot.load(Ordering::Acquire).checked_sub(1))
-    }
-
     fn allocated(&self) -> usize {
         self.0.iter().filter(|c| c.get().is_some()).count() * ID_CHUNK * size_of::<AtomicU32>()
     }
@@ -89,7 +83,7 @@ pub fn tables(capacity: u32, readers: usize, seed: u64) -> (editor::Editor, Vec<
     let shared = Arc::new(Shared {
         root: Arc::new(ArcSwap::from_pointee(root)),
         // Room, not memory: a batch that changes every tunnel holds old, emptied and new records at once.
-        slab: Slab::new(capacity as usize * 8 + 4096),
+        slab: Slab::new((capacity as usize * 8 + 4096).min(MOST_NUMBERS)),
         by_id: ById::new(capacity),
         quiescence: Quiescence::new(readers),
         seed: Seed(seed),
@@ -139,6 +133,9 @@ impl Drop for Reader {
     }
 }
 
+/// Most addresses that [`View::fetch`] takes: what it loads for them must stay in the nearest cache until it is used.
+pub const FETCH: usize = 64;
+
 /// The tables during one batch.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -149,14 +146,73 @@ pub struct View<'a> {
 impl View<'_> {
     /// The longest prefix that `addr` lies in.
     pub fn longest_match(&self, addr: Ipv6Addr) -> Option<Entry> {
-        let addr = u128::from(addr);
-        self.root.levels.iter().find_map(|level| {
-            let bits = addr & level.mask;
-            let number = level.index.find(prefix_hash(self.shared.seed, bits, level.len), |n| {
-                self.shared.slab.prefix(n) == Some((bits, level.len))
-            })?;
-            self.shared.slab.read(number)
-        })
+        self.shared.slab.read(self.longest(addr.into())?)
+    }
+
+    fn longest(&self, addr: u128) -> Option<u32> {
+        let (seed, slab) = (self.shared.seed, &self.shared.slab);
+        self.root.levels.iter().find_map(|level| level.find(addr, seed, slab))
+    }
+
+    /// What [`Self::longest`] will most likely find, without a look at any record.
+    fn likely(&self, addr: u128) -> Option<u32> {
+        self.root.levels.iter().find_map(|level| level.likely(addr, self.shared.seed))
+    }
+
+    /// Whether the tables are so large that [`Self::fetch`] pays.
+    pub fn is_large(&self) -> bool {
+        self.shared.slab.is_large()
+    }
+
+    /// Loads what [`Self::longest_match`] will look at for each of up to [`FETCH`] addresses (more are left alone), so
+    /// that their misses in the caches overlap instead of following each other. Changes no answer.
+    pub fn fetch(&self, addrs: &[u128]) {
+        self.fetch_numbers(addrs, &mut [NONE; FETCH]);
+    }
+
+    /// Besides, says which records are likely the answers; [`NONE`] is certain.
+    fn fetch_numbers(&self, addrs: &[u128], numbers: &mut [u32; FETCH]) {
+        let addrs = &addrs[..addrs.len().min(FETCH)];
+        let seed = self.shared.seed;
+        // The slots of all first. Nothing depends on what is loaded, so the processor goes on to the next at once.
+        let mut seen = 0;
+        for level in &self.root.levels {
+            seen = addrs.iter().fold(seen, |seen, addr| seen ^ level.touch(*addr, seed));
+        }
+        // The optimiser must not find out that nobody wants them.
+        black_box(seen);
+        for (number, addr) in numbers.iter_mut().zip(addrs) {
+            *number = self.likely(*addr).unwrap_or(NONE);
+        }
+        let slab = &self.shared.slab;
+        black_box(numbers[..addrs.len()].iter().fold(0, |seen, number| seen ^ slab.touch(*number)));
+    }
+
+    /// [`Self::longest_match`] of many addresses at once; `each` is given the place of the address and its answer.
+    pub fn longest_matches(&self, addrs: &[Ipv6Addr], mut each: impl FnMut(usize, Option<Entry>)) {
+        let mut wanted = [0; FETCH];
+        let mut numbers = [NONE; FETCH];
+        for (n, chunk) in addrs.chunks(FETCH).enumerate() {
+            for (wanted, addr) in wanted.iter_mut().zip(chunk) {
+                *wanted = (*addr).into();
+            }
+            self.fetch_numbers(&wanted[..chunk.len()], &mut numbers);
+            for (m, (addr, number)) in chunk.iter().zip(numbers).enumerate() {
+                each(n * FETCH + m, self.entry_of(*addr, number));
+            }
+        }
+    }
+
+    /// The record `number` if it is about a prefix around `addr`; else its hash only looked like it.
+    fn entry_of(&self, addr: Ipv6Addr, number: u32) -> Option<Entry> {
+        if number == NONE {
+            return None;
+        }
+        let entry = self.shared.slab.read(number);
+        if entry.is_some_and(|e| e.prefix().is_some_and(|p| p.contains(addr))) {
+            return entry;
+        }
+        self.longest_match(addr)
     }
 
     /// The tunnel whose peer sends from this endpoint to our address `local`.
@@ -190,8 +246,4 @@ impl Owner {
             Self::Tunnel(path) => Some(path),
         }
     }
-}
-
-fn prefix_hash(seed: Seed, bits: u128, len: u8) -> u64 {
-    Seed(seed.0 ^ u64::from(len).wrapping_mul(0xff51_afd7_ed55_8ccd)).hash(bits)
 }

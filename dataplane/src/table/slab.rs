@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::OnceLock;
 
 use crate::sync::{AtomicU64, Ordering};
-use crate::update::{Holder, TunnelId};
+use crate::update::{Holder, Ipv6Prefix, TunnelId};
 
 /// Records of one chunk; every word of a chunk is an object to loom, which can follow only a few.
 const CHUNK: usize = if cfg!(loom) { 2 } else { 4096 };
@@ -19,13 +19,23 @@ const WORDS: usize = 8;
 pub struct Entry {
     /// Prefix bits, most significant first.
     pub bits: u128,
-    /// Prefix length in bits.
+    /// Prefix length in bits; [`NO_PREFIX`] in the record of a tunnel that has no prefix.
     pub len: u8,
     /// Whose it is.
     pub owner: Owner,
     /// The next record of the same tunnel; [`NONE`] ends the chain. Only the writer follows it.
     pub next: u32,
 }
+
+impl Entry {
+    /// Its prefix; `None` for the record of a tunnel that has none.
+    pub fn prefix(&self) -> Option<Ipv6Prefix> {
+        Ipv6Prefix::new(self.bits.into(), self.len)
+    }
+}
+
+/// Stands for the length of a prefix where there is none.
+pub const NO_PREFIX: u8 = 255;
 
 /// Ends a chain of records.
 pub const NONE: u32 = u32::MAX;
@@ -162,6 +172,11 @@ impl Slab {
         self.chunks.len() * CHUNK
     }
 
+    /// Whether more records were ever in use than the nearer caches hold, half a mebibyte.
+    pub fn is_large(&self) -> bool {
+        self.chunks.get(2).is_some_and(|chunk| chunk.get().is_some())
+    }
+
     /// Octets allocated so far.
     pub fn allocated(&self) -> usize {
         self.chunks.iter().filter(|c| c.get().is_some()).count() * CHUNK * size_of::<Record>()
@@ -176,6 +191,11 @@ impl Slab {
     pub fn prefix(&self, number: u32) -> Option<(u128, u8)> {
         let r = self.record(number)?;
         Some((u128::from(r.load(0)) << 64 | u128::from(r.load(1)), r.load(2) as u8))
+    }
+
+    /// Loads a word of record `number`, so that it is near when it is wanted.
+    pub fn touch(&self, number: u32) -> u64 {
+        self.record(number).map_or(0, |r| r.load(0))
     }
 
     /// The whole of record `number`; `None` for a number that was never written.
