@@ -8,11 +8,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::encap::{inner_class, outer_tos};
 use crate::offload::segment::{Layout, complete};
-use crate::packet::batch::{Arrival, Merged, Packet, Sender};
+use crate::packet::batch::{Arrival, Batch, Merged, Packet, Sender};
 use crate::packet::icmp::IcmpError;
-use crate::packet::view::{HEADER, Unreadable, View, set_hop_limit, set_traffic_class};
-use crate::table::View as Tables;
+use crate::packet::view::{HEADER, Unreadable, View, address, set_hop_limit, set_traffic_class};
 use crate::table::slab::{Encap, Entry, Learn, OuterKey, Owner, Path};
+use crate::table::{FETCH, View as Tables};
 use crate::update::Holder;
 use crate::verdict::{Judged, PuntClass, Reason, Verdict};
 
@@ -38,6 +38,35 @@ pub fn judge(tables: &Tables<'_>, packet: &mut Packet, bytes: &mut [u8]) -> Judg
         Arrival::Wire(sender) => from_wire(tables, packet, bytes, &sender),
     };
     judged
+}
+
+/// Packets whose lookups are prepared together: two addresses each.
+const CHUNK: usize = FETCH / 2;
+/// Fewer than this find their tunnels faster by themselves.
+const WORTH_FETCHING: usize = 4;
+
+/// Judges a batch, in order, as [`judge`] does one by one. What the tables hold of the packets' addresses is loaded first
+/// for many packets at once: among a million tunnels each packet would otherwise wait for memory by itself.
+pub fn judge_all(tables: &Tables<'_>, batch: &mut Batch, judged: &mut Vec<Judged>) {
+    judged.clear();
+    let arena = &mut batch.arena;
+    for chunk in batch.packets.chunks_mut(CHUNK) {
+        if chunk.len() >= WORTH_FETCHING && tables.is_large() {
+            fetch(tables, chunk, arena);
+        }
+        judged.extend(chunk.iter_mut().map(|packet| judge(tables, packet, &mut arena[packet.range()])));
+    }
+}
+
+/// Source and destination of each packet, where it has any: what is no IPv6 packet is judged without them.
+fn fetch(tables: &Tables<'_>, packets: &[Packet], arena: &[u8]) {
+    let mut addrs = [0; FETCH];
+    for (ends, packet) in addrs.chunks_exact_mut(2).zip(packets) {
+        if let Some(header) = arena[packet.range()].first_chunk::<HEADER>() {
+            (ends[0], ends[1]) = (address(header, 8).into(), address(header, 24).into());
+        }
+    }
+    tables.fetch(&addrs[..2 * packets.len()]);
 }
 
 fn parse(packet: &mut Packet, bytes: &[u8]) -> Result<View, Reason> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam::queue::ArrayQueue;
 
 use crate::counters::{Event, Tally};
-use crate::forward::judge;
+use crate::forward::judge_all;
 use crate::io::{Destination, PacketIo, Side};
 use crate::limit::Buckets;
 use crate::offload::segment::{Layout, complete};
@@ -194,12 +194,8 @@ impl<I: PacketIo> Worker<I> {
         }
         self.worked += batch.packets.len();
         let view = self.reader.view();
-        self.judged.clear();
-        let arena = &mut batch.arena;
-        for packet in &mut batch.packets {
-            let judged = judge(&view, packet, &mut arena[packet.range()]);
-            self.judged.push(judged);
-        }
+        judge_all(&view, batch, &mut self.judged);
+        self.tally.fetch(self.judged.iter().filter_map(Judged::tunnel_id));
         let error_source = view.policy().error_source;
         let now = self.started.elapsed();
         self.io.transmit(batch, &self.judged, now, &mut self.tally);

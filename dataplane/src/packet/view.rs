@@ -77,7 +77,8 @@ impl View {
     }
 }
 
-fn address(header: &[u8; HEADER], at: usize) -> Ipv6Addr {
+/// The address that stands at this offset of the fixed header, 8 or 24.
+pub(crate) fn address(header: &[u8; HEADER], at: usize) -> Ipv6Addr {
     let mut octets = [0; 16];
     octets.copy_from_slice(&header[at..at + 16]);
     Ipv6Addr::from(octets)
