@@ -6,8 +6,9 @@
 //! is rebuilt is built beside the old one, which stays true to the end of the readers' batch.
 //!
 //! Many lengths cost a probe each; six bits of the hash in each slot keep these probes from reading records. A plain trie
-//! of four bits a step was slower with 300 strewn prefixes of each of 37 lengths: its nodes lie apart and follow each
-//! other, where the probes of all lengths overlap.
+//! of four bits a step was tried with 300 strewn prefixes of each of 37 lengths and not kept: lookups one after the other
+//! took from 130 to 460 ns, against 190 ns for the probes. Its nodes lie apart and follow each other, where the probes
+//! of all lengths overlap.
 
 use super::direct::{self, Direct, blocks};
 use super::filled::Filled;
