@@ -14,6 +14,7 @@
 //! | [`nd`] | neighbour discovery and echo inside each tunnel |
 //! | [`endpoint`] | proves where a peer is before its tunnel moves there |
 //! | [`network`], [`link`] | the TUN device's addresses and routes, through netlink |
+//! | [`churn`] | tunnels that come and go at a pace, to measure what updates cost |
 //! | [`admin`] | the operator's socket: status and reload |
 //! | [`privileges`] | what needs rights, and what to do without |
 //! | [`demo`] | the whole thing in three namespaces, in one process |
@@ -22,6 +23,7 @@
 //! of each protocol are pure: bytes, time and randomness come in, bytes and wishes go out.
 
 pub mod admin;
+pub mod churn;
 pub mod cli;
 pub mod config;
 

@@ -38,6 +38,15 @@ pub struct Diff {
     pub unchanged: usize,
 }
 
+/// A wish about one tunnel, beside what the configuration wants.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Add it, or put it in the place of the one with its name.
+    Put(TunnelConfig),
+    /// Remove the one with this name, if there is one.
+    Remove(Box<str>),
+}
+
 /// Why a configuration could not be applied; the one before is in force.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigureError {
@@ -64,6 +73,7 @@ pub struct Registry {
 }
 
 /// A configuration worked out against what is live, not yet applied.
+#[derive(Default)]
 struct Plan {
     batch: Vec<Update>,
     after: Vec<Update>,
@@ -107,19 +117,43 @@ impl Registry {
         Ok((self.commit(plan), touched))
     }
 
+    /// Puts and removes single tunnels, all of them or none; none may be named twice. The next [`Self::configure`] removes
+    /// those that its configuration does not name.
+    pub fn change(&mut self, changes: Vec<Change>) -> Result<(), ConfigureError> {
+        let mut plan = Plan::default();
+        let mut numbers = self.unused();
+        for change in changes {
+            match change {
+                Change::Put(wanted) => {
+                    let held = self.by_name(&wanted.name);
+                    let Some(id) = held.or_else(|| numbers.next()) else { continue };
+                    plan.batch.push(Update::Upsert(tunnel(id, wanted.outer, &wanted)));
+                    let outer = wanted.outer;
+                    plan.put.push((id, wanted, outer, held.is_none()));
+                }
+                Change::Remove(name) => plan.removed.extend(self.by_name(&name)),
+            }
+        }
+        drop(numbers);
+        plan.batch.splice(..0, plan.removed.iter().map(|id| Update::Remove(*id)));
+        let applied = self.writer.apply(&plan.batch);
+        applied.map_err(|refusal| ConfigureError::Rejected { text: self.tell(&plan, &refusal), refusal })?;
+        self.commit(plan);
+        Ok(())
+    }
+
+    /// Numbers for new tunnels, in the order in which [`Self::commit`] takes them.
+    fn unused(&self) -> impl Iterator<Item = TunnelId> {
+        self.free.iter().rev().copied().chain((self.live.len() as u32..).map(TunnelId))
+    }
+
     fn policy_of(&self, config: &Config) -> Policy {
         let error_source = config.router.address.first().map(|a| a.addr);
         Policy { hairpin: config.router.hairpin, error_source, ..self.policy }
     }
 
     fn plan(&self, config: &Config) -> Plan {
-        let mut plan = Plan {
-            batch: Vec::new(),
-            after: Vec::new(),
-            removed: Vec::new(),
-            put: Vec::new(),
-            diff: Diff::default(),
-        };
+        let mut plan = Plan::default();
         // First everything that lets go, then everything that takes: what one tunnel gives up, another may have.
         self.plan_sockets(config, &mut plan);
         let taken = self.plan_local(config, &mut plan);
@@ -159,7 +193,7 @@ impl Registry {
 
     /// Empties the tunnels that change; returns what puts them and the new ones in.
     fn plan_tunnels(&self, config: &Config, plan: &mut Plan) -> Vec<Update> {
-        let mut numbers = self.free.iter().rev().copied().chain((self.live.len() as u32..).map(TunnelId));
+        let mut numbers = self.unused();
         let mut upserts = Vec::new();
         for wanted in &config.tunnels {
             let held = self.by_name.get(&wanted.name).and_then(|id| Some((*id, self.tunnel(*id)?)));

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::admin::server::{AdminSocket, Question};
 use crate::admin::status::{Reloaded, Sources};
 use crate::admin::{Request, Response};
+use crate::churn::{Batch, Churn, MOST_TUNNELS};
 use crate::config::{self, Config};
 use crate::endpoint::session::Prober;
 use crate::network::Network;
@@ -158,6 +159,7 @@ struct Control {
     counters: CounterReader,
     facts: Facts,
     started: Instant,
+    churn: Churn,
 }
 
 async fn live(
@@ -192,6 +194,7 @@ async fn live(
         counters: plane.counters,
         facts: plane.facts,
         started: plane.started,
+        churn: Churn::default(),
     };
     let outcome = match control.begin().await {
         Ok(()) => {
@@ -289,7 +292,10 @@ impl Control {
                     self.take_punts(&mut punts.reader);
                     self.dispatch.handle_timeout(&mut self.registry, self.started.elapsed());
                 }
-                _ = health.tick() => self.check_health(workers)?,
+                _ = health.tick() => {
+                    self.check_health(workers)?;
+                    self.end_stale_churn();
+                }
                 () = &mut listening => {}
             }
         }
@@ -303,6 +309,14 @@ impl Control {
             self.config.router.tun
         );
         Ok(())
+    }
+
+    fn end_stale_churn(&mut self) {
+        match self.churn.expire(&mut self.registry, self.started.elapsed()) {
+            Ok(true) => tracing::warn!("whoever measured is gone; the tunnels of the churn are removed"),
+            Ok(false) => {}
+            Err(why) => tracing::error!("tunnels of the churn stay until the next reload: {why}"),
+        }
     }
 
     fn take_punts(&mut self, punts: &mut PuntReader) {
@@ -322,8 +336,23 @@ impl Control {
                 Ok(reloaded) => Response::Reloaded(reloaded),
                 Err(why) => Response::Error(format!("{why:#}")),
             },
+            Request::Churn { session, tunnels, updates } => {
+                self.next_churn(Batch { session, tunnels, updates }).unwrap_or_else(Response::Error)
+            }
+            Request::ChurnEnd { session } => {
+                let ended = self.churn.end(&mut self.registry, session);
+                ended.map_or_else(Response::Error, |()| Response::Churned { applied: 0, refused: None })
+            }
         };
         let _the_asker_may_have_left = question.reply.send(response);
+    }
+
+    fn next_churn(&mut self, batch: Batch) -> Result<Response, String> {
+        if !(1..=MOST_TUNNELS).contains(&batch.tunnels) {
+            return Err(format!("a churn has 1 to {MOST_TUNNELS} tunnels, not {}", batch.tunnels));
+        }
+        let done = self.churn.batch(&mut self.registry, batch, self.started.elapsed())?;
+        Ok(Response::Churned { applied: done.applied, refused: done.refused })
     }
 
     fn sources(&self) -> Sources<'_> {
@@ -360,6 +389,7 @@ impl Control {
             }
         };
         self.config = wanted;
+        self.churn.forget();
         touched.into_iter().for_each(|id| self.dispatch.forget(id));
         self.dispatch.follow(&self.registry);
         Ok(Reloaded::new(diff, notes))

@@ -34,6 +34,20 @@ pub enum Request {
     },
     /// Read the configuration file again.
     Reload,
+    /// The next updates of a measurement; the first batch begins it (see [`crate::churn`]).
+    Churn {
+        /// A number that the asker has chosen for it.
+        session: u32,
+        /// How many tunnels come, change and go in turn: 1 to 65,536.
+        tunnels: u32,
+        /// How many of them now: at most 10,000.
+        updates: u32,
+    },
+    /// Remove its tunnels.
+    ChurnEnd {
+        /// That number.
+        session: u32,
+    },
 }
 
 fn first_page() -> usize {
@@ -52,6 +66,13 @@ pub enum Response {
     Status(Box<status::Status>),
     /// What a reload changed.
     Reloaded(status::Reloaded),
+    /// What became of a batch of a measurement.
+    Churned {
+        /// Updates that are in the tables.
+        applied: u32,
+        /// Why the others are not.
+        refused: Option<String>,
+    },
     /// It could not be done; a sentence for people.
     Error(String),
 }

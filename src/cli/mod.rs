@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 it could not be done, and why is on standard error; 2 the command line was wrong; 130 Ctrl-C.
 
+pub mod bench;
 pub mod check;
 pub mod demo;
 
@@ -35,6 +36,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Make a running router read its configuration file again
     Reload(reload::ReloadArgs),
+    /// Measure what a running router stands: tunnels that come and go at a pace
+    Bench(bench::BenchArgs),
     /// See the whole thing work: three hosts in one process, both encapsulations, measured
     Demo(demo::DemoArgs),
 }
@@ -46,6 +49,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Reload(args) => reload::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(args, &crate::demo::tunnels::InProcess),
     };
     match done {

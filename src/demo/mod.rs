@@ -11,7 +11,7 @@
 //! behind. Refuses to know how a router is made: [`Tunnelers`] starts one from configuration text.
 
 pub mod config;
-mod interrupt;
+pub(crate) mod interrupt;
 mod ping;
 mod progress;
 pub mod rights;
