@@ -7,9 +7,9 @@
 //!   in each tunnel: a UDP flow up, one down, one both ways between the same ports; TCP up and down beside them
 //! ```
 //!
-//! Seen to fail: with the rule of `io/spread.rs` answering at random (SKF_AD_RANDOM in place of the sender), `udp` stories
-//! say "came after" within the first hundred datagrams; with PACKET_FANOUT_LB in place of the hash, and with packet sockets
-//! that do not join the group, so do the `protocol_41` stories.
+//! Seen to fail: with the rule of `io/spread.rs` answering at random (SKF_AD_RANDOM in place of the sender), the `udp`
+//! stories say "came after" within the first burst of every flow; with PACKET_FANOUT_LB in place of the hash in
+//! `io/proto41.rs`, so do the `protocol_41` stories.
 
 #![allow(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
 
