@@ -215,7 +215,8 @@ fn completed(config: &str, socket: &Path) -> String {
 }
 
 /// The kernel's offloads, by the names of their knobs.
-pub const OFFLOADS: [&str; 6] = ["tun_tcp", "tun_udp", "merge_tcp", "merge_udp", "udp_gso", "udp_gro"];
+pub const OFFLOADS: [&str; 7] =
+    ["tun_tcp", "tun_udp", "merge_tcp", "merge_udp", "udp_gso", "udp_gro", "proto41_gso"];
 
 /// An `[offload]` table that turns these off.
 pub fn without_offloads(names: &[&str]) -> String {

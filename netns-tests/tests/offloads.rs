@@ -51,7 +51,8 @@ fn each_one_off_over_udp() {
 /// The UDP sockets' knobs say nothing about protocol 41.
 #[test]
 fn each_one_off_over_protocol_41() {
-    OFFLOADS[..4].iter().for_each(|knob| story("proto41", &[knob]));
+    let knobs = OFFLOADS.iter().filter(|knob| !knob.starts_with("udp_"));
+    knobs.for_each(|knob| story("proto41", &[knob]));
 }
 
 fn story(encap: &'static str, off: &[&str]) {
@@ -59,6 +60,10 @@ fn story(encap: &'static str, off: &[&str]) {
     rig.merge_at_router();
     // The router's kernel must cut and sum before U: a wrong description of a train shows there.
     rig.s.run("ethtool -K s1 tso off gso off tx off");
+    if encap == "proto41" {
+        // And the outer interface must cut for itself, so that C sees what a wire would.
+        rig.s.run("ethtool -K s0 tx-ipxip4-segmentation off tx off");
+    }
     let knobs = without_offloads(off);
     let config = Rig::server_config("", &(knobs.clone() + &Rig::alice(encap, &format!("mtu = {MTU}"))));
     let server = Router::start(&rig.lab, &rig.s, &config);
