@@ -1,6 +1,6 @@
 //! sixway: IPv6 tunnels in userspace, a router and broker in one program.
 //!
-//! Two planes and one narrow door between them. The *data plane* is a crate of its own, `sixway_dataplane`: pinned threads
+//! Two planes and one narrow door between them. The *data plane* is a crate of its own, `sixway_dataplane`: threads
 //! that move packets between a TUN device and sockets, and know nothing else. This crate is the *control plane*: it
 //! decides which tunnels there are, keeps the data plane's tables, and answers what packets cannot be forwarded.
 //!

@@ -121,6 +121,7 @@ pub fn settings(config: &Config) -> Settings {
     Settings {
         tun: config.router.tun.clone(),
         workers: usize::from(config.router.workers),
+        pin: config.router.pin,
         linger: config.router.linger,
         capacity: config.router.capacity,
         offload: config.offload,
@@ -437,6 +438,7 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     };
     keep("[router] tun", now.router.tun != wanted.router.tun);
     keep("[router] workers", now.router.workers != wanted.router.workers);
+    keep("[router] pin", now.router.pin != wanted.router.pin);
     keep("[router] linger_us", now.router.linger != wanted.router.linger);
     keep("[router] capacity", now.router.capacity != wanted.router.capacity);
     keep("[admin] socket", now.admin != wanted.admin);
@@ -444,6 +446,7 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     keep("[offload]", now.offload != wanted.offload);
     wanted.router.tun.clone_from(&now.router.tun);
     wanted.router.workers = now.router.workers;
+    wanted.router.pin = now.router.pin;
     wanted.router.linger = now.router.linger;
     wanted.router.capacity = now.router.capacity;
     wanted.admin = now.admin.clone();

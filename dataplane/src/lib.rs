@@ -6,7 +6,7 @@
 //! users.
 //!
 //! Inside, from the top: `worker` (the loop) drives `io` (devices) and `forward` (judgement), which reads `table` and
-//! `packet`. Workers are pinned threads that never wait for each other; the tables are read without locks.
+//! `packet`. Workers are threads that never wait for each other; the tables are read without locks.
 
 pub mod counters;
 pub mod encap;

@@ -39,6 +39,8 @@ pub struct Settings {
     pub tun: String,
     /// How many forwarding threads; 0: one for each processor that this process may use.
     pub workers: usize,
+    /// Each thread stays on a processor of its own; otherwise the system's scheduler places them.
+    pub pin: bool,
     /// How long a thread that has nothing to do goes on looking before it sleeps.
     pub linger: Duration,
     /// Most tunnels.
@@ -167,7 +169,7 @@ impl Prepared {
             let worker =
                 Worker::new(io, reader, tally, punt_sender.clone(), door.commands.clone(), (seed, started));
             let worker = worker.with_patience(settings.linger);
-            threads.push(spawn(n, worker)?);
+            threads.push(spawn(n, settings.pin, worker)?);
             doors.push(door);
         }
         let doors: Arc<[Door]> = doors.into();
@@ -211,8 +213,8 @@ fn processors() -> Vec<usize> {
     (0..nix::sched::CpuSet::count()).filter(|n| set.is_set(*n).unwrap_or(false)).collect()
 }
 
-fn spawn(n: usize, worker: Worker<KernelIo>) -> io::Result<JoinHandle<()>> {
-    let mine = processors();
+fn spawn(n: usize, pin: bool, worker: Worker<KernelIo>) -> io::Result<JoinHandle<()>> {
+    let mine = if pin { processors() } else { Vec::new() };
     std::thread::Builder::new().name(format!("forward-{n}")).spawn(move || {
         let mut set = nix::sched::CpuSet::new();
         if let Some(cpu) = mine.get(n % mine.len().max(1)) {

@@ -1,4 +1,4 @@
-//! The loop of one pinned thread: receive a batch, judge it, send it, be quiescent; sleep when there is nothing.
+//! The loop of one thread: receive a batch, judge it, send it, be quiescent; sleep when there is nothing.
 //!
 //! Runs to completion: no packet changes threads, nothing waits for anybody. Generic over [`PacketIo`], so the same loop
 //! runs in tests and benches without a kernel.

@@ -81,6 +81,8 @@ pub struct Router {
     pub hairpin: bool,
     /// Forwarding threads, at most [`MAX_WORKERS`]; 0 is one a core.
     pub workers: u16,
+    /// Whether each forwarding thread stays on a core of its own.
+    pub pin: bool,
     /// How long a thread that has nothing to do goes on looking before it sleeps: 0 to 1000 microseconds.
     pub linger: Duration,
     /// How many tunnels the table holds, 1 to [`MAX_TUNNELS`], not fewer than are configured.

@@ -62,6 +62,7 @@ pub(crate) const ROUTER: Schema = Schema {
         key("forwarding", "forwarding = \"check\""),
         key("hairpin", "hairpin = true"),
         key("workers", "workers = 0"),
+        key("pin", "pin = false"),
         key("linger_us", "linger_us = 30"),
         key("capacity", "capacity = 1048576"),
     ],

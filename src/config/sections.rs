@@ -30,6 +30,7 @@ pub(crate) fn router(report: &mut Report<'_>, section: &Section<'_, '_>) -> Rout
         forwarding: forwarding.unwrap_or(Forwarding::Check),
         hairpin: section.boolean(report, "hairpin").unwrap_or(true),
         workers: workers.and_then(|n| u16::try_from(n).ok()).unwrap_or(0),
+        pin: section.boolean(report, "pin").unwrap_or(false),
         linger: Duration::from_micros(linger.map_or(LINGER, u64::from)),
         capacity: capacity.unwrap_or(DEFAULT_CAPACITY),
     }

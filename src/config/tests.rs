@@ -68,6 +68,7 @@ routes     = "aggregate"
 forwarding = "set"
 hairpin    = false
 workers    = 3
+pin        = true
 linger_us  = 0
 [admin]
 socket = "/run/sixway/other.sock"
@@ -109,6 +110,7 @@ fn every_key_arrives() {
             forwarding: Forwarding::Set,
             hairpin: false,
             workers: 3,
+            pin: true,
             linger: std::time::Duration::from_micros(0),
             capacity: DEFAULT_CAPACITY,
         }
