@@ -13,6 +13,8 @@
 //! | [`punt`] | hands packets that came up to whoever deals with them |
 //! | [`nd`] | neighbour discovery and echo inside each tunnel |
 //! | [`endpoint`] | proves where a peer is before its tunnel moves there |
+//! | [`broker`] | who may have which tunnel and prefix, until when; pure |
+//! | [`office`] | from wishes to answers: broker, store, tables, in this order |
 //! | [`network`], [`link`] | the TUN device's addresses and routes, through netlink |
 //! | [`churn`] | tunnels that come and go at a pace, to measure what updates cost |
 //! | [`admin`] | the operator's socket: status and reload |
@@ -23,6 +25,7 @@
 //! of each protocol are pure: bytes, time and randomness come in, bytes and wishes go out.
 
 pub mod admin;
+pub mod broker;
 pub mod churn;
 pub mod cli;
 pub mod config;
@@ -32,6 +35,7 @@ pub mod endpoint;
 pub mod link;
 pub mod nd;
 pub mod network;
+pub mod office;
 pub mod privileges;
 pub mod punt;
 pub mod registry;

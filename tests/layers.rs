@@ -30,6 +30,21 @@ const RULES: &[(&str, &str, &[&str])] = &[
         ],
     ),
     (
+        "src/broker/",
+        ".rs",
+        &[
+            "tokio",
+            "std::net::Udp",
+            "std::net::Tcp",
+            "Instant::now",
+            "SystemTime::now",
+            "std::fs",
+            "sixway_dataplane::table",
+            "sixway_dataplane::start",
+            "crate::",
+        ],
+    ),
+    (
         "src/config/",
         ".rs",
         &["tokio", "Instant::now", "crate::router", "crate::registry", "sixway_dataplane::start"],

@@ -1,0 +1,550 @@
+//! The broker itself: from wishes to leases and back.
+//!
+//! All bookkeeping of who holds what is in [`Broker`]; every step says in its [`Outcome`] what must be kept and what the
+//! tables must learn. Nothing here waits or fails half way: a wish that is refused has changed nothing.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use sixway_dataplane::update::{Ipv6Prefix, Outer, UdpRemote};
+
+use super::pool::Places;
+use super::{
+    Account, Accounts, End, Grant, Keep, LeaseId, Limits, NetworkWish, Outcome, Pair, Pool, PoolKind,
+    Protocol, Record, Refusal, Route, Time, UserName, Wish,
+};
+
+/// A tunnel in force and what it was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// What the client was told.
+    pub grant: Grant,
+    /// By which protocol it was asked for.
+    pub protocol: Protocol,
+    /// When.
+    pub granted: Time,
+}
+
+/// What a store remembers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// All accounts.
+    pub accounts: Vec<Account>,
+    /// All leases that have not ended.
+    pub leases: Vec<Lease>,
+    /// What is in mind for whom, in use or not, and since when.
+    pub assigned: Vec<(Ipv6Prefix, Option<UserName>, Time)>,
+}
+
+/// What the configuration says to the broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// The pools, in the order of the file.
+    pub pools: Vec<Pool>,
+    /// What is never given out of them: the router's own networks and the static tunnels'.
+    pub fences: Vec<Ipv6Prefix>,
+    /// How much one client may have.
+    pub limits: Limits,
+}
+
+/// Who may have which tunnel, until when.
+#[derive(Debug)]
+pub struct Broker {
+    accounts: Accounts,
+    terms: Terms,
+    pools: Vec<Places>,
+    /// What was given out of pools that the configuration no longer has.
+    elsewhere: HashMap<Ipv6Prefix, (Option<UserName>, Time)>,
+    leases: HashMap<LeaseId, Lease>,
+    by_user: HashMap<UserName, BTreeSet<LeaseId>>,
+    by_address: HashMap<Ipv4Addr, BTreeSet<LeaseId>>,
+    /// Every prefix behind a leased tunnel.
+    held: HashMap<Ipv6Prefix, LeaseId>,
+    names: HashSet<Box<str>>,
+    deadlines: BTreeSet<(Time, LeaseId)>,
+    next: u64,
+}
+
+/// What a wish will be given, worked out and not yet given.
+struct Choice {
+    places: Vec<(usize, u32)>,
+    own: Vec<Ipv6Prefix>,
+    pair: Option<(usize, u32)>,
+}
+
+impl Broker {
+    /// A broker that remembers nothing; `accounts` are shared with those who check proofs.
+    pub fn new(accounts: Accounts, terms: Terms) -> Self {
+        let mut broker = Self {
+            accounts,
+            terms,
+            pools: Vec::new(),
+            elsewhere: HashMap::new(),
+            leases: HashMap::new(),
+            by_user: HashMap::new(),
+            by_address: HashMap::new(),
+            held: HashMap::new(),
+            names: HashSet::new(),
+            deadlines: BTreeSet::new(),
+            next: 1,
+        };
+        broker.cut_pools();
+        broker
+    }
+
+    /// Takes over what an earlier process left in the store. Leases that last go up again, the others end.
+    pub fn recall(&mut self, now: Time, memory: Memory) -> Outcome {
+        self.accounts.replace(memory.accounts);
+        self.elsewhere.extend(memory.assigned.into_iter().map(|(prefix, user, at)| (prefix, (user, at))));
+        for (prefix, lease) in memory.leases.iter().flat_map(|l| l.grant.prefixes().map(move |p| (p, l))) {
+            let user = lease.grant.user.clone();
+            self.elsewhere.entry(prefix).or_insert((Some(user), lease.granted));
+        }
+        let ids: Vec<LeaseId> = memory.leases.iter().map(|lease| lease.grant.lease).collect();
+        memory.leases.into_iter().for_each(|lease| self.enter(lease));
+        self.cut_pools();
+        let mut outcome = Outcome::default();
+        for id in ids {
+            let Some(lease) = self.leases.get(&id) else { continue };
+            match lease.grant.expires {
+                None => outcome.append(self.end(now, id, End::Restart)),
+                Some(at) if at <= now => outcome.append(self.end(now, id, End::Expired)),
+                Some(_) => outcome.routes.push(Route::Up(lease.grant.clone())),
+            }
+        }
+        outcome.append(self.withdraw(now));
+        outcome
+    }
+
+    /// The configuration has changed. Leases of what it no longer gives end.
+    pub fn configure(&mut self, now: Time, terms: Terms) -> Outcome {
+        if terms == self.terms {
+            return Outcome::default();
+        }
+        self.terms = terms;
+        self.cut_pools();
+        self.withdraw(now)
+    }
+
+    /// The accounts have changed: those that are gone, and those that were given other prefixes, lose their leases.
+    pub fn adopt(&mut self, now: Time, accounts: Vec<Account>) -> Outcome {
+        let gone = self.accounts.replace(accounts);
+        let mut outcome = Outcome::default();
+        for user in &gone {
+            for id in self.leases_of(user) {
+                outcome.append(self.end(now, id, End::AccountGone));
+            }
+        }
+        self.cut_pools();
+        for user in &gone {
+            outcome.records.append(&mut self.orphan(user, now));
+        }
+        outcome.append(self.withdraw(now));
+        outcome
+    }
+
+    /// Nothing is kept in mind for an account that is gone.
+    fn orphan(&mut self, user: &UserName, now: Time) -> Vec<Record> {
+        let mut records = Vec::new();
+        for places in &mut self.pools {
+            let pool = places.pool();
+            let prefixes = places.orphan(user, now).into_iter().map(|n| pool.place(n));
+            records.extend(prefixes.map(|prefix| Record::Assigned { prefix, user: None, since: now }));
+        }
+        records
+    }
+
+    /// Gives what is wished for.
+    ///
+    /// Leases that must give way to it (the account's oldest, or one between the same outer endpoints) end with it.
+    ///
+    /// # Errors
+    /// Why not; nothing has changed then.
+    pub fn grant(&mut self, now: Time, wish: &Wish) -> Result<(Grant, Outcome), Refusal> {
+        // Its account may have gone since it was proven.
+        let account = self.accounts.find(&wish.user).ok_or(Refusal::LoginFailed)?;
+        let mut victims = self.victims(wish);
+        self.check_address(wish, &victims)?;
+        let choice = self.choose(&account, wish, &mut victims)?;
+        let mut outcome = Outcome::default();
+        for id in victims {
+            outcome.append(self.end(now, id, End::Superseded));
+        }
+        let lease = self.lease(now, wish, &choice);
+        for (pool, n) in choice.places.iter().chain(&choice.pair) {
+            outcome.records.extend(self.occupy(*pool, *n, &wish.user, now));
+        }
+        outcome.records.push(Record::Lease(lease.clone()));
+        outcome.routes.push(Route::Up(lease.grant.clone()));
+        let grant = lease.grant.clone();
+        self.enter(lease);
+        Ok((grant, outcome))
+    }
+
+    /// The lease lasts from now on for this long. One that lasts as long as its connection is left as it is.
+    ///
+    /// # Errors
+    /// [`Refusal::NoLease`].
+    pub fn renew(
+        &mut self,
+        now: Time,
+        id: LeaseId,
+        lasts: Duration,
+    ) -> Result<(Option<Time>, Outcome), Refusal> {
+        let lease = self.leases.get_mut(&id).ok_or(Refusal::NoLease(id))?;
+        let Some(before) = lease.grant.expires else { return Ok((None, Outcome::default())) };
+        let expires = now.after(lasts);
+        lease.grant.expires = Some(expires);
+        self.deadlines.remove(&(before, id));
+        self.deadlines.insert((expires, id));
+        let records = vec![Record::Lease(lease.clone())];
+        Ok((Some(expires), Outcome { records, routes: Vec::new() }))
+    }
+
+    /// Ends a lease; nothing happens when it has ended before.
+    pub fn end(&mut self, now: Time, id: LeaseId, why: End) -> Outcome {
+        let Some(lease) = self.leases.remove(&id) else { return Outcome::default() };
+        let grant = &lease.grant;
+        forget(&mut self.by_user, &grant.user, id);
+        if let Some(peer) = peer(&grant.outer) {
+            forget(&mut self.by_address, &peer, id);
+        }
+        self.names.remove(&grant.name);
+        if let Some(at) = grant.expires {
+            self.deadlines.remove(&(at, id));
+        }
+        let mut outcome = Outcome { records: vec![Record::Ended(id)], routes: vec![Route::Down(id, why)] };
+        for prefix in grant.prefixes() {
+            self.held.remove(&prefix);
+            let Some((pool, n)) = self.place_of(prefix) else { continue };
+            let user = self.pools[pool].leave(n, now);
+            outcome.records.push(Record::Assigned { prefix, user, since: now });
+        }
+        outcome
+    }
+
+    /// Ends everything whose time is over.
+    pub fn expire(&mut self, now: Time) -> Outcome {
+        let mut outcome = Outcome::default();
+        while let Some((at, id)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.deadlines.remove(&(at, id));
+            outcome.append(self.end(now, id, End::Expired));
+        }
+        outcome
+    }
+
+    /// When the next lease ends by itself.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// The accounts, to check proofs with.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// The pools, each with how many of its places are in use.
+    pub fn pools(&self) -> impl Iterator<Item = (Pool, usize)> {
+        self.pools.iter().map(|places| (places.pool(), places.in_use()))
+    }
+
+    /// The lease of that number.
+    pub fn lease_of(&self, id: LeaseId) -> Option<&Lease> {
+        self.leases.get(&id)
+    }
+
+    /// The leases of an account, oldest first.
+    pub fn leases_of(&self, user: &UserName) -> Vec<LeaseId> {
+        self.by_user.get(user).into_iter().flatten().copied().collect()
+    }
+
+    /// How many leases are in force.
+    pub fn len(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
+    /// Who must give way: of this account the oldest beyond what it may have, and whoever has the same outer endpoints.
+    fn victims(&self, wish: &Wish) -> BTreeSet<LeaseId> {
+        let own = self.leases_of(&wish.user);
+        let most = (self.terms.limits.tunnels_per_account as usize).max(1);
+        let mut victims: BTreeSet<_> =
+            own.iter().copied().take((own.len() + 1).saturating_sub(most)).collect();
+        let here = peer(&wish.outer).and_then(|at| self.by_address.get(&at)).into_iter().flatten();
+        let same =
+            |id: &&LeaseId| self.leases.get(id).is_some_and(|lease| clashes(&lease.grant.outer, &wish.outer));
+        victims.extend(here.filter(same));
+        victims
+    }
+
+    fn check_address(&self, wish: &Wish, victims: &BTreeSet<LeaseId>) -> Result<(), Refusal> {
+        let Some(peer) = peer(&wish.outer) else { return Ok(()) };
+        let most = self.terms.limits.tunnels_per_address;
+        let here = self.by_address.get(&peer).into_iter().flatten().filter(|id| !victims.contains(id));
+        if here.count() >= most as usize {
+            return Err(Refusal::TooManyTunnels { peer, most });
+        }
+        Ok(())
+    }
+
+    fn choose(
+        &mut self,
+        account: &Account,
+        wish: &Wish,
+        victims: &mut BTreeSet<LeaseId>,
+    ) -> Result<Choice, Refusal> {
+        let mut choice = Choice { places: Vec::new(), own: Vec::new(), pair: None };
+        if let Some(network) = wish.wants.network {
+            choice.own = own_networks(account, network);
+            if choice.own.is_empty() {
+                choice.places.push(self.choose_network(account, network, victims)?);
+            }
+            self.claim_own(account, &choice.own, victims)?;
+        }
+        if wish.wants.pair {
+            choice.pair = Some(self.choose_pair(account, victims)?);
+        }
+        Ok(choice)
+    }
+
+    /// What is set aside for an account is taken from its older tunnel, but from nobody else.
+    fn claim_own(
+        &self,
+        account: &Account,
+        own: &[Ipv6Prefix],
+        victims: &mut BTreeSet<LeaseId>,
+    ) -> Result<(), Refusal> {
+        for prefix in own {
+            let Some(holder) = self.held.get(prefix).filter(|id| !victims.contains(id)) else { continue };
+            match self.leases.get(holder) {
+                Some(lease) if lease.grant.user != account.name => return Err(Refusal::Taken(*prefix)),
+                Some(_) | None => drop(victims.insert(*holder)),
+            }
+        }
+        Ok(())
+    }
+
+    fn choose_network(
+        &mut self,
+        account: &Account,
+        wanted: NetworkWish,
+        victims: &BTreeSet<LeaseId>,
+    ) -> Result<(usize, u32), Refusal> {
+        let lens = self.pools.iter().enumerate().filter_map(|(at, places)| match places.pool().kind {
+            PoolKind::Networks(len) => Some((at, len)),
+            PoolKind::Pairs => None,
+        });
+        let fitting: Vec<(usize, u8)> = match wanted {
+            NetworkWish::Length(len) => lens.filter(|(_, l)| *l == len).collect(),
+            NetworkWish::Any => {
+                let all: Vec<_> = lens.collect();
+                let first = all.first().map(|(_, len)| *len);
+                all.into_iter().filter(|(_, len)| Some(*len) == first).collect()
+            }
+        };
+        let fitting: Vec<usize> = fitting.into_iter().map(|(at, _)| at).collect();
+        let nothing =
+            "the account has no such network of its own, and there is no [[pool]] that gives one out";
+        self.choose_place(&fitting, account, victims, nothing)
+    }
+
+    fn choose_pair(
+        &mut self,
+        account: &Account,
+        victims: &BTreeSet<LeaseId>,
+    ) -> Result<(usize, u32), Refusal> {
+        let pools = self.pools.iter().enumerate();
+        let pairs: Vec<usize> =
+            pools.filter(|(_, p)| p.pool().kind == PoolKind::Pairs).map(|(n, _)| n).collect();
+        let Some((pinned, pool)) = account.pair.zip(pairs.first().copied()) else {
+            return self.choose_place(&pairs, account, victims, "there is no [[pool]] of address pairs");
+        };
+        if self.may_have(pool, pinned, victims) {
+            return Ok((pool, pinned));
+        }
+        Err(Refusal::Taken(self.pools[pool].pool().place(pinned)))
+    }
+
+    /// The account's own place of before, a new one, or the one unused for longest.
+    fn choose_place(
+        &mut self,
+        pools: &[usize],
+        account: &Account,
+        victims: &BTreeSet<LeaseId>,
+        nothing: &'static str,
+    ) -> Result<(usize, u32), Refusal> {
+        for at in pools {
+            if let Some(n) = self.pools[*at].of(&account.name).find(|n| self.may_have(*at, *n, victims)) {
+                return Ok((*at, n));
+            }
+        }
+        for at in pools {
+            if let Some(n) = self.pools[*at].fresh() {
+                return Ok((*at, n));
+            }
+        }
+        let idle = pools.iter().find_map(|at| Some((*at, self.pools[*at].longest_idle()?)));
+        let all = pools.first().map(|at| self.pools[*at].pool().prefix);
+        idle.ok_or(all.map_or(Refusal::NothingToGive(nothing), Refusal::Exhausted))
+    }
+
+    fn may_have(&self, pool: usize, n: u32, victims: &BTreeSet<LeaseId>) -> bool {
+        let places = &self.pools[pool];
+        let holder = self.held.get(&places.pool().place(n));
+        places.is_open(n) || (places.is_within(n) && holder.is_some_and(|id| victims.contains(id)))
+    }
+
+    fn occupy(&mut self, pool: usize, n: u32, user: &UserName, now: Time) -> Option<Record> {
+        let places = &mut self.pools[pool];
+        let known = places.user(n) == Some(user);
+        places.assign(n, Some(user.clone()), true, now);
+        let prefix = places.pool().place(n);
+        (!known).then(|| Record::Assigned { prefix, user: Some(user.clone()), since: now })
+    }
+
+    fn lease(&mut self, now: Time, wish: &Wish, choice: &Choice) -> Lease {
+        let from_pools = choice.places.iter().map(|(pool, n)| self.pools[*pool].pool().place(*n));
+        let grant = Grant {
+            lease: LeaseId(self.next),
+            user: wish.user.clone(),
+            name: self.name(wish),
+            outer: wish.outer,
+            pair: choice.pair.map(|(pool, n)| self.pools[pool].pool().pair(n)),
+            networks: choice.own.iter().copied().chain(from_pools).collect(),
+            mtu: wish.mtu,
+            expires: match wish.keep {
+                Keep::WithConnection => None,
+                Keep::For(lasts) => Some(now.after(lasts)),
+            },
+        };
+        Lease { grant, protocol: wish.protocol, granted: now }
+    }
+
+    /// `alice@dtcp`, or `alice@dtcp-2` for her second tunnel.
+    fn name(&self, wish: &Wish) -> Box<str> {
+        let plain = format!("{}@{}", wish.user, wish.protocol.name());
+        if !self.names.contains(plain.as_str()) {
+            return plain.into();
+        }
+        let numbered = (2u64..).map(|n| format!("{plain}-{n}"));
+        numbered.map(Box::from).find(|name| !self.names.contains(name)).unwrap_or(plain.into())
+    }
+
+    /// Notes a lease everywhere; whether it may be was decided before.
+    fn enter(&mut self, lease: Lease) {
+        let grant = &lease.grant;
+        let id = grant.lease;
+        self.next = self.next.max(id.0.saturating_add(1));
+        self.by_user.entry(grant.user.clone()).or_default().insert(id);
+        if let Some(peer) = peer(&grant.outer) {
+            self.by_address.entry(peer).or_default().insert(id);
+        }
+        self.held.extend(grant.prefixes().map(|prefix| (prefix, id)));
+        self.names.insert(grant.name.clone());
+        self.deadlines.extend(grant.expires.map(|at| (at, id)));
+        self.leases.insert(id, lease);
+    }
+
+    /// Lays the pools out anew, with all that is remembered of them.
+    fn cut_pools(&mut self) {
+        for places in self.pools.drain(..) {
+            let pool = places.pool();
+            let known = places.known().map(|(n, user, at)| (pool.place(n), (user.cloned(), at)));
+            self.elsewhere.extend(known);
+        }
+        let fences = self.fences();
+        self.pools = self.terms.pools.iter().map(|pool| Places::new(*pool, &fences)).collect();
+        for (prefix, (user, at)) in std::mem::take(&mut self.elsewhere) {
+            match self.place_of(prefix) {
+                Some((pool, n)) => self.pools[pool].assign(n, user, self.held.contains_key(&prefix), at),
+                None => drop(self.elsewhere.insert(prefix, (user, at))),
+            }
+        }
+    }
+
+    fn fences(&self) -> Vec<Ipv6Prefix> {
+        let mut fences = self.terms.fences.clone();
+        self.accounts.each(|account| fences.extend(&account.prefixes));
+        fences
+    }
+
+    /// Ends the leases of what is not to be given any more.
+    fn withdraw(&mut self, now: Time) -> Outcome {
+        let mut ids: Vec<LeaseId> = self.leases.keys().copied().collect();
+        ids.sort_unstable();
+        let mut outcome = Outcome::default();
+        for id in ids {
+            if self.leases.get(&id).is_some_and(|lease| !self.is_due(&lease.grant)) {
+                outcome.append(self.end(now, id, End::Withdrawn));
+            }
+        }
+        outcome
+    }
+
+    /// Whether all that was granted would still be given to its account.
+    fn is_due(&self, grant: &Grant) -> bool {
+        let Some(account) = self.accounts.find(&grant.user) else { return false };
+        grant.prefixes().all(|prefix| {
+            let place = self.place_of(prefix);
+            account.prefixes.contains(&prefix) || place.is_some_and(|(pool, n)| self.pools[pool].is_within(n))
+        })
+    }
+
+    fn place_of(&self, prefix: Ipv6Prefix) -> Option<(usize, u32)> {
+        let pools = self.pools.iter().enumerate();
+        pools.filter_map(|(at, places)| Some((at, places.pool().number(prefix)?))).next()
+    }
+}
+
+impl Grant {
+    /// All prefixes behind the tunnel: the client's address of the pair, and the networks.
+    pub fn prefixes(&self) -> impl Iterator<Item = Ipv6Prefix> {
+        let client = self.pair.map(|Pair { client, .. }| Ipv6Prefix::host(client));
+        client.into_iter().chain(self.networks.iter().copied())
+    }
+}
+
+fn own_networks(account: &Account, wanted: NetworkWish) -> Vec<Ipv6Prefix> {
+    let fits = |prefix: &&Ipv6Prefix| match wanted {
+        NetworkWish::Any => true,
+        NetworkWish::Length(len) => prefix.prefix_len() == len,
+    };
+    account.prefixes.iter().filter(fits).copied().collect()
+}
+
+/// The client's outer address, where it is known.
+pub fn peer(outer: &Outer) -> Option<Ipv4Addr> {
+    match outer {
+        Outer::Proto41 { remote, .. } => Some(*remote),
+        Outer::Udp { remote: UdpRemote::AnyPort { addr, .. }, .. } => Some(*addr),
+        Outer::Udp { remote, .. } => remote.endpoint().map(|at| *at.ip()),
+    }
+}
+
+/// Whether packets of the two could not be told apart.
+fn clashes(a: &Outer, b: &Outer) -> bool {
+    let meet = |a: Option<Ipv4Addr>, b: Option<Ipv4Addr>| a.is_none() || b.is_none() || a == b;
+    match (a, b) {
+        (Outer::Proto41 { local: la, remote: ra }, Outer::Proto41 { local: lb, remote: rb }) => {
+            ra == rb && meet(*la, *lb)
+        }
+        (Outer::Udp { local: la, remote: ra }, Outer::Udp { local: lb, remote: rb }) => {
+            let same = ra.endpoint().is_some_and(|at| rb.endpoint() == Some(at));
+            same && la.port == lb.port && meet(la.addr, lb.addr)
+        }
+        (Outer::Proto41 { .. }, Outer::Udp { .. }) | (Outer::Udp { .. }, Outer::Proto41 { .. }) => false,
+    }
+}
+
+fn forget<K: std::hash::Hash + Eq>(map: &mut HashMap<K, BTreeSet<LeaseId>>, key: &K, id: LeaseId) {
+    let Some(ids) = map.get_mut(key) else { return };
+    ids.remove(&id);
+    if ids.is_empty() {
+        map.remove(key);
+    }
+}
