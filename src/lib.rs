@@ -14,6 +14,7 @@
 //! | [`nd`] | neighbour discovery and echo inside each tunnel |
 //! | [`endpoint`] | proves where a peer is before its tunnel moves there |
 //! | [`broker`] | who may have which tunnel and prefix, until when; pure |
+//! | [`store`] | what must survive the process: SQLite |
 //! | [`office`] | from wishes to answers: broker, store, tables, in this order |
 //! | [`network`], [`link`] | the TUN device's addresses and routes, through netlink |
 //! | [`churn`] | tunnels that come and go at a pace, to measure what updates cost |
@@ -40,3 +41,4 @@ pub mod privileges;
 pub mod punt;
 pub mod registry;
 pub mod router;
+pub mod store;

@@ -3,6 +3,7 @@
 //! Brings what is there to what the configuration wants, remembers what was added, and takes exactly that away at
 //! the end. Knows the device by name only; who opened it is the data plane's business.
 
+use std::collections::HashSet;
 use std::net::Ipv6Addr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -10,7 +11,8 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use sixway_dataplane::update::{Ipv6Prefix, MIN_MTU};
 
 use crate::admin::client::peer_pid;
-use crate::config::{Config, Forwarding as Wanted};
+use crate::broker::Grant;
+use crate::config::{Config, Forwarding as Wanted, Routes};
 use crate::link::{
     FORWARDING_COMMAND, Forwarding, LinkError, Links, Outcome, forwarding_state, set_forwarding,
 };
@@ -25,6 +27,11 @@ pub struct Network {
     addresses: Vec<(Ipv6Addr, u8)>,
     routes: Vec<Ipv6Prefix>,
     mtu: u16,
+    /// Whether tunnels bring routes of their own; not where the operator lists all that there are to be.
+    aggregate: bool,
+    /// What leased tunnels have brought with them.
+    lent_addresses: HashSet<Ipv6Addr>,
+    lent_routes: HashSet<Ipv6Prefix>,
 }
 
 impl std::fmt::Debug for Network {
@@ -39,8 +46,18 @@ impl Network {
         let claim = Claim::new(tun)?;
         let links = Links::open()?;
         let before = links.mtu(tun).await?;
-        let (addresses, routes) = (Vec::new(), Vec::new());
-        Ok(Self { links, tun: tun.to_owned(), before, _claim: claim, addresses, routes, mtu: 0 })
+        Ok(Self {
+            links,
+            tun: tun.to_owned(),
+            before,
+            _claim: claim,
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            mtu: 0,
+            aggregate: true,
+            lent_addresses: HashSet::new(),
+            lent_routes: HashSet::new(),
+        })
     }
 
     /// In a network namespace that was just made the loopback device is down, and a host does not reach itself.
@@ -55,6 +72,7 @@ impl Network {
             self.links.set_up(&self.tun, Some(u32::from(mtu))).await?;
             self.mtu = mtu;
         }
+        self.aggregate = matches!(config.router.routes, Routes::Aggregate);
         self.apply_addresses(config).await?;
         self.apply_routes(config).await?;
         let mut notes = self.check_mtu(config).await;
@@ -119,6 +137,45 @@ impl Network {
         notes
     }
 
+    /// What a leased tunnel needs of the kernel: our end of its address pair, and routes to what no pool has. A tunnel works
+    /// without them towards other tunnels, so what the kernel refuses is logged.
+    pub async fn lend(&mut self, grant: &Grant) {
+        if let Some(pair) = grant.pair {
+            match self.links.add_address(&self.tun, pair.server, 128).await {
+                Ok(Outcome::Added) => drop(self.lent_addresses.insert(pair.server)),
+                Ok(_) => {}
+                Err(why) => tracing::warn!(addr = %pair.server, %why, "an address is missing"),
+            }
+        }
+        for prefix in grant.networks.iter().filter(|_| self.aggregate) {
+            if self.routes.iter().any(|route| *route != Ipv6Prefix::ALL && route.covers(*prefix)) {
+                continue;
+            }
+            match self.links.add_route(*prefix, &self.tun, None).await {
+                Ok(Outcome::Added) => drop(self.lent_routes.insert(*prefix)),
+                Ok(_) => {}
+                Err(why) => tracing::warn!(%prefix, %why, "a route is missing"),
+            }
+        }
+    }
+
+    /// The tunnel is gone, and what it had brought with it goes too.
+    pub async fn take_back(&mut self, grant: &Grant) {
+        if let Some(server) = grant.pair.map(|p| p.server).filter(|s| self.lent_addresses.remove(s))
+            && let Err(why) = self.links.remove_address(&self.tun, server, 128).await
+        {
+            tracing::warn!(addr = %server, %why, "an address stays");
+        }
+        for prefix in &grant.networks {
+            if !self.lent_routes.remove(prefix) || self.routes.contains(prefix) {
+                continue;
+            }
+            if let Err(why) = self.links.remove_route(*prefix, &self.tun, None).await {
+                tracing::warn!(%prefix, %why, "a route stays");
+            }
+        }
+    }
+
     /// Whether the device is still there: somebody may have deleted it.
     pub fn is_there(&self) -> bool {
         nix::net::if_::if_nametoindex(self.tun.as_str()).is_ok()
@@ -131,12 +188,14 @@ impl Network {
         if let Err(why) = self.links.set_up(&self.tun, Some(mtu)).await {
             tracing::warn!(%why, "the device's MTU stays changed");
         }
-        for prefix in std::mem::take(&mut self.routes) {
+        let lent = self.lent_routes.drain();
+        for prefix in std::mem::take(&mut self.routes).into_iter().chain(lent) {
             if let Err(why) = self.links.remove_route(prefix, &self.tun, None).await {
                 tracing::warn!(%prefix, %why, "a route stays");
             }
         }
-        for (addr, len) in std::mem::take(&mut self.addresses) {
+        let lent = self.lent_addresses.drain().map(|addr| (addr, 128));
+        for (addr, len) in std::mem::take(&mut self.addresses).into_iter().chain(lent) {
             if let Err(why) = self.links.remove_address(&self.tun, addr, len).await {
                 tracing::warn!(%addr, %why, "an address stays");
             }

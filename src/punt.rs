@@ -48,6 +48,15 @@ impl Dispatch {
         }
     }
 
+    /// Leased tunnels came and went; a number that is free again may be another tunnel's at once.
+    pub fn note(&mut self, registry: &Registry, gone: &[TunnelId], new: &[TunnelId]) {
+        for id in gone {
+            self.forget(*id);
+            self.nd.leave(*id);
+        }
+        new.iter().for_each(|id| self.nd.join(registry, *id));
+    }
+
     /// The router ends: hosts in tunnels need not wait until its advertisements run out (RFC 4861 section 6.2.5).
     pub fn farewell(&mut self, registry: &Registry) {
         for (id, packet) in self.nd.farewell(registry) {

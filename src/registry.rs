@@ -1,7 +1,8 @@
 //! The truth about live tunnels: who they are, where their peers are now, and the only writer of the tables.
 //!
-//! Merges what the configuration wants (and later what control protocols grant) into batches of updates; a batch that
-//! the tables refuse leaves everything as it was. Can say for every tunnel what `status` shows. Knows no protocol.
+//! Merges what the configuration wants and what the broker has granted into batches of updates; a batch that the tables
+//! refuse leaves everything as it was. A lease is a route: it is in the tables from its grant to its end. Can say for
+//! every tunnel what `status` shows. Knows no protocol.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
@@ -12,15 +13,20 @@ use sixway_dataplane::update::{
     Holder, Ipv6Prefix, Outer, Policy, Rejected, Tunnel, TunnelId, UdpLocal, UdpRemote, Update,
 };
 
-use crate::config::{Config, TunnelConfig};
+use crate::broker::{Grant, LeaseId, Route};
+use crate::config::{Config, Ra, TunnelConfig};
 
 /// A tunnel that is in the tables.
 #[derive(Debug)]
 pub struct Live {
-    /// What the configuration says of it.
+    /// What the configuration, or its lease, says of it.
     pub config: TunnelConfig,
     /// Its outer side now: as configured, with the endpoint learned since.
     pub outer: Outer,
+    /// The lease that it stands for; `None`: it is in the configuration.
+    pub lease: Option<LeaseId>,
+    /// Our end of its address pair.
+    pub server: Option<Ipv6Addr>,
     /// Counts of earlier tunnels with the same number.
     before: TunnelTotals,
 }
@@ -66,9 +72,12 @@ pub struct Registry {
     writer: TableWriter,
     counters: CounterReader,
     by_name: HashMap<Box<str>, TunnelId>,
+    by_lease: HashMap<LeaseId, TunnelId>,
     live: Vec<Option<Live>>,
     free: Vec<TunnelId>,
     local: Vec<Ipv6Addr>,
+    /// Pools: what of them is behind no tunnel is a black hole.
+    unassigned: Vec<Ipv6Prefix>,
     policy: Policy,
 }
 
@@ -90,9 +99,11 @@ impl Registry {
             writer,
             counters,
             by_name: HashMap::new(),
+            by_lease: HashMap::new(),
             live: Vec::new(),
             free: Vec::new(),
             local: Vec::new(),
+            unassigned: Vec::new(),
             policy,
         }
     }
@@ -111,6 +122,7 @@ impl Registry {
             }
         }
         self.local = config.router.address.iter().map(|a| a.addr).collect();
+        self.unassigned = config.pools.iter().map(|pool| pool.prefix).collect();
         self.policy = self.policy_of(config);
         let changed = plan.put.iter().filter(|(.., is_new)| !is_new).map(|(id, ..)| *id);
         let touched = changed.chain(plan.removed.iter().copied()).collect();
@@ -174,19 +186,23 @@ impl Registry {
         plan.after.extend(open.difference(&wanted).map(|at| Update::Unlisten(*at)));
     }
 
-    /// Frees the addresses that are gone; returns what takes the new ones.
+    /// Frees the addresses and pools that are gone; returns what takes the new ones.
     fn plan_local(&self, config: &Config, plan: &mut Plan) -> Vec<Update> {
-        let wanted: Vec<_> = config.router.address.iter().map(|a| a.addr).collect();
-        let gone = self.local.iter().filter(|a| !wanted.contains(a));
-        plan.batch.extend(gone.map(|a| Update::Free(Ipv6Prefix::host(*a))));
-        let new = wanted.iter().filter(|a| !self.local.contains(a));
-        new.map(|a| Update::Reserve(Ipv6Prefix::host(*a), Holder::Local)).collect()
+        let own: Vec<_> = config.router.address.iter().map(|a| Ipv6Prefix::host(a.addr)).collect();
+        let local: Vec<_> = self.local.iter().map(|a| Ipv6Prefix::host(*a)).collect();
+        let pools: Vec<_> = config.pools.iter().map(|pool| pool.prefix).collect();
+        let gone = local.iter().filter(|p| !own.contains(p));
+        let gone = gone.chain(self.unassigned.iter().filter(|p| !pools.contains(p)));
+        plan.batch.extend(gone.map(|prefix| Update::Free(*prefix)));
+        let new = own.iter().filter(|p| !local.contains(p)).map(|p| Update::Reserve(*p, Holder::Local));
+        let cut = pools.iter().filter(|p| !self.unassigned.contains(p));
+        new.chain(cut.map(|p| Update::Reserve(*p, Holder::Unassigned))).collect()
     }
 
     fn plan_removals(&self, config: &Config, plan: &mut Plan) {
         let wanted: HashSet<&str> = config.tunnels.iter().map(|t| &*t.name).collect();
-        plan.removed =
-            self.iter().filter(|(_, l)| !wanted.contains(&*l.config.name)).map(|(id, _)| id).collect();
+        let gone = |l: &Live| l.lease.is_none() && !wanted.contains(&*l.config.name);
+        plan.removed = self.iter().filter(|(_, l)| gone(l)).map(|(id, _)| id).collect();
         plan.batch.extend(plan.removed.iter().map(|id| Update::Remove(*id)));
         plan.diff.removed = plan.removed.len();
     }
@@ -223,32 +239,85 @@ impl Registry {
 
     fn commit(&mut self, plan: Plan) -> Diff {
         for (id, config, outer, is_new) in plan.put {
-            let slot = id.0 as usize;
-            let reused = is_new && slot < self.live.len();
-            if reused {
-                // The plan took free numbers from the end, in this order.
-                self.free.pop();
-            }
-            if self.live.len() <= slot {
-                self.live.resize_with(slot + 1, || None);
-            }
-            let before = match self.live[slot].take() {
-                Some(old) => old.before,
-                None if reused => self.counters.tunnel(id),
-                None => TunnelTotals::default(),
-            };
             if is_new {
-                self.by_name.insert(config.name.clone(), id);
+                self.seat(id, config, outer);
+            } else if let Some(live) = self.live.get_mut(id.0 as usize).and_then(Option::as_mut) {
+                (live.config, live.outer) = (config, outer);
             }
-            self.live[slot] = Some(Live { config, outer, before });
         }
         for id in plan.removed {
-            if let Some(live) = self.live.get_mut(id.0 as usize).and_then(Option::take) {
-                self.by_name.remove(&live.config.name);
-                self.free.push(id);
-            }
+            self.unseat(id);
         }
         plan.diff
+    }
+
+    /// Notes a new tunnel; its number is the last free one, or one that nobody ever had.
+    fn seat(&mut self, id: TunnelId, config: TunnelConfig, outer: Outer) {
+        let slot = id.0 as usize;
+        let reused = slot < self.live.len();
+        if reused {
+            // Free numbers are taken from the end, in this order.
+            self.free.pop();
+        } else {
+            self.live.resize_with(slot + 1, || None);
+        }
+        let before = if reused { self.counters.tunnel(id) } else { TunnelTotals::default() };
+        self.by_name.insert(config.name.clone(), id);
+        self.live[slot] = Some(Live { config, outer, lease: None, server: None, before });
+    }
+
+    fn unseat(&mut self, id: TunnelId) {
+        let Some(live) = self.live.get_mut(id.0 as usize).and_then(Option::take) else { return };
+        // A tunnel that takes its place in the same batch has its name.
+        if self.by_name.get(&live.config.name) == Some(&id) {
+            self.by_name.remove(&live.config.name);
+        }
+        if let Some(lease) = live.lease {
+            self.by_lease.remove(&lease);
+        }
+        self.free.push(id);
+    }
+
+    /// Makes the tables follow the broker, in one batch. Leases that are not there need not go down.
+    ///
+    /// Returns the numbers of tunnels that are gone, then those that are new.
+    ///
+    /// # Errors
+    /// The tables refuse the batch; nothing has changed then.
+    pub fn follow(&mut self, routes: &[Route]) -> Result<(Vec<TunnelId>, Vec<TunnelId>), Rejected> {
+        let down: Vec<TunnelId> = routes.iter().filter_map(|route| self.falling(route)).collect();
+        let up: Vec<&Grant> = routes.iter().filter_map(rising).collect();
+        let mut batch: Vec<Update> = Vec::with_capacity(routes.len() * 2);
+        for (id, live) in down.iter().filter_map(|id| Some((*id, self.tunnel(*id)?))) {
+            batch.push(Update::Remove(id));
+            batch.extend(live.server.map(|server| Update::Free(Ipv6Prefix::host(server))));
+        }
+        // Numbers that fall free in this batch are not used in it: their counts are not settled yet.
+        let numbers = self.free.iter().rev().copied().chain((self.live.len() as u32..).map(TunnelId));
+        let up: Vec<(TunnelId, &Grant)> = numbers.zip(up).collect();
+        for (id, grant) in &up {
+            let server = grant.pair.map(|pair| Ipv6Prefix::host(pair.server));
+            batch.extend(server.map(|server| Update::Reserve(server, Holder::Local)));
+            batch.push(Update::Upsert(tunnel(*id, grant.outer, &leased(grant))));
+        }
+        self.writer.apply(&batch)?;
+        let ids = up.iter().map(|(id, _)| *id).collect();
+        for (id, grant) in up {
+            self.seat(id, leased(grant), grant.outer);
+            self.by_lease.insert(grant.lease, id);
+            if let Some(live) = self.live.get_mut(id.0 as usize).and_then(Option::as_mut) {
+                (live.lease, live.server) = (Some(grant.lease), grant.pair.map(|pair| pair.server));
+            }
+        }
+        down.iter().for_each(|id| self.unseat(*id));
+        Ok((down, ids))
+    }
+
+    fn falling(&self, route: &Route) -> Option<TunnelId> {
+        match route {
+            Route::Down(lease, _) => self.by_lease.get(lease).copied(),
+            Route::Up(_) => None,
+        }
     }
 
     /// The refusal in the names of the configuration that was refused.
@@ -309,6 +378,11 @@ impl Registry {
         Some(Ok(()))
     }
 
+    /// The number of the tunnel that a lease stands for.
+    pub fn by_lease(&self, lease: LeaseId) -> Option<TunnelId> {
+        self.by_lease.get(&lease).copied()
+    }
+
     /// The live tunnel with this number.
     pub fn tunnel(&self, id: TunnelId) -> Option<&Live> {
         self.live.get(id.0 as usize)?.as_ref()
@@ -357,6 +431,26 @@ impl Registry {
             Some(live) => since(now, &live.before),
             None => now,
         }
+    }
+}
+
+fn rising(route: &Route) -> Option<&Grant> {
+    match route {
+        Route::Up(grant) => Some(grant),
+        Route::Down(..) => None,
+    }
+}
+
+/// A granted tunnel as one of the configuration's kind. Its clients may solicit a router advertisement; what they were
+/// given stands in none, since it is not the link's.
+fn leased(grant: &Grant) -> TunnelConfig {
+    TunnelConfig {
+        name: grant.name.clone(),
+        outer: grant.outer,
+        prefixes: grant.prefixes().collect(),
+        mtu: grant.mtu,
+        default_route: false,
+        ra: Ra { on: true, managed: false, other: false, prefix: Vec::new() },
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngExt, SeedableRng};
 use sixway_dataplane::counters::CounterReader;
 use sixway_dataplane::io::proto41::Receive;
 use sixway_dataplane::io::spread::Spread;
@@ -23,13 +23,16 @@ use tokio::sync::{mpsc, oneshot};
 use crate::admin::server::{AdminSocket, Question};
 use crate::admin::status::{Reloaded, Sources};
 use crate::admin::{Request, Response};
+use crate::broker::UserName;
 use crate::churn::{Batch, Churn, MOST_TUNNELS};
 use crate::config::{self, Config};
 use crate::endpoint::session::Prober;
 use crate::network::Network;
+use crate::office::{Move, Office, Written};
 use crate::privileges::{check_tun_device, explain};
 use crate::punt::Dispatch;
 use crate::registry::Registry;
+use crate::store::Sqlite;
 
 /// Punts handled before questions and timers get their turn.
 const PUNTS_A_TURN: usize = 256;
@@ -157,6 +160,8 @@ struct Control {
     registry: Registry,
     dispatch: Dispatch,
     network: Network,
+    /// Where tunnels are granted; `None`: nothing in the configuration is to be given.
+    office: Option<Office>,
     counters: CounterReader,
     facts: Facts,
     started: Instant,
@@ -183,6 +188,7 @@ async fn live(
         network.raise_loopback().await?;
     }
     let mut rng = StdRng::from_rng(&mut rand::rng());
+    let office = open_office(&config, rng.random())?;
     let plane = prepared.start(rng.next_u64()).map_err(explain)?;
     let prober = Prober::new(rng);
     let registry = Registry::new(plane.writer, plane.counters.clone(), prober.ident());
@@ -192,6 +198,7 @@ async fn live(
         registry,
         dispatch: Dispatch::new(prober, plane.injector, plane.counters.clone()),
         network,
+        office,
         counters: plane.counters,
         facts: plane.facts,
         started: plane.started,
@@ -204,9 +211,28 @@ async fn live(
         }
         Err(why) => Err(why),
     };
+    if let Some(office) = control.office.take() {
+        office.close();
+    }
     control.dispatch.farewell(&control.registry);
     control.network.withdraw().await;
     stop_workers(plane.workers, outcome)
+}
+
+fn open_office(config: &Config, seed: [u8; 16]) -> anyhow::Result<Option<Office>> {
+    if !config.store.wanted {
+        return Ok(None);
+    }
+    let store = Sqlite::open(&config.store.path)?;
+    Ok(Some(Office::open(Box::new(store), config.terms(), &config.hooks, seed)?))
+}
+
+/// A router without an office waits for it in vain.
+async fn next_written(office: &mut Option<Office>) -> Written {
+    match office {
+        Some(office) => office.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn stop_workers(workers: Workers, outcome: anyhow::Result<()>) -> anyhow::Result<()> {
@@ -225,8 +251,27 @@ impl Control {
         for note in self.network.apply(&self.config).await? {
             tracing::warn!("{note}");
         }
+        // Leases that have outlived the process before forward again before anybody hears of this one.
+        while self.office.as_ref().is_some_and(|office| !office.is_idle()) {
+            let written = next_written(&mut self.office).await;
+            self.settle(written).await;
+        }
         self.announce();
         Ok(())
+    }
+
+    /// Does what is on disk now: tables, kernel, answers, in this order.
+    async fn settle(&mut self, written: Written) {
+        let Some(office) = &mut self.office else { return };
+        let settled = office.settle(written, &mut self.registry);
+        for moved in &settled.moves {
+            match moved {
+                Move::Up(grant) => self.network.lend(grant).await,
+                Move::Down(grant, _) => self.network.take_back(grant).await,
+            }
+        }
+        self.dispatch.note(&self.registry, &settled.gone, &settled.new);
+        office.answer(settled);
     }
 
     /// One line for each listener, and which rung was taken.
@@ -286,6 +331,7 @@ impl Control {
                         let _logged = self.reload_and_log().await;
                     }
                 },
+                written = next_written(&mut self.office) => self.settle(written).await,
                 () = punts.ready() => self.take_punts(&mut punts.reader),
                 Some(question) = questions.recv() => self.answer(question).await,
                 () = sleep_until(due) => {
@@ -304,6 +350,8 @@ impl Control {
 
     fn check_health(&self, workers: &Workers) -> anyhow::Result<()> {
         anyhow::ensure!(!workers.has_failed(), "a forwarding thread has ended; this is a bug");
+        let store_failed = self.office.as_ref().is_some_and(Office::has_failed);
+        anyhow::ensure!(!store_failed, "the store's thread has ended; this is a bug");
         anyhow::ensure!(
             self.network.is_there(),
             "the TUN device '{}' is gone: somebody has deleted it; start sixway again to have it back",
@@ -344,6 +392,7 @@ impl Control {
                 let ended = self.churn.end(&mut self.registry, session);
                 ended.map_or_else(Response::Error, |()| Response::Churned { applied: 0, refused: None })
             }
+            Request::Kick { who } => self.kick(&who),
         };
         let _the_asker_may_have_left = question.reply.send(response);
     }
@@ -354,6 +403,31 @@ impl Control {
         }
         let done = self.churn.batch(&mut self.registry, batch, self.started.elapsed())?;
         Ok(Response::Churned { applied: done.applied, refused: done.refused })
+    }
+
+    /// Ends the leased tunnel of that name, or all of that user's.
+    fn kick(&mut self, who: &str) -> Response {
+        let Some(office) = &mut self.office else {
+            return Response::Error(
+                "this router grants nothing: there is no [store] and no [[pool]] in its configuration"
+                    .to_owned(),
+            );
+        };
+        let by_name = self.registry.by_name(who).and_then(|id| self.registry.tunnel(id));
+        if let Some(live) = by_name {
+            let Some(lease) = live.lease else {
+                let advice = "take it out of the configuration and run `sixway reload`";
+                return Response::Error(format!(
+                    "tunnel '{who}' is in the configuration; to end it, {advice}"
+                ));
+            };
+            office.kick(lease);
+            return Response::Kicked { tunnels: 1 };
+        }
+        match UserName::parse(who).map_or(0, |user| office.kick_user(&user)) {
+            0 => Response::Error(format!("no leased tunnel '{who}', and no user '{who}' who has one")),
+            tunnels => Response::Kicked { tunnels },
+        }
     }
 
     fn sources(&self) -> Sources<'_> {
@@ -389,6 +463,9 @@ impl Control {
                 return Err(why.into());
             }
         };
+        if let Some(office) = &mut self.office {
+            office.configure(wanted.terms(), &wanted.hooks);
+        }
         self.config = wanted;
         self.churn.forget();
         touched.into_iter().for_each(|id| self.dispatch.forget(id));
@@ -444,6 +521,13 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     keep("[admin] socket", now.admin != wanted.admin);
     keep("[proto41]", now.proto41 != wanted.proto41);
     keep("[offload]", now.offload != wanted.offload);
+    keep("[store] path", now.store.path != wanted.store.path);
+    keep("the first [store] or [[pool]]", !now.store.wanted && wanted.store.wanted);
+    wanted.store.path.clone_from(&now.store.path);
+    wanted.store.wanted = now.store.wanted;
+    if !now.store.wanted {
+        wanted.pools.clear();
+    }
     wanted.router.tun.clone_from(&now.router.tun);
     wanted.router.workers = now.router.workers;
     wanted.router.pin = now.router.pin;

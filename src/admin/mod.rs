@@ -48,6 +48,11 @@ pub enum Request {
         /// That number.
         session: u32,
     },
+    /// End leased tunnels.
+    Kick {
+        /// The name of a tunnel, or of a user whose tunnels all end.
+        who: String,
+    },
 }
 
 fn first_page() -> usize {
@@ -72,6 +77,11 @@ pub enum Response {
         applied: u32,
         /// Why the others are not.
         refused: Option<String>,
+    },
+    /// These leased tunnels are ended.
+    Kicked {
+        /// How many.
+        tunnels: usize,
     },
     /// It could not be done; a sentence for people.
     Error(String),

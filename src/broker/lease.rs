@@ -198,8 +198,7 @@ impl Broker {
         lease.grant.expires = Some(expires);
         self.deadlines.remove(&(before, id));
         self.deadlines.insert((expires, id));
-        let records = vec![Record::Lease(lease.clone())];
-        Ok((Some(expires), Outcome { records, routes: Vec::new() }))
+        Ok((Some(expires), Outcome { records: vec![Record::Until(id, expires)], routes: Vec::new() }))
     }
 
     /// Ends a lease; nothing happens when it has ended before.

@@ -17,6 +17,7 @@ pub mod account;
 pub mod lease;
 pub mod limits;
 pub mod pool;
+pub mod roll;
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -254,8 +255,14 @@ pub enum Refusal {
 /// A line for the store. Lines are written in order; a batch is kept as a whole or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// This lease is in force as written here.
+    /// This account is there, in the place of the one with its name. The broker itself writes none.
+    Account(Account),
+    /// This account is gone. The broker itself writes none.
+    AccountGone(UserName),
+    /// This lease is granted.
     Lease(Lease),
+    /// This lease is in force until then.
+    Until(LeaseId, Time),
     /// This lease has ended.
     Ended(LeaseId),
     /// This prefix is in mind for this account, in use or not, since.

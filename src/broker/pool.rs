@@ -5,6 +5,7 @@
 //! ever given take memory. Fences (the router's own networks, static tunnels, prefixes of accounts) are never given.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::net::Ipv6Addr;
 
 use sixway_dataplane::update::Ipv6Prefix;
@@ -13,8 +14,8 @@ use super::{Pair, Time, UserName};
 
 /// The most bits that number the places of a pool: 2^24 places.
 pub const MAX_PLACE_BITS: u8 = 24;
-/// Address pairs end with a number of 16 bits whose last two count within the pair.
-const PAIRS: u32 = (1 << 14) - 1;
+/// How many address pairs a pool has: they end with a number of 16 bits whose last two count within the pair.
+pub const PAIRS: u32 = (1 << 14) - 1;
 /// Addresses that a pair takes.
 const PAIR_SIZE: u128 = 4;
 
@@ -34,6 +35,16 @@ pub enum PoolKind {
     Networks(u8),
     /// Address pairs; the pool is a /112 or larger.
     Pairs,
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (prefix, places) = (self.prefix, self.places());
+        match self.kind {
+            PoolKind::Networks(len) => write!(f, "{prefix} ({places} networks of /{len})"),
+            PoolKind::Pairs => write!(f, "{prefix} ({places} address pairs)"),
+        }
+    }
 }
 
 impl Pool {

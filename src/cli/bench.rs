@@ -98,7 +98,7 @@ impl Client {
 fn answer(path: &Path, request: &Request) -> anyhow::Result<(u32, Option<String>)> {
     match ask(path, request)? {
         Response::Churned { applied, refused } => Ok((applied, refused)),
-        Response::Status(_) | Response::Reloaded(_) | Response::Error(_) => {
+        Response::Status(_) | Response::Reloaded(_) | Response::Kicked { .. } | Response::Error(_) => {
             bail!("the instance answered something else; is it another version?")
         }
     }

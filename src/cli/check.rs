@@ -26,6 +26,11 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     print_line(&format!("  kernel routes {}", list(&routes(&config))));
     print_line(&format!("  UDP           {}", list(&config.listen_endpoints())));
     print_line(&format!("  tunnels       {}", config.tunnels.len()));
+    let pools: Vec<_> = config.pools.iter().map(|pool| pool.to_string()).collect();
+    print_line(&format!("  pools         {}", list(&pools)));
+    if config.store.wanted {
+        print_line(&format!("  store         {}", config.store.path.display()));
+    }
     print_line(&format!("  admin socket  {}", config.admin.socket.display()));
     Ok(())
 }

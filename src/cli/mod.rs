@@ -5,11 +5,12 @@
 pub mod bench;
 pub mod check;
 pub mod demo;
-
+pub mod kick;
 pub mod reload;
 pub mod run;
 pub mod socket;
 pub mod status;
+pub mod user;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Make a running router read its configuration file again
     Reload(reload::ReloadArgs),
+    /// Add, change, remove and list the users who may have tunnels
+    User(user::UserArgs),
+    /// End a user's tunnels; he may log in again
+    Kick(kick::KickArgs),
     /// Measure what a running router stands: tunnels that come and go at a pace
     Bench(bench::BenchArgs),
     /// See the whole thing work: three hosts in one process, both encapsulations, measured
@@ -49,6 +54,8 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Reload(args) => reload::run(&args),
+        Command::User(args) => user::run(&args),
+        Command::Kick(args) => kick::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(args, &crate::demo::tunnels::InProcess),
     };

@@ -30,7 +30,7 @@ pub fn run(args: &ReloadArgs) -> anyhow::Result<()> {
             done.notes.iter().for_each(|note| print_line(&format!("note: {note}")));
             Ok(())
         }
-        Response::Status(_) | Response::Churned { .. } | Response::Error(_) => {
+        Response::Status(_) | Response::Churned { .. } | Response::Kicked { .. } | Response::Error(_) => {
             anyhow::bail!("the instance answered something else; is it another version?")
         }
     }

@@ -15,6 +15,7 @@ use toml::de::DeTable;
 
 mod address;
 mod aggregate;
+mod broker;
 mod check;
 mod schema;
 mod sections;
@@ -27,6 +28,8 @@ pub use aggregate::aggregate;
 pub use source::{ConfigError, ConfigErrors, Place, Position};
 
 use source::{Report, Section};
+
+use crate::broker::{Limits, Pool, Terms};
 
 /// Where the configuration is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/sixway/sixway.toml";
@@ -44,6 +47,8 @@ pub const MAX_WORKERS: u16 = 256;
 pub const MAX_PREFIXES: usize = 64;
 /// The most prefixes in one router advertisement: so many fit into 1280 octets (RFC 4861 section 4.2).
 pub const MAX_RA_PREFIXES: usize = 32;
+/// The most pools.
+pub const MAX_POOLS: usize = 64;
 /// The longest name of a tunnel, in characters.
 pub const MAX_NAME: usize = 32;
 
@@ -62,6 +67,36 @@ pub struct Config {
     pub offload: Knobs,
     /// All tunnels: those written out, then those of the ranges, each in the order of the file.
     pub tunnels: Vec<TunnelConfig>,
+    /// What must survive the process.
+    pub store: Store,
+    /// Address space that is given out, in the order of the file; no two overlap.
+    pub pools: Vec<Pool>,
+    /// How much one client may ask for.
+    pub limits: Limits,
+    /// Programs that are run when leased tunnels come and go.
+    pub hooks: Hooks,
+}
+
+/// `[store]`: what must survive the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// The file, an absolute path.
+    pub path: PathBuf,
+    /// Whether there is anything to keep: `[store]` or a `[[pool]]` is written.
+    pub wanted: bool,
+}
+
+/// `[hooks]`: programs that are run when leased tunnels come and go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hooks {
+    /// Run when one is up, an absolute path.
+    pub up: Option<PathBuf>,
+    /// Run when one is gone, an absolute path.
+    pub down: Option<PathBuf>,
+    /// Seconds after which a program is killed, 1 to 300.
+    pub timeout: u32,
+    /// How many may run at once, 1 to 64.
+    pub at_once: u32,
 }
 
 /// `[router]`: the machine itself.
@@ -224,6 +259,7 @@ impl Config {
             Routes::List(list) => list.clone(),
             Routes::Aggregate => {
                 let all = self.tunnels.iter().flat_map(|tunnel| &tunnel.prefixes).copied();
+                let all = all.chain(self.pools.iter().map(|pool| pool.prefix));
                 aggregate(all.filter(|&prefix| prefix != Ipv6Prefix::ALL).collect())
             }
         }
@@ -231,8 +267,29 @@ impl Config {
 
     /// Whether the kernel has to forward packets: there is a tunnel that is not our own way out.
     pub fn needs_forwarding(&self) -> bool {
-        self.tunnels.iter().any(|tunnel| !tunnel.default_route)
+        !self.pools.is_empty() || self.tunnels.iter().any(|tunnel| !tunnel.default_route)
     }
+
+    /// What the broker must know. Never given out of a pool are the networks that the router's own addresses lie in (of
+    /// one that is as wide as the pool, the address itself) and what is behind tunnels of the configuration.
+    pub fn terms(&self) -> Terms {
+        let own = self.router.address.iter().map(|own| {
+            let network = Ipv6Prefix::new(own.addr, own.prefix_len).unwrap_or(Ipv6Prefix::ALL);
+            let too_wide = self.pools.iter().any(|pool| network.covers(pool.prefix));
+            if too_wide { Ipv6Prefix::host(own.addr) } else { network }
+        });
+        let behind = self.tunnels.iter().flat_map(|tunnel| &tunnel.prefixes).copied();
+        let fences = own.chain(behind.filter(|prefix| *prefix != Ipv6Prefix::ALL)).collect();
+        Terms { pools: self.pools.clone(), fences, limits: self.limits }
+    }
+}
+
+/// A prefix that a user may be given: nothing special, and not everything.
+///
+/// # Errors
+/// Why not, and what to write instead.
+pub fn network(text: &str) -> Result<Ipv6Prefix, String> {
+    address::narrow_prefix(text).map_err(|complaint| format!("{}; {}", complaint.why, complaint.next))
 }
 
 fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
@@ -247,14 +304,34 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
     let proto41 = sections::proto41(report, &proto41_section);
     let offload = sections::offload(report, &offload_section);
     let admin = sections::admin(report, &admin_section, &router.tun);
+    let store_section = root.table(report, "store", &schema::STORE);
+    let limits_section = root.table(report, "limits", &schema::LIMITS);
+    let hooks_section = root.table(report, "hooks", &schema::HOOKS);
+    let limits = broker::limits(report, &limits_section);
+    let hooks = broker::hooks(report, &hooks_section);
+    let pools = broker::pools(report, &root);
+    let wanted = root.has("store") || !pools.list.is_empty();
+    let store = broker::store(report, &store_section, &router.tun, wanted);
     // What tunnels take from a mistaken table is a guess; no mistakes are derived from guesses.
     let sound = report.count() == 0;
     let defaults = tunnel::Defaults { outer: router.outer, udp_port: udp.ports.first().copied() };
     let tunnels = tunnel::tunnels(report, &root, defaults);
-    let mut config = Config { router, admin, udp, proto41, offload, tunnels: tunnels.list };
+    let mut config = Config {
+        router,
+        admin,
+        udp,
+        proto41,
+        offload,
+        tunnels: tunnels.list,
+        store,
+        pools: pools.list,
+        limits,
+        hooks,
+    };
     if sound {
         let capacity_at = router_section.has("capacity").then(|| router_section.at("capacity"));
         check::together(report, &mut config, &tunnels.blocks, capacity_at);
+        broker::together(report, &config, &pools.at);
     }
     config
 }

@@ -43,11 +43,15 @@ pub(crate) const ROOT: Schema = Schema {
     keys: &[
         key("router", "[router]"),
         key("admin", "[admin]"),
+        key("store", "[store]"),
+        key("limits", "[limits]"),
+        key("hooks", "[hooks]"),
         key("udp", "[udp]"),
         key("proto41", "[proto41]"),
         key("offload", "[offload]"),
         key("tunnel", "[[tunnel]]"),
         key("tunnel_range", "[[tunnel_range]]"),
+        key("pool", "[[pool]]"),
     ],
 };
 
@@ -71,6 +75,44 @@ pub(crate) const ROUTER: Schema = Schema {
 /// `[admin]`: how to ask the running router.
 pub(crate) const ADMIN: Schema =
     Schema { title: "[admin]", keys: &[key("socket", "socket = \"/run/sixway/six0.sock\"")] };
+
+/// `[store]`: what must survive the process.
+pub(crate) const STORE: Schema =
+    Schema { title: "[store]", keys: &[key("path", "path = \"/var/lib/sixway/six0.db\"")] };
+
+/// `[limits]`: how much one client may ask for.
+pub(crate) const LIMITS: Schema = Schema {
+    title: "[limits]",
+    keys: &[
+        key("tunnels_per_account", "tunnels_per_account = 1"),
+        key("tunnels_per_address", "tunnels_per_address = 256"),
+        key("connections", "connections = 65536"),
+        key("connections_per_address", "connections_per_address = 256"),
+        key("connects_per_minute", "connects_per_minute = 600"),
+        key("failed_logins_per_minute", "failed_logins_per_minute = 20"),
+    ],
+};
+
+/// `[hooks]`: programs that are run when leased tunnels come and go.
+pub(crate) const HOOKS: Schema = Schema {
+    title: "[hooks]",
+    keys: &[
+        key("up", "up = \"/etc/sixway/up\""),
+        key("down", "down = \"/etc/sixway/down\""),
+        key("timeout", "timeout = 10"),
+        key("at_once", "at_once = 8"),
+    ],
+};
+
+/// `[[pool]]`: address space that is given out.
+pub(crate) const POOL: Schema = Schema {
+    title: "[[pool]]",
+    keys: &[
+        key("prefix", "prefix = \"2001:db8:100::/40\""),
+        key("assign", "assign = 56"),
+        key("pairs", "pairs = true"),
+    ],
+};
 
 /// `[udp]`: the UDP encapsulation.
 pub(crate) const UDP: Schema = Schema { title: "[udp]", keys: &[key("ports", "ports = [3653]")] };
@@ -137,5 +179,18 @@ pub(crate) const RA: Schema = Schema {
 };
 
 /// All of them.
-pub(crate) const ALL: [&Schema; 9] =
-    [&ROOT, &ROUTER, &ADMIN, &UDP, &PROTO41, &OFFLOAD, &TUNNEL, &TUNNEL_RANGE, &RA];
+pub(crate) const ALL: [&Schema; 13] = [
+    &ROOT,
+    &ROUTER,
+    &ADMIN,
+    &STORE,
+    &LIMITS,
+    &HOOKS,
+    &UDP,
+    &PROTO41,
+    &OFFLOAD,
+    &TUNNEL,
+    &TUNNEL_RANGE,
+    &POOL,
+    &RA,
+];

@@ -27,9 +27,12 @@ impl Tunnelers for InProcess {
     fn counters(&self, admin_socket: &Path) -> String {
         match ask(admin_socket, &Request::Status { page: 1, limit: PAGE, tunnel: None }) {
             Ok(Response::Status(status)) => screen(&status).join("\n"),
-            Ok(Response::Reloaded(_) | Response::Churned { .. } | Response::Error(_)) => {
-                "no status".to_owned()
-            }
+            Ok(
+                Response::Reloaded(_)
+                | Response::Churned { .. }
+                | Response::Kicked { .. }
+                | Response::Error(_),
+            ) => "no status".to_owned(),
             Err(why) => why.to_string(),
         }
     }

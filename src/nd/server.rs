@@ -42,6 +42,21 @@ impl NdServer {
         gone.into_iter().filter_map(|id| last_words(registry, id)).collect()
     }
 
+    /// A tunnel is new: advertise in it if it wants that.
+    pub fn join(&mut self, registry: &Registry, id: TunnelId) {
+        let wants = registry.tunnel(id).is_some_and(|live| live.config.ra.on);
+        if wants && self.advertised_in.insert(id) {
+            self.schedule.add(id);
+        }
+    }
+
+    /// A tunnel is gone; there is nobody left to hear last words.
+    pub fn leave(&mut self, id: TunnelId) {
+        if self.advertised_in.remove(&id) {
+            self.schedule.remove(id);
+        }
+    }
+
     /// The last words to all tunnels that were advertised in.
     pub fn farewell(&self, registry: &Registry) -> Vec<(TunnelId, Vec<u8>)> {
         self.advertised_in.iter().filter_map(|id| last_words(registry, *id)).collect()

@@ -164,7 +164,7 @@ impl Desk {
     }
 
     /// What the holder of a granted lease gets, and the office's end of it.
-    pub fn hold(&self, grant: Grant) -> (Held, oneshot::Sender<End>) {
+    pub(super) fn hold(&self, grant: Grant) -> (Held, oneshot::Sender<End>) {
         let (end, ended) = oneshot::channel();
         let lasts = grant.expires.is_some();
         (Held { grant, ended, desk: self.clone(), lasts, over: false }, end)

@@ -1,7 +1,462 @@
 //! Where wishes are dealt with: from protocols through the broker to the store, then the tables, then the answer.
 //!
-//! [`desk`] is what a protocol's server holds. Knows no protocol.
+//! ```text
+//!   Desk ─► asks ─► Broker ─► Batch ─► keeper (its own thread, one sync for all of it) ─► registry, kernel ─► answers
+//!                               ▲
+//!                               └── collects while the batch before is being written: group commit
+//! ```
+//!
+//! The control loop drives it: [`Office::next`] waits and collects, [`Office::settle`] brings what is on disk by then into
+//! the tables, [`Office::answer`] tells those who asked. What the tables refuse is ended in the store again. Knows no
+//! protocol, and not the kernel.
 
+mod batch;
 pub mod desk;
+mod hooks;
+mod keeper;
 
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sixway_dataplane::update::{Rejected, TunnelId};
+use tokio::sync::oneshot;
+
+use crate::admin::status::ends;
+use crate::broker::{
+    Account, Accounts, Broker, End, Grant, LeaseId, Outcome, Record, Refusal, Route, Terms, Time, UserName,
+};
+use crate::config;
+use crate::registry::Registry;
+use crate::store::{Store, StoreError};
+use batch::{Answer, Batch, Step};
 pub use desk::{Ask, Desk, Held, Visit};
+use desk::{Counter, now};
+use hooks::Hooks;
+use keeper::{Keeper, Told};
+
+/// Questions that one batch takes; the others wait for the next.
+const MOST_IN_BATCH: usize = 4096;
+/// How long after a failure the store is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A tunnel that is up by a lease.
+#[derive(Debug)]
+struct Running {
+    grant: Grant,
+    /// Whoever holds it; `None`: it outlived the process that granted it.
+    holder: Option<oneshot::Sender<End>>,
+}
+
+/// The office.
+#[derive(Debug)]
+pub struct Office {
+    broker: Broker,
+    desk: Desk,
+    counter: Counter,
+    keeper: Keeper,
+    hooks: Hooks,
+    running: HashMap<LeaseId, Running>,
+    /// What comes next, until it is written.
+    open: Batch,
+    /// What is being written.
+    writing: Option<Batch>,
+    /// When the store may be tried again; `None`: it works.
+    failing: Option<Time>,
+}
+
+/// A batch that was written, or was not.
+#[derive(Debug)]
+pub struct Written {
+    batch: Batch,
+    kept: Result<(), StoreError>,
+}
+
+/// What has become of a written batch: the tables have it, those who asked do not know yet.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// Numbers of tunnels that are gone.
+    pub gone: Vec<TunnelId>,
+    /// Numbers of tunnels that are new.
+    pub new: Vec<TunnelId>,
+    /// Tunnels that came and went, in order: what the kernel is to follow.
+    pub moves: Vec<Move>,
+    answers: Vec<Answer>,
+}
+
+/// A leased tunnel in the tables.
+#[derive(Debug)]
+pub enum Move {
+    /// It has come up.
+    Up(Grant),
+    /// It has gone.
+    Down(Grant, End),
+}
+
+/// Where leased tunnels are put: the registry, or its twin in tests.
+pub trait Tables {
+    /// Makes the tables follow, in one batch. Returns the numbers of tunnels that are gone, then those that are new.
+    ///
+    /// # Errors
+    /// The tables refuse the batch; nothing has changed then.
+    fn follow(&mut self, routes: &[Route]) -> Result<(Vec<TunnelId>, Vec<TunnelId>), Rejected>;
+}
+
+impl Tables for Registry {
+    fn follow(&mut self, routes: &[Route]) -> Result<(Vec<TunnelId>, Vec<TunnelId>), Rejected> {
+        Self::follow(self, routes)
+    }
+}
+
+impl Office {
+    /// Opens with what the store remembers; leases that last are on their way up again. `seed` is random.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    pub fn open(
+        mut store: Box<dyn Store>,
+        terms: Terms,
+        hooks: &config::Hooks,
+        seed: [u8; 16],
+    ) -> Result<Self, StoreError> {
+        let memory = store.load()?;
+        let accounts = Accounts::new(seed);
+        let (desk, counter) = Desk::new(accounts.clone(), terms.limits);
+        let mut broker = Broker::new(accounts, terms);
+        let recalled = broker.recall(now(), memory);
+        let mut open = Batch::default();
+        open.add(recalled);
+        Ok(Self {
+            broker,
+            desk,
+            counter,
+            keeper: Keeper::start(store),
+            hooks: Hooks::start(hooks),
+            running: HashMap::new(),
+            open,
+            writing: None,
+            failing: None,
+        })
+    }
+
+    /// A place to ask at, for a protocol's server.
+    pub fn desk(&self) -> Desk {
+        self.desk.clone()
+    }
+
+    /// Who has what.
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// Whether nothing waits to be written or settled.
+    pub fn is_idle(&self) -> bool {
+        self.writing.is_none() && self.open.is_empty()
+    }
+
+    /// The configuration has changed.
+    pub fn configure(&mut self, terms: Terms, hooks: &config::Hooks) {
+        self.desk.configure(terms.limits);
+        self.hooks.configure(hooks);
+        let outcome = self.broker.configure(now(), terms);
+        self.open.add(outcome);
+    }
+
+    /// Ends the lease behind a tunnel.
+    pub fn kick(&mut self, lease: LeaseId) {
+        let outcome = self.broker.end(now(), lease, End::Kicked);
+        self.open.add(outcome);
+    }
+
+    /// Ends all leases of a user; says how many.
+    pub fn kick_user(&mut self, user: &UserName) -> usize {
+        let leases = self.broker.leases_of(user);
+        leases.iter().for_each(|lease| self.kick(*lease));
+        leases.len()
+    }
+
+    /// Waits until a batch is written, and collects the next one meanwhile. Dropped at any moment it has lost nothing.
+    pub async fn next(&mut self) -> Written {
+        loop {
+            self.submit();
+            let full = self.open.len() >= MOST_IN_BATCH;
+            let due = self.due();
+            tokio::select! {
+                Some(told) = self.keeper.told() => match told {
+                    Told::Kept(kept) => {
+                        let batch = self.writing.take().unwrap_or_default();
+                        return Written { batch, kept };
+                    }
+                    Told::Accounts(accounts) => self.adopt(accounts),
+                },
+                Some((lease, why)) = self.counter.dropped.recv() => self.end(lease, why, None),
+                Some(ask) = self.counter.asks.recv(), if !full => self.take(ask),
+                () = sleep_until(due) => {
+                    let outcome = self.broker.expire(now());
+                    self.open.add(outcome);
+                }
+            }
+        }
+    }
+
+    /// The next moment at which something happens by itself.
+    fn due(&self) -> Option<Time> {
+        let retry = self.failing.filter(|_| self.writing.is_none() && !self.open.is_empty());
+        [retry, self.broker.poll_timeout()].into_iter().flatten().min()
+    }
+
+    fn submit(&mut self) {
+        let waits = self.failing.is_some_and(|until| now() < until);
+        if self.writing.is_some() || self.open.is_empty() || waits {
+            return;
+        }
+        let mut batch = std::mem::take(&mut self.open);
+        self.keeper.write(std::mem::take(&mut batch.records));
+        self.writing = Some(batch);
+    }
+
+    fn adopt(&mut self, accounts: Vec<Account>) {
+        tracing::info!(event = "accounts_changed", accounts = accounts.len());
+        let outcome = self.broker.adopt(now(), accounts);
+        self.open.add(outcome);
+    }
+
+    fn take(&mut self, ask: Ask) {
+        match ask {
+            Ask::Grant { wish, reply } => {
+                let granted = match self.failing {
+                    Some(_) => Err(Refusal::Store),
+                    None => self.broker.grant(now(), &wish),
+                };
+                match granted {
+                    Ok((grant, outcome)) => self.open.grant(grant, outcome, reply),
+                    Err(why) => {
+                        tracing::info!(
+                            event = "refused", user = %wish.user, protocol = wish.protocol.name(), %why
+                        );
+                        let _the_asker_may_have_left = reply.send(Err(why));
+                    }
+                }
+            }
+            Ask::Renew { lease, lasts, reply } => match self.broker.renew(now(), lease, lasts) {
+                Ok((until, outcome)) => self.open.renew(until, outcome, reply),
+                Err(why) => drop(reply.send(Err(why))),
+            },
+            Ask::End { lease, why, reply } => self.end(lease, why, Some(reply)),
+        }
+    }
+
+    fn end(&mut self, lease: LeaseId, why: End, reply: Option<oneshot::Sender<()>>) {
+        let outcome = self.broker.end(now(), lease, why);
+        self.open.add(outcome);
+        self.open.steps.extend(reply.map(|reply| Step::Told { reply }));
+    }
+
+    /// Brings what is on disk into the tables. Nobody has been answered yet: see [`Self::answer`].
+    pub fn settle(&mut self, written: Written, tables: &mut dyn Tables) -> Settled {
+        let Written { batch, kept } = written;
+        let failed = self.note_health(kept);
+        let mut settled = Settled::default();
+        for step in batch.steps {
+            match step {
+                Step::Granted { grant, routes, reply } => {
+                    let raised =
+                        if failed { Err(Refusal::Store) } else { self.raise(&routes, tables, &mut settled) };
+                    if raised.is_err() {
+                        // Whoever gave way to it has gone; it itself is not given.
+                        let ends = routes.into_iter().filter(|route| matches!(route, Route::Down(..)));
+                        self.route(ends.collect(), tables, &mut settled);
+                        self.undo(grant.lease);
+                    }
+                    settled.answers.push(Answer::Granted(reply, raised.map(|()| grant)));
+                }
+                Step::Routes(routes) => self.route(routes, tables, &mut settled),
+                Step::Renewed { until, reply } => {
+                    let answer = if failed { Err(Refusal::Store) } else { Ok(until) };
+                    settled.answers.push(Answer::Renewed(reply, answer));
+                }
+                Step::Told { reply } => settled.answers.push(Answer::Told(reply)),
+            }
+        }
+        settled
+    }
+
+    /// Whether the store has failed; then what it did not keep is its next work.
+    fn note_health(&mut self, kept: Result<(), StoreError>) -> bool {
+        let Err(why) = kept else {
+            if self.failing.take().is_some() {
+                tracing::info!(event = "store_works", "the store works again");
+            }
+            return false;
+        };
+        tracing::error!(event = "store_failed", %why, "nothing is granted until it works");
+        self.failing = Some(now().after(RETRY));
+        // In front of what came since: nothing of it may be forgotten.
+        self.open.records.splice(0..0, self.keeper.unkept());
+        true
+    }
+
+    /// A lease that cannot be is taken back, as if it never was.
+    fn undo(&mut self, lease: LeaseId) {
+        let outcome = self.broker.end(now(), lease, End::Withdrawn);
+        self.open.add(outcome);
+    }
+
+    fn raise(
+        &mut self,
+        routes: &[Route],
+        tables: &mut dyn Tables,
+        settled: &mut Settled,
+    ) -> Result<(), Refusal> {
+        let ids = tables.follow(routes).map_err(|why| Refusal::Table(told(&why)))?;
+        self.note(routes, ids, settled);
+        Ok(())
+    }
+
+    /// Lets the tables follow; a tunnel that they refuse alone loses its lease.
+    fn route(&mut self, routes: Vec<Route>, tables: &mut dyn Tables, settled: &mut Settled) {
+        if self.raise(&routes, tables, settled).is_ok() {
+            return;
+        }
+        for route in routes {
+            let Err(why) = self.raise(std::slice::from_ref(&route), tables, settled) else { continue };
+            let Route::Up(grant) = route else { continue };
+            self.undo(grant.lease);
+            tracing::warn!(event = "tunnel_refused", tunnel = %grant.name, %why);
+        }
+    }
+
+    /// The tables have these routes now.
+    fn note(&mut self, routes: &[Route], ids: (Vec<TunnelId>, Vec<TunnelId>), settled: &mut Settled) {
+        settled.gone.extend(ids.0);
+        settled.new.extend(ids.1);
+        for route in routes {
+            match route {
+                Route::Up(grant) => {
+                    self.running.insert(grant.lease, Running { grant: grant.clone(), holder: None });
+                    settled.moves.push(Move::Up(grant.clone()));
+                }
+                Route::Down(lease, why) => {
+                    let Some(Running { grant, holder }) = self.running.remove(lease) else { continue };
+                    settled.answers.extend(holder.map(|holder| Answer::Ended(holder, *why)));
+                    settled.moves.push(Move::Down(grant, *why));
+                }
+            }
+        }
+    }
+
+    /// Tells everybody: log, hooks, and those who asked or hold. The kernel should have followed by now.
+    pub fn answer(&mut self, settled: Settled) {
+        for moved in &settled.moves {
+            log(moved);
+            match moved {
+                Move::Up(grant) => self.hooks.up(grant),
+                Move::Down(grant, why) => self.hooks.down(grant, *why),
+            }
+        }
+        for answer in settled.answers {
+            // Whoever has left gets no answer; a lease that is not taken is dropped, which ends it.
+            match answer {
+                Answer::Granted(reply, Err(why)) => drop(reply.send(Err(why))),
+                Answer::Granted(reply, Ok(grant)) => self.hand_over(*grant, reply),
+                Answer::Renewed(reply, until) => drop(reply.send(until)),
+                Answer::Told(reply) => drop(reply.send(())),
+                Answer::Ended(holder, why) => drop(holder.send(why)),
+            }
+        }
+    }
+
+    fn hand_over(&mut self, grant: Grant, reply: oneshot::Sender<Result<Held, Refusal>>) {
+        let (held, end) = self.desk.hold(grant);
+        match self.running.get_mut(&held.grant.lease) {
+            Some(running) => running.holder = Some(end),
+            // It has ended in the same batch; its holder hears so at once.
+            None => drop(end.send(End::Superseded)),
+        }
+        drop(reply.send(Ok(held)));
+    }
+
+    /// Waits until the batch that is being written is on disk, and closes. Leases that last stay in the store.
+    pub fn close(self) {
+        self.keeper.close();
+    }
+
+    /// Whether the store's thread has ended, which it must not.
+    pub fn has_failed(&self) -> bool {
+        self.keeper.has_ended()
+    }
+
+    /// Hooks that were not run because too many waited.
+    pub fn hooks_missed(&self) -> u64 {
+        self.hooks.missed()
+    }
+}
+
+fn log(moved: &Move) {
+    match moved {
+        Move::Up(Grant { lease, user, name, outer, pair, networks, mtu, expires }) => {
+            let (encap, local, remote) = ends(outer);
+            let client = pair.map(|pair| pair.client);
+            tracing::info!(
+                event = "tunnel_up", tunnel = %name, %user, lease = lease.0, encap, local, remote, ?client,
+                networks = ?networks.iter().map(ToString::to_string).collect::<Vec<_>>(), mtu,
+                lasts = expires.is_some(),
+            );
+        }
+        Move::Down(grant, why) => {
+            let (lease, user, name) = (grant.lease.0, &grant.user, &grant.name);
+            tracing::info!(event = "tunnel_down", tunnel = %name, %user, lease, why = why.name());
+        }
+    }
+}
+
+/// The tables' refusal in words for the log; numbers of tunnels say nothing there.
+fn told(why: &Rejected) -> String {
+    match why {
+        Rejected::OuterTaken { .. } => "another tunnel runs between the same outer endpoints".to_owned(),
+        Rejected::PrefixTaken { prefix, .. } => format!("prefix {prefix} is behind another tunnel"),
+        Rejected::Full { capacity, .. } => {
+            format!("the table was made for {capacity} tunnels; raise [router] capacity and restart")
+        }
+        Rejected::NotListening { port, .. } => format!("no UDP socket listens on port {port}"),
+        Rejected::PrefixReserved { .. }
+        | Rejected::NoTunnel(_)
+        | Rejected::NotReserved(_)
+        | Rejected::Mtu { .. }
+        | Rejected::Listen { .. }
+        | Rejected::Unlisten { .. } => why.to_string(),
+    }
+}
+
+async fn sleep_until(due: Option<Time>) {
+    match due {
+        Some(at) => tokio::time::sleep(at.since(now())).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Batch {
+    fn add(&mut self, outcome: Outcome) {
+        let Outcome { mut records, routes } = outcome;
+        self.records.append(&mut records);
+        if !routes.is_empty() {
+            self.steps.push(Step::Routes(routes));
+        }
+    }
+
+    fn grant(&mut self, grant: Grant, outcome: Outcome, reply: oneshot::Sender<Result<Held, Refusal>>) {
+        let Outcome { mut records, routes } = outcome;
+        self.records.append(&mut records);
+        self.steps.push(Step::Granted { grant: Box::new(grant), routes, reply });
+    }
+
+    fn renew(
+        &mut self,
+        until: Option<Time>,
+        outcome: Outcome,
+        reply: oneshot::Sender<Result<Option<Time>, Refusal>>,
+    ) {
+        let mut records: Vec<Record> = outcome.records;
+        self.records.append(&mut records);
+        self.steps.push(Step::Renewed { until, reply });
+    }
+}

@@ -1,0 +1,174 @@
+//! Changes of accounts by the operator: what may stand beside what is there already.
+//!
+//! Prefixes of an account are its own alone: not another account's, not inside one or around one, and not in use by
+//! somebody else at the moment. Pure: what is there comes in, records go out.
+
+use sixway_dataplane::update::Ipv6Prefix;
+
+use super::account::{MAX_OWN_PREFIXES, Secret};
+use super::pool::PAIRS;
+use super::{Account, Lease, Memory, Record, UserName};
+
+/// Why the accounts are not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RollError {
+    /// There is one already.
+    #[error(
+        "there is a user '{0}' already; `sixway user passwd {0}` changes the secret, `sixway user del {0}` removes it"
+    )]
+    Exists(UserName),
+    /// There is none.
+    #[error("there is no user '{0}'; `sixway user list` shows all")]
+    Unknown(UserName),
+    /// Two would have the same addresses.
+    #[error("prefix {prefix} of '{user}' meets {other} of '{owner}'; a prefix is one user's alone")]
+    Prefix {
+        /// Whose it would be.
+        user: UserName,
+        /// What.
+        prefix: Ipv6Prefix,
+        /// What it meets.
+        other: Ipv6Prefix,
+        /// Whose that is.
+        owner: UserName,
+    },
+    /// Somebody uses the addresses now.
+    #[error(
+        "prefix {prefix} meets {other}, which '{owner}' has out of a pool at the moment; choose another one"
+    )]
+    InUse {
+        /// What.
+        prefix: Ipv6Prefix,
+        /// What it meets.
+        other: Ipv6Prefix,
+        /// Who uses that.
+        owner: UserName,
+    },
+    /// Two would have the same address pair.
+    #[error("interface {pair} is pinned to '{owner}' already; choose another number")]
+    Pair {
+        /// The number.
+        pair: u32,
+        /// Whose it is.
+        owner: UserName,
+    },
+    /// There is no such address pair.
+    #[error("interface {0} is beyond the last one, {last}", last = PAIRS - 1)]
+    NoPair(u32),
+    /// More prefixes than an account can have.
+    #[error("'{0}' would have more than {MAX_OWN_PREFIXES} prefixes; merge some")]
+    TooMany(UserName),
+}
+
+/// Adds an account.
+///
+/// # Errors
+/// What stands against it.
+pub fn add(memory: &Memory, account: &Account) -> Result<Record, RollError> {
+    if find(memory, &account.name).is_some() {
+        return Err(RollError::Exists(account.name.clone()));
+    }
+    if account.prefixes.len() > MAX_OWN_PREFIXES {
+        return Err(RollError::TooMany(account.name.clone()));
+    }
+    if let Some(pair) = account.pair.filter(|pair| *pair >= PAIRS) {
+        return Err(RollError::NoPair(pair));
+    }
+    memory.accounts.iter().try_for_each(|other| beside(account, other))?;
+    memory.leases.iter().try_for_each(|lease| free_of(account, lease))?;
+    Ok(Record::Account(account.clone()))
+}
+
+/// Changes a secret.
+///
+/// # Errors
+/// [`RollError::Unknown`].
+pub fn change_secret(memory: &Memory, user: &UserName, secret: Secret) -> Result<Record, RollError> {
+    let account = find(memory, user).ok_or_else(|| RollError::Unknown(user.clone()))?;
+    Ok(Record::Account(Account { secret, ..account.clone() }))
+}
+
+/// Removes an account; a running router ends its tunnels.
+///
+/// # Errors
+/// [`RollError::Unknown`].
+pub fn remove(memory: &Memory, user: &UserName) -> Result<Record, RollError> {
+    let account = find(memory, user).ok_or_else(|| RollError::Unknown(user.clone()))?;
+    Ok(Record::AccountGone(account.name.clone()))
+}
+
+fn find<'m>(memory: &'m Memory, user: &UserName) -> Option<&'m Account> {
+    memory.accounts.iter().find(|account| account.name == *user)
+}
+
+fn meets(a: &Ipv6Prefix, b: &Ipv6Prefix) -> bool {
+    a.covers(*b) || b.covers(*a)
+}
+
+fn beside(account: &Account, other: &Account) -> Result<(), RollError> {
+    for prefix in &account.prefixes {
+        if let Some(theirs) = other.prefixes.iter().find(|theirs| meets(prefix, theirs)) {
+            let (user, owner) = (account.name.clone(), other.name.clone());
+            return Err(RollError::Prefix { user, prefix: *prefix, other: *theirs, owner });
+        }
+    }
+    match account.pair.filter(|pair| other.pair == Some(*pair)) {
+        Some(pair) => Err(RollError::Pair { pair, owner: other.name.clone() }),
+        None => Ok(()),
+    }
+}
+
+fn free_of(account: &Account, lease: &Lease) -> Result<(), RollError> {
+    for prefix in &account.prefixes {
+        if let Some(theirs) = lease.grant.prefixes().find(|theirs| meets(prefix, theirs)) {
+            let owner = lease.grant.user.clone();
+            return Err(RollError::InUse { prefix: *prefix, other: theirs, owner });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn account(name: &str, prefixes: &[&str], pair: Option<u32>) -> Account {
+        Account {
+            name: UserName::parse(name).unwrap(),
+            secret: Secret::parse(Zeroizing::new(b"hush".to_vec())).unwrap(),
+            prefixes: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
+            pair,
+        }
+    }
+
+    fn refused(memory: &Memory, account: &Account) -> String {
+        add(memory, account).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_one_user_s_is_no_other_s() {
+        let alice = account("alice", &["2001:db8:1::/48"], Some(7));
+        let memory = Memory { accounts: vec![alice.clone()], ..Memory::default() };
+        assert!(refused(&memory, &alice).contains("already"));
+        assert!(refused(&memory, &account("bob", &["2001:db8:1:2::/64"], None)).contains("alice"));
+        assert!(refused(&memory, &account("bob", &["2001:db8::/32"], None)).contains("alice"));
+        assert!(refused(&memory, &account("bob", &[], Some(7))).contains("pinned to 'alice'"));
+        assert!(refused(&memory, &account("bob", &[], Some(PAIRS))).contains("beyond"));
+        let bob = account("bob", &["2001:db8:2::/48"], Some(8));
+        assert_eq!(add(&memory, &bob), Ok(Record::Account(bob)));
+    }
+
+    #[test]
+    fn only_known_users_change_and_go() {
+        let alice = account("alice", &["2001:db8:1::/48"], Some(7));
+        let memory = Memory { accounts: vec![alice.clone()], ..Memory::default() };
+        let bob = UserName::parse("bob").unwrap();
+        assert_eq!(remove(&memory, &bob), Err(RollError::Unknown(bob.clone())));
+        assert!(change_secret(&memory, &bob, Secret::random([1; 16])).is_err());
+        let other = Secret::random([1; 16]);
+        let changed = change_secret(&memory, &alice.name, other.clone()).unwrap();
+        assert_eq!(changed, Record::Account(Account { secret: other, ..alice }));
+    }
+}

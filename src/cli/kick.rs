@@ -1,0 +1,34 @@
+//! `sixway kick`: a running instance ends leased tunnels.
+
+use clap::Args;
+
+use super::print_line;
+use super::socket::SocketArgs;
+use crate::admin::client::ask;
+use crate::admin::{Request, Response};
+
+/// Arguments of `sixway kick`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The user may log in again at once; `sixway user del NAME` removes the account and ends its tunnels."
+)]
+pub struct KickArgs {
+    /// A user, or one leased tunnel such as alice@dtcp
+    #[arg(value_name = "NAME")]
+    who: String,
+    #[command(flatten)]
+    instance: SocketArgs,
+}
+
+/// Asks for it and prints how many have ended.
+pub fn run(args: &KickArgs) -> anyhow::Result<()> {
+    match ask(&args.instance.path()?, &Request::Kick { who: args.who.clone() })? {
+        Response::Kicked { tunnels } => {
+            print_line(&format!("ended: {tunnels}"));
+            Ok(())
+        }
+        Response::Status(_) | Response::Reloaded(_) | Response::Churned { .. } | Response::Error(_) => {
+            anyhow::bail!("the instance answered something else; is it another version?")
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! `sixway user`: the accounts in the store. A running router sees changes within a second.
+//!
+//! Secrets come from files or standard input, never from the command line, where every process could read them.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use rand::RngExt;
+use sixway_dataplane::update::Ipv6Prefix;
+use zeroize::Zeroizing;
+
+use super::print_line;
+use crate::admin::table::columns;
+use crate::broker::account::MAX_SECRET;
+use crate::broker::{Account, Memory, Record, Secret, UserName, roll};
+use crate::config::Config;
+use crate::store::{Sqlite, Store};
+
+/// The longest file of accounts, in octets.
+const MOST_IMPORTED: u64 = 64 * 1024 * 1024;
+
+/// Arguments of `sixway user`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Secrets are kept in clear, because the login digests of DTCP and TSP are computed from them: the store is\nits owner's alone to read (mode 0600); keep its backups so too."
+)]
+pub struct UserArgs {
+    #[command(subcommand)]
+    what: What,
+    /// Configuration file, which names the store
+    #[arg(long, short, global = true, value_name = "FILE", default_value = "/etc/sixway/sixway.toml")]
+    config: PathBuf,
+    /// The store itself, instead of the one in the configuration file
+    #[arg(long, global = true, value_name = "FILE")]
+    store: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Add a user; without --secret-file a secret is made and printed once
+    Add {
+        /// 1 to 64 of A-Z a-z 0-9 . _ - + @
+        name: String,
+        #[command(flatten)]
+        secret: SecretArgs,
+        /// A network that is this user's alone, instead of one from a pool; may be repeated
+        #[arg(long, value_name = "PREFIX")]
+        prefix: Vec<String>,
+        /// The number of this user's address pair, instead of the next free one
+        #[arg(long, value_name = "N")]
+        interface: Option<u32>,
+    },
+    /// Change a user's secret; tunnels that are up stay
+    Passwd {
+        /// The user
+        name: String,
+        #[command(flatten)]
+        secret: SecretArgs,
+    },
+    /// Remove a user; a running router ends the tunnels
+    Del {
+        /// The user
+        name: String,
+    },
+    /// Show all users, without their secrets
+    List,
+    /// Add many users: one a line, `NAME SECRET [PREFIX,PREFIX|-] [INTERFACE]`; all of them or none
+    Import {
+        /// The file, or - for standard input
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct SecretArgs {
+    /// Read the secret from this file, or from standard input (-); a line end behind it is not part of it
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+}
+
+/// Does what is asked with the accounts.
+pub fn run(args: &UserArgs) -> anyhow::Result<()> {
+    let path = match &args.store {
+        Some(path) => path.clone(),
+        None => Config::load(&args.config)?.store.path,
+    };
+    let mut store = Sqlite::open_beside(&path)?;
+    let memory = store.load()?;
+    match &args.what {
+        What::Add { name, secret, prefix, interface } => {
+            let prefixes = prefix.iter().map(|text| parse_prefix(text)).collect::<anyhow::Result<_>>()?;
+            let (secret, made) = secret.read()?;
+            let name = UserName::parse(name)?;
+            let account = Account { name, secret: secret.clone(), prefixes, pair: *interface };
+            store.append(&[roll::add(&memory, &account)?])?;
+            print_line(&format!("added: {}", account.name));
+            print_made(&secret, made);
+        }
+        What::Passwd { name, secret } => {
+            let (secret, made) = secret.read()?;
+            let name = UserName::parse(name)?;
+            store.append(&[roll::change_secret(&memory, &name, secret.clone())?])?;
+            print_line(&format!("changed: {name}"));
+            print_made(&secret, made);
+        }
+        What::Del { name } => {
+            let name = UserName::parse(name)?;
+            store.append(&[roll::remove(&memory, &name)?])?;
+            print_line(&format!("removed: {name}"));
+        }
+        What::List => list(&memory),
+        What::Import { file } => {
+            let records = import(memory, file)?;
+            store.append(&records)?;
+            print_line(&format!("added: {}", records.len()));
+        }
+    }
+    Ok(())
+}
+
+impl SecretArgs {
+    /// The secret, and whether it was made up here.
+    fn read(&self) -> anyhow::Result<(Secret, bool)> {
+        let Some(file) = &self.secret_file else {
+            return Ok((Secret::random(rand::rng().random()), true));
+        };
+        let mut octets = read(file, MAX_SECRET as u64 + 2)?;
+        while octets.last().is_some_and(|last| matches!(last, b'\n' | b'\r')) {
+            octets.pop();
+        }
+        Ok((Secret::parse(octets).with_context(|| format!("{}", file.display()))?, false))
+    }
+}
+
+fn print_made(secret: &Secret, made: bool) {
+    if made {
+        let text = Zeroizing::new(String::from_utf8_lossy(secret.expose()).into_owned());
+        print_line(&Zeroizing::new(format!("secret: {}", *text)));
+    }
+}
+
+fn read(file: &Path, most: u64) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    let name = || format!("cannot read {}", file.display());
+    let source: Box<dyn Read> = if file == Path::new("-") {
+        Box::new(std::io::stdin())
+    } else {
+        Box::new(fs::File::open(file).with_context(name)?)
+    };
+    // All room at once: a buffer that grows leaves copies behind.
+    let mut octets = Zeroizing::new(Vec::with_capacity(4096));
+    source.take(most + 1).read_to_end(&mut octets).with_context(name)?;
+    anyhow::ensure!(octets.len() as u64 <= most, "{} has more than {most} octets", file.display());
+    Ok(octets)
+}
+
+fn parse_prefix(text: &str) -> anyhow::Result<Ipv6Prefix> {
+    crate::config::network(text).map_err(|why| anyhow::anyhow!("prefix '{text}': {why}"))
+}
+
+fn list(memory: &Memory) {
+    if memory.accounts.is_empty() {
+        return print_line("no users; `sixway user add NAME` adds one");
+    }
+    let mut rows = vec![["USER", "PREFIXES", "INTERFACE", "TUNNELS"].map(str::to_owned).to_vec()];
+    for account in &memory.accounts {
+        let prefixes: Vec<_> = account.prefixes.iter().map(ToString::to_string).collect();
+        let own = memory.leases.iter().filter(|lease| lease.grant.user == account.name);
+        let tunnels: Vec<_> = own.map(|lease| lease.grant.name.to_string()).collect();
+        rows.push(vec![
+            account.name.to_string(),
+            or_dash(prefixes.join(" ")),
+            account.pair.map_or_else(|| "-".to_owned(), |n| n.to_string()),
+            or_dash(tunnels.join(" ")),
+        ]);
+    }
+    columns(&rows, &[2]).iter().for_each(|line| print_line(line));
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
+/// All accounts of the file as records, or the first line that is wrong.
+fn import(mut memory: Memory, file: &Path) -> anyhow::Result<Vec<Record>> {
+    let octets = read(file, MOST_IMPORTED)?;
+    let text = std::str::from_utf8(&octets).with_context(|| format!("{} is no text", file.display()))?;
+    let mut records = Vec::new();
+    for (n, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let place = || format!("{}:{}", file.display(), n + 1);
+        let account = parse_account(line).with_context(place)?;
+        records.push(roll::add(&memory, &account).with_context(place)?);
+        memory.accounts.push(account);
+    }
+    Ok(records)
+}
+
+fn parse_account(line: &str) -> anyhow::Result<Account> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let (name, secret, prefixes, pair) = match words[..] {
+        [name, secret] => (name, secret, "-", None),
+        [name, secret, prefixes] => (name, secret, prefixes, None),
+        [name, secret, prefixes, pair] => (name, secret, prefixes, Some(pair)),
+        _ => anyhow::bail!("a line has 2 to 4 words: NAME SECRET [PREFIX,PREFIX|-] [INTERFACE]"),
+    };
+    let prefixes = if prefixes == "-" { Vec::new() } else { prefixes.split(',').collect() };
+    let pair = pair.map(|n| n.parse().with_context(|| format!("interface '{n}' is no number")));
+    Ok(Account {
+        name: UserName::parse(name)?,
+        secret: Secret::parse(Zeroizing::new(secret.into()))?,
+        prefixes: prefixes.into_iter().map(parse_prefix).collect::<anyhow::Result<_>>()?,
+        pair: pair.transpose()?,
+    })
+}

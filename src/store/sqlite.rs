@@ -1,0 +1,360 @@
+//! The embedded store: one SQLite file of mode 0600.
+//!
+//! Written ahead (WAL) and synced at each commit, so a batch costs one sync of the disk however long it is. A lock file
+//! beside it keeps a second router away; commands such as `sixway user` may write while a router runs, which sees it at
+//! its next look ([`Store::watch`]). Each prefix can stand behind one lease only: the file itself refuses a second one.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
+use zeroize::Zeroizing;
+
+use super::text::{emit_outer, emit_prefixes, parse_outer, parse_prefixes};
+use super::{Store, StoreError};
+use crate::broker::{Account, Grant, Lease, LeaseId, Memory, Pair, Protocol, Record, Secret, Time, UserName};
+
+/// The format that this program writes.
+const FORMAT: i64 = 1;
+/// How long another program may hold the file.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Owner only.
+const PRIVATE: u32 = 0o600;
+
+const SCHEMA: &str = "
+    CREATE TABLE account (
+        name     TEXT PRIMARY KEY,
+        secret   BLOB NOT NULL,
+        prefixes TEXT NOT NULL,
+        pair     INTEGER
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE assigned (
+        prefix TEXT PRIMARY KEY,
+        user   TEXT,
+        since  INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE lease (
+        id       INTEGER PRIMARY KEY,
+        user     TEXT NOT NULL,
+        protocol TEXT NOT NULL,
+        name     TEXT NOT NULL,
+        outside  TEXT NOT NULL,
+        networks TEXT NOT NULL,
+        pair     INTEGER,
+        server   TEXT,
+        client   TEXT,
+        mtu      INTEGER NOT NULL,
+        granted  INTEGER NOT NULL,
+        expires  INTEGER
+    ) STRICT;
+    CREATE TABLE held (
+        prefix TEXT PRIMARY KEY,
+        lease  INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX held_by ON held (lease);
+";
+
+/// An open store.
+#[derive(Debug)]
+pub struct Sqlite {
+    path: PathBuf,
+    db: Connection,
+    seen: i64,
+    /// Held, never read: there is one router to a store.
+    _lock: Option<File>,
+}
+
+impl Sqlite {
+    /// Opens the store for the router, and makes it where there is none. Nobody else can do so until it is dropped.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`], [`StoreError::InUse`], [`StoreError::Newer`], [`StoreError::Engine`].
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        prepare(path)?;
+        let lock = lock(path)?;
+        Ok(Self { _lock: Some(lock), ..Self::open_beside(path)? })
+    }
+
+    /// Opens the store for a command, whether a router uses it or not; makes it where there is none.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but never [`StoreError::InUse`].
+    pub fn open_beside(path: &Path) -> Result<Self, StoreError> {
+        prepare(path)?;
+        let failed = |why: rusqlite::Error| engine(path, &why);
+        let db = Connection::open(path).map_err(|why| refused(path, why))?;
+        db.busy_timeout(PATIENCE).map_err(failed)?;
+        db.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+        db.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+        // A secret that was changed or deleted is overwritten.
+        db.pragma_update(None, "secure_delete", "ON").map_err(failed)?;
+        db.set_prepared_statement_cache_capacity(32);
+        let mut store = Self { path: path.to_owned(), db, seen: 0, _lock: None };
+        store.lay_out()?;
+        store.seen = store.version()?;
+        Ok(store)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn lay_out(&mut self) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let failed = |why: rusqlite::Error| engine(&path, &why);
+        let changes = self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let found: i64 =
+            changes.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+        if found > FORMAT {
+            return Err(StoreError::Newer { path: path.clone(), found, known: FORMAT });
+        }
+        if found == 0 {
+            changes.execute_batch(SCHEMA).map_err(failed)?;
+            changes.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
+        }
+        changes.commit().map_err(failed)
+    }
+
+    /// Changes whenever somebody else has written.
+    fn version(&self) -> Result<i64, StoreError> {
+        let asked = self.db.pragma_query_value(None, "data_version", |row| row.get(0));
+        asked.map_err(|why| engine(&self.path, &why))
+    }
+
+    /// Every row of `query`, made into what it means.
+    fn all<T>(
+        &self,
+        query: &str,
+        mut read: impl FnMut(&Row<'_>) -> Result<T, Fault>,
+    ) -> Result<Vec<T>, StoreError> {
+        let told = |fault: Fault| fault.told(&self.path);
+        let mut statement = self.db.prepare_cached(query).map_err(|why| engine(&self.path, &why))?;
+        let mut rows = statement.query([]).map_err(|why| engine(&self.path, &why))?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next().map_err(|why| engine(&self.path, &why))? {
+            found.push(read(row).map_err(told)?);
+        }
+        Ok(found)
+    }
+
+    fn accounts(&self) -> Result<Vec<Account>, StoreError> {
+        self.all("SELECT name, secret, prefixes, pair FROM account", read_account)
+    }
+}
+
+impl Store for Sqlite {
+    fn load(&mut self) -> Result<Memory, StoreError> {
+        self.seen = self.version()?;
+        let leases = "SELECT id, user, protocol, name, outside, networks, pair, server, client, mtu, granted, \
+                      expires FROM lease ORDER BY id";
+        Ok(Memory {
+            accounts: self.accounts()?,
+            leases: self.all(leases, read_lease)?,
+            assigned: self.all("SELECT prefix, user, since FROM assigned", read_assigned)?,
+        })
+    }
+
+    fn append(&mut self, batch: &[Record]) -> Result<(), StoreError> {
+        let path = &self.path;
+        let failed = |why: rusqlite::Error| engine(path, &why);
+        let changes = self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        for record in batch {
+            write(&changes, record).map_err(failed)?;
+        }
+        changes.commit().map_err(failed)
+    }
+
+    fn watch(&mut self) -> Result<Option<Vec<Account>>, StoreError> {
+        let now = self.version()?;
+        if std::mem::replace(&mut self.seen, now) == now {
+            return Ok(None);
+        }
+        self.accounts().map(Some)
+    }
+}
+
+/// Sees to it that file and folder are there and nobody else's to read. SQLite gives its side files the same mode.
+fn prepare(path: &Path) -> Result<(), StoreError> {
+    let failed = |why: io::Error| StoreError::Open { path: path.to_owned(), why: why.to_string() };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    }
+    let file = OpenOptions::new().read(true).append(true).create(true).mode(PRIVATE).open(path);
+    let file = file.map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        tracing::warn!("{} was readable by others (mode {mode:o}); it is not any more", path.display());
+        file.set_permissions(fs::Permissions::from_mode(PRIVATE)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let failed = |why: io::Error| StoreError::Open { path: path.to_owned(), why: why.to_string() };
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(PRIVATE).open(&name);
+    let file = file.map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(why)) => Err(failed(why)),
+    }
+}
+
+fn engine(path: &Path, why: &rusqlite::Error) -> StoreError {
+    StoreError::Engine { path: path.to_owned(), why: why.to_string() }
+}
+
+fn refused(path: &Path, why: rusqlite::Error) -> StoreError {
+    StoreError::Open { path: path.to_owned(), why: why.to_string() }
+}
+
+fn write(changes: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
+    let run = |query: &str, values: &[&dyn rusqlite::ToSql]| {
+        changes.prepare_cached(query)?.execute(values).map(|_rows| ())
+    };
+    match record {
+        Record::Account(account) => run(
+            "INSERT OR REPLACE INTO account (name, secret, prefixes, pair) VALUES (?1, ?2, ?3, ?4)",
+            params![
+                account.name.as_str(),
+                account.secret.expose(),
+                emit_prefixes(&account.prefixes),
+                account.pair
+            ],
+        ),
+        Record::AccountGone(name) => run("DELETE FROM account WHERE name = ?1", params![name.as_str()]),
+        Record::Lease(lease) => write_lease(changes, lease),
+        Record::Until(id, at) => {
+            run("UPDATE lease SET expires = ?2 WHERE id = ?1", params![number(id.0), number(at.0)])
+        }
+        Record::Ended(id) => {
+            run("DELETE FROM held WHERE lease = ?1", params![number(id.0)])?;
+            run("DELETE FROM lease WHERE id = ?1", params![number(id.0)])
+        }
+        Record::Assigned { prefix, user, since } => run(
+            "INSERT OR REPLACE INTO assigned (prefix, user, since) VALUES (?1, ?2, ?3)",
+            params![prefix.to_string(), user.as_ref().map(UserName::as_str), number(since.0)],
+        ),
+    }
+}
+
+fn write_lease(changes: &Transaction<'_>, lease: &Lease) -> rusqlite::Result<()> {
+    let Lease { grant, protocol, granted } = lease;
+    let pair = grant.pair;
+    changes
+        .prepare_cached(
+            "INSERT INTO lease (id, user, protocol, name, outside, networks, pair, server, client, mtu, granted, \
+             expires) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+        )?
+        .execute(params![
+            number(grant.lease.0),
+            grant.user.as_str(),
+            protocol.name(),
+            &*grant.name,
+            emit_outer(&grant.outer),
+            emit_prefixes(&grant.networks),
+            pair.map(|p| p.number),
+            pair.map(|p| p.server.to_string()),
+            pair.map(|p| p.client.to_string()),
+            grant.mtu,
+            number(granted.0),
+            grant.expires.map(|at| number(at.0)),
+        ])?;
+    let mut hold = changes.prepare_cached("INSERT INTO held (prefix, lease) VALUES (?1, ?2)")?;
+    for prefix in grant.prefixes() {
+        hold.execute(params![prefix.to_string(), number(grant.lease.0)])?;
+    }
+    Ok(())
+}
+
+/// SQLite counts with a sign; times and numbers beyond it are out of anybody's reach.
+fn number(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// What can be wrong with a row.
+enum Fault {
+    Engine(rusqlite::Error),
+    Nonsense(String, &'static str),
+}
+
+impl Fault {
+    fn told(self, path: &Path) -> StoreError {
+        match self {
+            Self::Engine(why) => engine(path, &why),
+            Self::Nonsense(text, expected) => StoreError::Nonsense { path: path.to_owned(), text, expected },
+        }
+    }
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(why: rusqlite::Error) -> Self {
+        Self::Engine(why)
+    }
+}
+
+/// A text that must mean something.
+fn meaning<T>(
+    text: String,
+    expected: &'static str,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, Fault> {
+    parse(&text).ok_or(Fault::Nonsense(text, expected))
+}
+
+fn time(row: &Row<'_>, column: usize) -> Result<Time, Fault> {
+    Ok(Time(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0)))
+}
+
+fn user(text: String) -> Result<UserName, Fault> {
+    meaning(text, "a user name", |t| UserName::parse(t).ok())
+}
+
+fn read_account(row: &Row<'_>) -> Result<Account, Fault> {
+    let secret = Zeroizing::new(row.get::<_, Vec<u8>>(1)?);
+    Ok(Account {
+        name: user(row.get(0)?)?,
+        // What is wrong with a secret is nobody's to read.
+        secret: Secret::parse(secret).map_err(|_| Fault::Nonsense("(hidden)".to_owned(), "a secret"))?,
+        prefixes: meaning(row.get(2)?, "a list of prefixes", parse_prefixes)?,
+        pair: row.get(3)?,
+    })
+}
+
+fn read_assigned(
+    row: &Row<'_>,
+) -> Result<(sixway_dataplane::update::Ipv6Prefix, Option<UserName>, Time), Fault> {
+    let prefix = meaning(row.get(0)?, "a prefix", |t| t.parse().ok())?;
+    let owner = row.get::<_, Option<String>>(1)?.map(user).transpose()?;
+    Ok((prefix, owner, time(row, 2)?))
+}
+
+fn read_lease(row: &Row<'_>) -> Result<Lease, Fault> {
+    let named = |t: &str| Protocol::ALL.into_iter().find(|p| p.name() == t);
+    let expires: Option<i64> = row.get(11)?;
+    let grant = Grant {
+        lease: LeaseId(u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0)),
+        user: user(row.get(1)?)?,
+        name: row.get::<_, String>(3)?.into(),
+        outer: meaning(row.get(4)?, "an outer side", parse_outer)?,
+        pair: read_pair(row)?,
+        networks: meaning(row.get(5)?, "a list of prefixes", parse_prefixes)?,
+        mtu: row.get(9)?,
+        expires: expires.map(|_| time(row, 11)).transpose()?,
+    };
+    let protocol = meaning(row.get(2)?, "a protocol", named)?;
+    Ok(Lease { grant, protocol, granted: time(row, 10)? })
+}
+
+fn read_pair(row: &Row<'_>) -> Result<Option<Pair>, Fault> {
+    let Some(number) = row.get::<_, Option<u32>>(6)? else { return Ok(None) };
+    let server = meaning(row.get(7)?, "an IPv6 address", |t| t.parse().ok())?;
+    let client = meaning(row.get(8)?, "an IPv6 address", |t| t.parse().ok())?;
+    Ok(Some(Pair { number, server, client }))
+}

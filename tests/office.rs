@@ -1,0 +1,152 @@
+//! The office with broker and store together: answers, ends, restarts, and what the operator changes meanwhile.
+
+#![expect(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
+
+use std::time::Duration;
+
+use office_lab::{Folder, Twin, account, drive, open, prefix, terms, user, wish, with_users};
+use sixway::broker::{Account, End, Keep, Record, Refusal, Wants};
+use sixway::store::{Sqlite, Store};
+
+mod office_lab;
+
+const HOUR: Keep = Keep::For(Duration::from_secs(3600));
+
+#[test]
+fn what_lasts_forwards_again_after_a_restart_and_the_rest_is_gone() {
+    let folder = Folder::new("restart");
+    with_users(&folder.store(), 3);
+    let (office, lasting) =
+        drive(open(&folder.store(), terms("2001:db8::/48", 64)), &Twin::default(), async |desk| {
+            let lasting = desk.grant(wish(0, HOUR)).await.unwrap();
+            let _with_connection = desk.grant(wish(1, Keep::WithConnection)).await.unwrap();
+            std::mem::forget(_with_connection);
+            lasting.grant.clone()
+        });
+    office.close();
+    let twin = Twin::default();
+    let (office, again) = drive(open(&folder.store(), terms("2001:db8::/48", 64)), &twin, async |desk| {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let before = (twin.holder(lasting.networks[0]), twin.0.lock().unwrap().len());
+        assert_eq!(before, (Some(lasting.lease), 1), "before anybody has connected");
+        let other = desk.grant(wish(2, HOUR)).await.unwrap();
+        assert_eq!(other.grant.networks, [prefix("2001:db8:0:2::/64")], "u1's is still in mind for u1");
+        desk.grant(wish(1, HOUR)).await.unwrap().grant.clone()
+    });
+    assert_eq!(again.networks, [prefix("2001:db8:0:1::/64")], "the same as before");
+    office.close();
+}
+
+#[test]
+fn the_newest_session_wins_and_the_older_one_hears_so() {
+    let folder = Folder::new("newest");
+    with_users(&folder.store(), 1);
+    let twin = Twin::default();
+    drive(open(&folder.store(), terms("2001:db8::/48", 64)), &twin, async |desk| {
+        let mut first = desk.grant(wish(0, Keep::WithConnection)).await.unwrap();
+        let mut elsewhere = wish(0, Keep::WithConnection);
+        elsewhere.outer = wish(77, HOUR).outer;
+        let second = desk.grant(elsewhere).await.unwrap();
+        assert_eq!(first.ended().await, End::Superseded);
+        assert_eq!(first.grant.networks, second.grant.networks);
+        assert_eq!((&*first.grant.name, &*second.grant.name), ("u0@tsp", "u0@tsp"));
+        drop(first);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(
+            twin.holder(second.grant.networks[0]),
+            Some(second.grant.lease),
+            "the first one's end is past"
+        );
+        second.release().await;
+        assert!(twin.0.lock().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_connection_that_is_gone_takes_its_tunnel_along() {
+    let folder = Folder::new("gone");
+    with_users(&folder.store(), 1);
+    let twin = Twin::default();
+    let (office, ()) = drive(open(&folder.store(), terms("2001:db8::/48", 64)), &twin, async |desk| {
+        drop(desk.grant(wish(0, Keep::WithConnection)).await.unwrap());
+        // Whoever has left before the answer comes leaves no tunnel either.
+        drop(tokio::time::timeout(Duration::ZERO, desk.grant(wish(0, Keep::WithConnection))).await);
+    });
+    assert!(twin.0.lock().unwrap().is_empty() && office.broker().is_empty());
+    office.close();
+    assert!(Sqlite::open_beside(&folder.store()).unwrap().load().unwrap().leases.is_empty());
+}
+
+#[test]
+fn time_ends_what_nobody_renews() {
+    let folder = Folder::new("time");
+    with_users(&folder.store(), 2);
+    let twin = Twin::default();
+    drive(open(&folder.store(), terms("2001:db8::/48", 64)), &twin, async |desk| {
+        let mut short = desk.grant(wish(0, Keep::For(Duration::from_millis(100)))).await.unwrap();
+        let renewed = desk.grant(wish(1, Keep::For(Duration::from_millis(100)))).await.unwrap();
+        desk.renew(renewed.grant.lease, Duration::from_secs(60)).await.unwrap();
+        assert_eq!(short.ended().await, End::Expired);
+        assert_eq!(
+            desk.renew(short.grant.lease, Duration::from_secs(9)).await,
+            Err(Refusal::NoLease(short.grant.lease))
+        );
+        assert_eq!(twin.holder(renewed.grant.networks[0]), Some(renewed.grant.lease));
+    });
+}
+
+#[test]
+fn a_used_up_pool_is_said_so_and_what_is_given_back_is_given_again() {
+    let folder = Folder::new("full");
+    with_users(&folder.store(), 3);
+    drive(open(&folder.store(), terms("2001:db8::/63", 64)), &Twin::default(), async |desk| {
+        let first = desk.grant(wish(0, HOUR)).await.unwrap();
+        let _second = desk.grant(wish(1, HOUR)).await.unwrap();
+        let refused = desk.grant(wish(2, HOUR)).await.unwrap_err();
+        assert_eq!(refused, Refusal::Exhausted(prefix("2001:db8::/63")));
+        let free = first.grant.networks.clone();
+        first.release().await;
+        assert_eq!(desk.grant(wish(2, HOUR)).await.unwrap().grant.networks, free);
+        let pair = Wants { pair: true, network: None };
+        let refused = desk.grant(sixway::broker::Wish { wants: pair, ..wish(0, HOUR) }).await.unwrap_err();
+        assert!(matches!(refused, Refusal::NothingToGive(_)), "{refused}");
+    });
+}
+
+#[test]
+fn the_running_office_sees_what_the_operator_changes() {
+    let folder = Folder::new("watch");
+    with_users(&folder.store(), 1);
+    let path = folder.store();
+    drive(open(&path, terms("2001:db8::/48", 64)), &Twin::default(), async |desk| {
+        let mut held = desk.grant(wish(0, HOUR)).await.unwrap();
+        assert_eq!(desk.grant(wish(1, HOUR)).await.unwrap_err(), Refusal::LoginFailed);
+        let own = Account { prefixes: vec![prefix("2001:db8:7::/48")], ..account(1) };
+        let change = [Record::AccountGone(user(0)), Record::Account(own)];
+        Sqlite::open_beside(&path).unwrap().append(&change).unwrap();
+        assert_eq!(held.ended().await, End::AccountGone);
+        let given = desk.grant(wish(1, HOUR)).await.unwrap();
+        assert_eq!(given.grant.networks, [prefix("2001:db8:7::/48")]);
+        let proof = |s: &sixway::broker::Secret| (s.expose() == b"hush").then_some(());
+        assert!(desk.login([192, 0, 2, 1].into(), "u1", proof).is_ok());
+        assert_eq!(desk.login([192, 0, 2, 1].into(), "u0", proof), Err(Refusal::LoginFailed));
+    });
+}
+
+#[test]
+fn the_store_is_its_owner_s_alone_and_one_router_s() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new("alone");
+    let path = folder.0.join("made/six0.db");
+    let mut store = Sqlite::open(&path).unwrap();
+    store.append(&[Record::Account(account(0))]).unwrap();
+    for entry in std::fs::read_dir(path.parent().unwrap()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{}", entry.path().display());
+    }
+    assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(Sqlite::open(&path).unwrap_err().to_string().contains("another running router"));
+    drop(store);
+    assert_eq!(Sqlite::open(&path).unwrap().load().unwrap().accounts, [account(0)]);
+}
