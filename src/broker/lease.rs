@@ -217,7 +217,8 @@ impl Broker {
         for prefix in grant.prefixes() {
             self.held.remove(&prefix);
             let Some((pool, n)) = self.place_of(prefix) else { continue };
-            let user = self.pools[pool].leave(n, now);
+            // What is set aside for an account may lie in a pool, which knows nothing of it then.
+            let Some(user) = self.pools[pool].leave(n, now) else { continue };
             outcome.records.push(Record::Assigned { prefix, user, since: now });
         }
         outcome
@@ -490,7 +491,10 @@ impl Broker {
         let Some(account) = self.accounts.find(&grant.user) else { return false };
         grant.prefixes().all(|prefix| {
             let place = self.place_of(prefix);
-            account.prefixes.contains(&prefix) || place.is_some_and(|(pool, n)| self.pools[pool].is_within(n))
+            let theirs = |pool: usize, n| {
+                self.pools[pool].is_within(n) && self.pools[pool].user(n) == Some(&grant.user)
+            };
+            account.prefixes.contains(&prefix) || place.is_some_and(|(pool, n)| theirs(pool, n))
         })
     }
 

@@ -234,11 +234,11 @@ impl Places {
         self.known.iter().map(|(n, place)| (*n, place.user.as_ref(), place.since))
     }
 
-    /// Nobody uses place `n` any more; it stays in mind for its user. Says for whom.
-    pub fn leave(&mut self, n: u32, now: Time) -> Option<UserName> {
+    /// Nobody uses place `n` any more; it stays in mind for its user. Says for whom; `None`: it was never given.
+    pub fn leave(&mut self, n: u32, now: Time) -> Option<Option<UserName>> {
         let user = self.known.get(&n)?.user.clone();
         self.assign(n, user.clone(), false, now);
-        user
+        Some(user)
     }
 
     /// The account is gone: unused places of it are nobody's, and behind all others when places run out. Returns them.

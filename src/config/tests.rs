@@ -794,3 +794,61 @@ fn every_key_s_example_is_accepted() {
     assert_eq!(good(&format!("[[tunnel]]\n{}", lines(&schema::TUNNEL))).tunnels.len(), 1);
     assert_eq!(good(&format!("[[tunnel_range]]\n{}", lines(&schema::TUNNEL_RANGE))).tunnels.len(), 1000);
 }
+
+fn pool(prefix: &str, rest: &str) -> String {
+    format!("[[pool]]\nprefix = \"{prefix}\"\n{rest}\n")
+}
+
+#[test]
+fn pools_limits_hooks_and_store_arrive() {
+    let text = pool("2001:db8:100::/40", "assign = 56")
+        + &pool("2001:db8:200:1::/64", "pairs = true")
+        + "[store]\npath = \"/tmp/s.db\"\n[limits]\ntunnels_per_account = 3\n"
+        + "[hooks]\nup = \"/etc/sixway/up\"\nat_once = 2\n";
+    let config = good(&text);
+    let kinds: Vec<_> = config.pools.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        kinds,
+        ["2001:db8:100::/40 (65536 networks of /56)", "2001:db8:200:1::/64 (16383 address pairs)"]
+    );
+    assert_eq!(config.store, Store { path: "/tmp/s.db".into(), wanted: true });
+    assert_eq!(config.limits, Limits { tunnels_per_account: 3, ..Limits::default() });
+    let up = Some(PathBuf::from("/etc/sixway/up"));
+    assert_eq!(config.hooks, Hooks { up, down: None, timeout: 10, at_once: 2 });
+    assert_eq!(config.kernel_routes(), [prefix("2001:db8:100::/40"), prefix("2001:db8:200:1::/64")]);
+    assert!(config.needs_forwarding());
+    let nothing = good("");
+    assert_eq!(nothing.store, Store { path: "/var/lib/sixway/six0.db".into(), wanted: false });
+}
+
+#[test]
+fn pools_that_cannot_be_are_explained() {
+    one_mistake(&pool("2001:db8:100::/40", ""), 1, &["`assign` is missing", "assign = 56"]);
+    one_mistake(&pool("2001:db8:100::/40", "assign = 40"), 3, &["/40 into /40", "larger than", "41 to 64"]);
+    one_mistake(&pool("2001:db8::/32", "assign = 64"), 3, &["2^24", "33 to 56"]);
+    one_mistake(&pool("2001:db8:100::/40", "assign = 65"), 3, &["1 to 64"]);
+    one_mistake(&pool("2001:db8::/64", "assign = 64"), 3, &["shorter `prefix`"]);
+    one_mistake(&pool("2001:db8::/113", "pairs = true"), 2, &["/112"]);
+    one_mistake(&pool("2001:db8::/64", "pairs = true\nassign = 64"), 4, &["not both"]);
+    one_mistake(&pool("fe80::/64", "pairs = true"), 2, &["never routed"]);
+}
+
+#[test]
+fn pools_overlap_neither_each_other_nor_lie_behind_a_tunnel() {
+    let two = pool("2001:db8:100::/40", "assign = 56") + &pool("2001:db8:120::/48", "assign = 56");
+    one_mistake(&two, 5, &["overlap", "line 2"]);
+    let behind = alice_with("") + &pool("2001:db8:1:100::/56", "assign = 64");
+    one_mistake(&behind, 7, &["behind tunnel 'alice'"]);
+    good(&(alice_with("") + &pool("2001:db8::/32", "assign = 48")));
+    let uplink = tunnel("up", "udp", "10.71.0.2:5555", "\"::/0\"");
+    good(&(uplink + &pool("2001:db8::/32", "assign = 48")));
+}
+
+#[test]
+fn what_is_the_router_s_or_a_tunnel_s_is_not_given_out() {
+    let router = "[router]\naddress = [\"2001:db8:100::1/64\", \"2001:db8:1ff::1/32\"]\n";
+    let tunnel = tunnel("alice", "udp", "10.71.0.2:5555", "\"2001:db8:101::/48\"");
+    let config = good(&(router.to_owned() + &tunnel + &pool("2001:db8:100::/40", "assign = 48")));
+    let fences = ["2001:db8:100::/64", "2001:db8:1ff::1/128", "2001:db8:101::/48"].map(prefix);
+    assert_eq!(config.terms().fences, fences, "a network around the pool bars its one address only");
+}

@@ -61,12 +61,6 @@ impl Tables for Twin {
     }
 }
 
-impl Twin {
-    pub(crate) fn holder(&self, prefix: Ipv6Prefix) -> Option<LeaseId> {
-        self.0.lock().unwrap().get(&prefix).copied()
-    }
-}
-
 pub(crate) fn prefix(text: &str) -> Ipv6Prefix {
     text.parse().unwrap()
 }
