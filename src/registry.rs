@@ -378,11 +378,6 @@ impl Registry {
         Some(Ok(()))
     }
 
-    /// The number of the tunnel that a lease stands for.
-    pub fn by_lease(&self, lease: LeaseId) -> Option<TunnelId> {
-        self.by_lease.get(&lease).copied()
-    }
-
     /// The live tunnel with this number.
     pub fn tunnel(&self, id: TunnelId) -> Option<&Live> {
         self.live.get(id.0 as usize)?.as_ref()

@@ -177,6 +177,8 @@ async fn live(
     // First of all: from here on a signal asks, it does not kill.
     let signals = Signals::new(signals)?;
     let admin = AdminSocket::bind(&config.admin.socket)?;
+    let mut rng = StdRng::from_rng(&mut rand::rng());
+    let office = open_office(&config, rng.random())?;
     check_tun_device()?;
     let network = Network::look(&config.router.tun).await?;
     let fresh_network = prepared.is_some();
@@ -187,8 +189,6 @@ async fn live(
     if fresh_network {
         network.raise_loopback().await?;
     }
-    let mut rng = StdRng::from_rng(&mut rand::rng());
-    let office = open_office(&config, rng.random())?;
     let plane = prepared.start(rng.next_u64()).map_err(explain)?;
     let prober = Prober::new(rng);
     let registry = Registry::new(plane.writer, plane.counters.clone(), prober.ident());

@@ -2,11 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use office_lab::{Folder, Twin, account, drive, open, prefix, terms, user, wish, with_users};
-use sixway::broker::{Account, End, Keep, LeaseId, Record, Refusal, Wants};
-use sixway::store::{Sqlite, Store};
+use sixway::broker::{Account, End, Keep, LeaseId, Memory, Record, Refusal, Wants};
+use sixway::config::Hooks;
+use sixway::office::Office;
+use sixway::store::{Sqlite, Store, StoreError};
 
 use sixway_dataplane::update::Ipv6Prefix;
 
@@ -155,4 +159,78 @@ fn the_store_is_its_owner_s_alone_and_one_router_s() {
     assert!(Sqlite::open(&path).unwrap_err().to_string().contains("another running router"));
     drop(store);
     assert_eq!(Sqlite::open(&path).unwrap().load().unwrap().accounts, [account(0)]);
+}
+
+/// A store whose disk is full as long as it is told so.
+struct Full(Sqlite, Arc<AtomicBool>);
+
+impl Store for Full {
+    fn load(&mut self) -> Result<Memory, StoreError> {
+        self.0.load()
+    }
+
+    fn append(&mut self, batch: &[Record]) -> Result<(), StoreError> {
+        if self.1.load(Ordering::SeqCst) {
+            return Err(StoreError::Engine { path: "x".into(), why: "disk full".into() });
+        }
+        self.0.append(batch)
+    }
+
+    fn watch(&mut self) -> Result<Option<Vec<Account>>, StoreError> {
+        self.0.watch()
+    }
+}
+
+#[test]
+fn what_cannot_be_kept_is_not_given_and_nothing_is_forgotten() {
+    let folder = Folder::new("disk");
+    with_users(&folder.store(), 3);
+    let (twin, full) = (Twin::default(), Arc::new(AtomicBool::new(false)));
+    let store = Full(Sqlite::open(&folder.store()).unwrap(), full.clone());
+    let hooks = Hooks { up: None, down: None, timeout: 10, at_once: 1 };
+    let office = Office::open(Box::new(store), terms("2001:db8::/63", 64), &hooks, [7; 16]).unwrap();
+    let (office, ()) = drive(office, &twin, async |desk| {
+        let first = desk.grant(wish(0, HOUR)).await.unwrap();
+        full.store(true, Ordering::SeqCst);
+        assert_eq!(desk.grant(wish(1, HOUR)).await.unwrap_err(), Refusal::Store);
+        assert_eq!(desk.grant(wish(1, HOUR)).await.unwrap_err(), Refusal::Store, "at once, while it fails");
+        assert_eq!(twin.0.lock().unwrap().len(), 1);
+        // An end is an end, whether it can be kept now or only later.
+        first.release().await;
+        assert!(twin.0.lock().unwrap().is_empty());
+        full.store(false, Ordering::SeqCst);
+        let again = async {
+            loop {
+                match desk.grant(wish(2, HOUR)).await {
+                    Err(Refusal::Store) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    other => break other.unwrap(),
+                }
+            }
+        };
+        let again = tokio::time::timeout(Duration::from_secs(10), again).await.unwrap();
+        assert_eq!(holder(&twin, again.grant.networks[0]), Some(again.grant.lease));
+    });
+    office.close();
+    let kept = Sqlite::open_beside(&folder.store()).unwrap().load().unwrap().leases;
+    assert_eq!(kept.iter().map(|lease| lease.grant.user.clone()).collect::<Vec<_>>(), [user(2)]);
+}
+
+#[test]
+fn what_the_tables_refuse_is_taken_back_in_the_store() {
+    let folder = Folder::new("tables");
+    with_users(&folder.store(), 2);
+    let twin = Twin::default();
+    let (office, ()) = drive(open(&folder.store(), terms("2001:db8::/64", 66)), &twin, async |desk| {
+        let mut first = desk.grant(wish(0, HOUR)).await.unwrap();
+        twin.1.store(true, Ordering::SeqCst);
+        let refused = desk.grant(wish(1, HOUR)).await.unwrap_err();
+        assert!(matches!(&refused, Refusal::Table(why) if why.contains("same outer endpoints")), "{refused}");
+        // The older session has given way before the tables were asked: it hears so.
+        assert!(matches!(desk.grant(wish(0, HOUR)).await, Err(Refusal::Table(_))));
+        assert_eq!(first.ended().await, End::Superseded);
+    });
+    office.close();
+    assert!(twin.0.lock().unwrap().is_empty());
+    let memory = Sqlite::open_beside(&folder.store()).unwrap().load().unwrap();
+    assert!(memory.leases.is_empty() && memory.assigned.len() == 2, "{:?}", memory.assigned);
 }

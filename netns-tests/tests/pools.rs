@@ -110,7 +110,7 @@ fn leases_that_last_forward_again_before_anybody_connects() {
         assert!(alice.ping(U6, PATIENCE).is_some(), "round {round}: {}", server.log());
         let serving = alice.serve();
         assert_eq!(pings(&rig.u, ALICE_INSIDE, 2, ""), 2, "round {round}");
-        drop(serving);
+        drop((serving, alice));
         let bob = Client::udp(&rig.c, &format!("{C4_OTHER}:{CLIENT_PORT}"), BOB);
         assert!(bob.ping(U6, PATIENCE).is_some(), "his own prefix has a route of its own");
         let inside = Client::udp(&rig.c, &format!("10.71.0.2:{CLIENT_PORT}"), "fd00:2:9::6");

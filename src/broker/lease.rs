@@ -54,6 +54,8 @@ pub struct Broker {
     accounts: Accounts,
     terms: Terms,
     pools: Vec<Places>,
+    /// What the pools were cut around, sorted.
+    fences: Vec<Ipv6Prefix>,
     /// What was given out of pools that the configuration no longer has.
     elsewhere: HashMap<Ipv6Prefix, (Option<UserName>, Time)>,
     leases: HashMap<LeaseId, Lease>,
@@ -80,6 +82,7 @@ impl Broker {
             accounts,
             terms,
             pools: Vec::new(),
+            fences: Vec::new(),
             elsewhere: HashMap::new(),
             leases: HashMap::new(),
             by_user: HashMap::new(),
@@ -136,7 +139,10 @@ impl Broker {
                 outcome.append(self.end(now, id, End::AccountGone));
             }
         }
-        self.cut_pools();
+        // Most changes set nothing aside: then the pools stay as they are.
+        if self.fences() != self.fences {
+            self.cut_pools();
+        }
         for user in &gone {
             outcome.records.append(&mut self.orphan(user, now));
         }
@@ -247,11 +253,6 @@ impl Broker {
     /// The pools, each with how many of its places are in use.
     pub fn pools(&self) -> impl Iterator<Item = (Pool, usize)> {
         self.pools.iter().map(|places| (places.pool(), places.in_use()))
-    }
-
-    /// The lease of that number.
-    pub fn lease_of(&self, id: LeaseId) -> Option<&Lease> {
-        self.leases.get(&id)
     }
 
     /// The leases of an account, oldest first.
@@ -457,8 +458,8 @@ impl Broker {
             let known = places.known().map(|(n, user, at)| (pool.place(n), (user.cloned(), at)));
             self.elsewhere.extend(known);
         }
-        let fences = self.fences();
-        self.pools = self.terms.pools.iter().map(|pool| Places::new(*pool, &fences)).collect();
+        self.fences = self.fences();
+        self.pools = self.terms.pools.iter().map(|pool| Places::new(*pool, &self.fences)).collect();
         for (prefix, (user, at)) in std::mem::take(&mut self.elsewhere) {
             match self.place_of(prefix) {
                 Some((pool, n)) => self.pools[pool].assign(n, user, self.held.contains_key(&prefix), at),
@@ -470,6 +471,7 @@ impl Broker {
     fn fences(&self) -> Vec<Ipv6Prefix> {
         let mut fences = self.terms.fences.clone();
         self.accounts.each(|account| fences.extend(&account.prefixes));
+        fences.sort_unstable();
         fences
     }
 

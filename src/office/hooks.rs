@@ -149,3 +149,69 @@ async fn run_one(run: Run) -> Result<(), String> {
 fn advice(program: &Path, why: &std::io::Error) -> String {
     format!("{why}; it must be a program that this user may run: `ls -l {}`", program.display())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn run(seconds: &str, timeout: Duration) -> Result<(), String> {
+        let environment = vec![("SIXWAY_TEST_SECONDS", seconds.to_owned())];
+        let folder = std::env::temp_dir().join(format!("sixway-hook-{}-{seconds}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let program = folder.join("hook");
+        std::fs::write(&program, "#!/bin/sh\nexec sleep $SIXWAY_TEST_SECONDS\n").unwrap();
+        let all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, all).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let done = runtime.block_on(run_one(Run { program, timeout, tunnel: "x@dtcp".into(), environment }));
+        std::fs::remove_dir_all(&folder).unwrap();
+        done
+    }
+
+    #[test]
+    fn a_program_has_its_time_and_no_more() {
+        assert_eq!(run("0", Duration::from_secs(10)), Ok(()));
+        let started = Instant::now();
+        let killed = run("30", Duration::from_millis(200)).unwrap_err();
+        assert!(killed.contains("killed") && started.elapsed() < Duration::from_secs(10), "{killed}");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_explained() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let program = PathBuf::from("/nowhere/hook");
+        let timeout = Duration::from_secs(1);
+        let run = Run { program, timeout, tunnel: "x@dtcp".into(), environment: Vec::new() };
+        let why = runtime.block_on(run_one(run)).unwrap_err();
+        assert!(why.contains("ls -l /nowhere/hook"), "{why}");
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let up = Some(PathBuf::from("/nowhere/hook"));
+            let mut hooks = Hooks::start(&config::Hooks { up, down: None, timeout: 1, at_once: 1 });
+            let grant = Grant {
+                lease: crate::broker::LeaseId(1),
+                user: crate::broker::UserName::parse("x").unwrap(),
+                name: "x@dtcp".into(),
+                outer: sixway_dataplane::update::Outer::Proto41 {
+                    local: None,
+                    remote: [192, 0, 2, 1].into(),
+                },
+                pair: None,
+                networks: Vec::new(),
+                mtu: 1280,
+                expires: None,
+            };
+            // Nothing is run before this task waits for something.
+            (0..MOST_WAITING + 3).for_each(|_| hooks.up(&grant));
+            assert_eq!(hooks.missed(), 3);
+            hooks.down(&grant, End::Released);
+            assert_eq!(hooks.missed(), 3, "no program, nothing missed");
+        });
+    }
+}

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sixway::broker::{
@@ -38,13 +39,16 @@ impl Drop for Folder {
     }
 }
 
-/// What the tables would hold.
+/// What the tables would hold, and whether they refuse every new tunnel.
 #[derive(Clone, Default)]
-pub(crate) struct Twin(pub(crate) Arc<Mutex<HashMap<Ipv6Prefix, LeaseId>>>);
+pub(crate) struct Twin(pub(crate) Arc<Mutex<HashMap<Ipv6Prefix, LeaseId>>>, pub(crate) Arc<AtomicBool>);
 
 impl Tables for Twin {
     fn follow(&mut self, routes: &[Route]) -> Result<(Vec<TunnelId>, Vec<TunnelId>), Rejected> {
         let mut all = self.0.lock().unwrap();
+        if self.1.load(Ordering::SeqCst) && routes.iter().any(|route| matches!(route, Route::Up(_))) {
+            return Err(Rejected::OuterTaken { wanted_by: TunnelId(2), held_by: TunnelId(1) });
+        }
         for route in routes {
             match route {
                 Route::Down(lease, _) => all.retain(|_, holder| holder != lease),
