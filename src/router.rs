@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::server::{AdminSocket, Question};
-use crate::admin::status::{Reloaded, Sources};
+use crate::admin::status::{BrokerStatus, Reloaded, Sources};
 use crate::admin::{Request, Response};
 use crate::broker::UserName;
 use crate::churn::{Batch, Churn, MOST_TUNNELS};
@@ -440,6 +440,7 @@ impl Control {
             nd: self.dispatch.nd.counts(),
             endpoints: self.dispatch.endpoint_counts(),
             unclaimed: self.dispatch.unclaimed(),
+            broker: self.office.as_ref().map(BrokerStatus::new),
         }
     }
 

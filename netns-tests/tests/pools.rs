@@ -116,6 +116,9 @@ fn leases_that_last_forward_again_before_anybody_connects() {
         let inside = Client::udp(&rig.c, &format!("10.71.0.2:{CLIENT_PORT}"), "fd00:2:9::6");
         assert!(inside.ping(PAIR_SERVER, PATIENCE).is_some(), "our end of the pair answers");
         assert_eq!(server.tunnel("alice@tsp")["mtu"], 1280);
+        let granted = server.status()["broker"].clone();
+        assert_eq!((&granted["leases"], &granted["accounts"]), (&2.into(), &2.into()), "{granted}");
+        assert_eq!((&granted["pools"][0]["in_use"], &granted["pools"][1]["in_use"]), (&1.into(), &1.into()));
         if round == 0 {
             server.crash();
             server = Router::start(&rig.lab, &rig.s, &config);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::status::{Offload, Status, TunnelStatus};
+use super::status::{BrokerStatus, Offload, PoolStatus, Status, TunnelStatus};
 use super::table::{columns, duration, short};
 
 /// The screen, line by line.
@@ -18,7 +18,7 @@ pub fn screen(s: &Status) -> Vec<String> {
         offloads(&s.offload),
         String::new(),
     ];
-    lines.extend(tunnels(&s.tunnels));
+    lines.extend(tunnels(&s.tunnels, s.broker.is_some()));
     if s.pages > 1 {
         lines.push(format!(
             "page {} of {}, {} tunnels in all: --page N shows another",
@@ -26,6 +26,7 @@ pub fn screen(s: &Status) -> Vec<String> {
         ));
     }
     lines.push(String::new());
+    lines.extend(s.broker.iter().flat_map(broker));
     lines.push(format!("all drops  {}", counts(&s.drops)));
     lines
 }
@@ -43,7 +44,10 @@ fn offloads(all: &Offload) -> String {
     format!("offloads on: {on}{}", rest.collect::<String>())
 }
 
-fn tunnels(all: &[TunnelStatus]) -> Vec<String> {
+fn tunnels(all: &[TunnelStatus], grants: bool) -> Vec<String> {
+    if all.is_empty() && grants {
+        return vec!["no tunnels; `sixway user add NAME` adds a user who may have one".to_owned()];
+    }
     if all.is_empty() {
         return vec!["no tunnels; add a [[tunnel]] to the configuration and run `sixway reload`".to_owned()];
     }
@@ -54,6 +58,18 @@ fn tunnels(all: &[TunnelStatus]) -> Vec<String> {
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     rows.extend(all.iter().map(row));
     columns(&rows, &[4, 5, 6, 7, 8, 9])
+}
+
+fn broker(b: &BrokerStatus) -> Vec<String> {
+    let pool = |p: &PoolStatus| match p.assign {
+        Some(len) => {
+            format!("pool       {}: {} of {} networks of /{len} in use", p.prefix, p.in_use, p.places)
+        }
+        None => format!("pool       {}: {} of {} address pairs in use", p.prefix, p.in_use, p.places),
+    };
+    let (accounts, leases, connections) = (b.accounts, b.leases, b.connections);
+    let counts = format!("granted    {leases} tunnels; {accounts} users, {connections} connections");
+    std::iter::once(counts).chain(b.pools.iter().map(pool)).collect()
 }
 
 fn row(t: &TunnelStatus) -> Vec<String> {

@@ -9,6 +9,8 @@ use sixway_dataplane::knobs::{Knob, Standing};
 use sixway_dataplane::start::Facts;
 use sixway_dataplane::update::{Outer, TunnelId, UdpRemote};
 
+use crate::broker::{Pool, PoolKind};
+use crate::office::Office;
 use crate::registry::{Diff, Live, Registry};
 
 /// Most tunnels in a page, whatever was asked.
@@ -49,6 +51,59 @@ pub struct Status {
     pub nd: BTreeMap<String, u64>,
     /// What became of endpoint probes.
     pub endpoints: BTreeMap<String, u64>,
+    /// What is granted to users; `null`: this router grants nothing.
+    pub broker: Option<BrokerStatus>,
+}
+
+/// What is granted to users.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerStatus {
+    /// Accounts.
+    pub accounts: usize,
+    /// Leased tunnels.
+    pub leases: usize,
+    /// Control connections that are open.
+    pub connections: u32,
+    /// Runs of hooks that were left out, because too many waited.
+    pub hooks_missed: u64,
+    /// The pools, in the order of the configuration.
+    pub pools: Vec<PoolStatus>,
+}
+
+/// One pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// All of it.
+    pub prefix: String,
+    /// Prefix length of the networks it is cut into; `null`: it gives out address pairs.
+    pub assign: Option<u8>,
+    /// Networks or pairs in use.
+    pub in_use: usize,
+    /// Networks or pairs there are.
+    pub places: u32,
+}
+
+impl BrokerStatus {
+    /// Reads the office.
+    pub fn new(office: &Office) -> Self {
+        let broker = office.broker();
+        let pool = |(pool, in_use): (Pool, usize)| PoolStatus {
+            prefix: pool.prefix.to_string(),
+            assign: match pool.kind {
+                PoolKind::Networks(len) => Some(len),
+                PoolKind::Pairs => None,
+            },
+            in_use,
+            places: pool.places(),
+        };
+        Self {
+            accounts: broker.accounts().len(),
+            leases: broker.len(),
+            connections: office.desk().connections(),
+            hooks_missed: office.hooks_missed(),
+            pools: broker.pools().map(pool).collect(),
+        }
+    }
 }
 
 /// What of the kernel's help was granted.
@@ -144,6 +199,8 @@ pub struct Sources<'a> {
     pub endpoints: BTreeMap<String, u64>,
     /// Datagrams that nobody wanted.
     pub unclaimed: u64,
+    /// What is granted to users.
+    pub broker: Option<BrokerStatus>,
 }
 
 impl Sources<'_> {
@@ -178,6 +235,7 @@ impl Sources<'_> {
             events: Event::ALL.iter().map(|e| (e.name().to_owned(), self.counters.happened(*e))).collect(),
             nd: self.nd.clone(),
             endpoints: self.endpoints.clone(),
+            broker: self.broker.clone(),
         })
     }
 
