@@ -144,13 +144,16 @@ fn print_made(secret: &Secret, made: bool) {
 
 fn read(file: &Path, most: u64) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let name = || format!("cannot read {}", file.display());
-    let source: Box<dyn Read> = if file == Path::new("-") {
-        Box::new(std::io::stdin())
+    let (source, expected): (Box<dyn Read>, u64) = if file == Path::new("-") {
+        (Box::new(std::io::stdin()), 64 * 1024)
     } else {
-        Box::new(fs::File::open(file).with_context(name)?)
+        let opened = fs::File::open(file).with_context(name)?;
+        let len = opened.metadata().with_context(name)?.len();
+        (Box::new(opened), len)
     };
-    // All room at once: a buffer that grows leaves copies behind.
-    let mut octets = Zeroizing::new(Vec::with_capacity(4096));
+    // All room at once: a buffer that grows leaves copies of secrets behind.
+    let room = usize::try_from(expected.min(most)).unwrap_or(0) + 64;
+    let mut octets = Zeroizing::new(Vec::with_capacity(room));
     source.take(most + 1).read_to_end(&mut octets).with_context(name)?;
     anyhow::ensure!(octets.len() as u64 <= most, "{} has more than {most} octets", file.display());
     Ok(octets)
