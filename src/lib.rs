@@ -11,6 +11,8 @@
 //! | [`router`] | opens everything in order and runs the control loop |
 //! | [`registry`] | the truth about live tunnels; owns the only table writer |
 //! | [`punt`] | hands packets that came up to whoever deals with them |
+//! | [`dtcp`] | tunnels for those who ask by DTCP, and the asking side |
+//! | [`compat`] | the old programs' files, read as they are |
 //! | [`nd`] | neighbour discovery and echo inside each tunnel |
 //! | [`endpoint`] | proves where a peer is before its tunnel moves there |
 //! | [`broker`] | who may have which tunnel and prefix, until when; pure |
@@ -29,9 +31,11 @@ pub mod admin;
 pub mod broker;
 pub mod churn;
 pub mod cli;
+pub mod compat;
 pub mod config;
 
 pub mod demo;
+pub mod dtcp;
 pub mod endpoint;
 pub mod link;
 pub mod nd;

@@ -72,6 +72,9 @@ const RULES: &[(&str, &str, &[&str])] = &[
     ),
     ("src/admin/", ".rs", &["crate::nd", "crate::endpoint", "sixway_dataplane::table"]),
     ("src/nd/", ".rs", &["tokio", "crate::endpoint", "sixway_dataplane::table"]),
+    ("src/dtcp/client.rs", "", PURE_CONTROL),
+    ("src/dtcp/interfaces.rs", "", PURE_CONTROL),
+    ("src/compat/", ".rs", PURE_CONTROL),
     ("src/link/", ".rs", &["crate::router", "crate::registry", "crate::config"]),
     ("dataplane/src/", ".rs", &["tokio", "tracing", "println!", "eprintln!", "std::fs"]),
     ("dataplane/src/table/", ".rs", PURE),
@@ -80,6 +83,10 @@ const RULES: &[(&str, &str, &[&str])] = &[
     ("dataplane/src/offload/", ".rs", PURE),
     ("dataplane/src/forward.rs", "", PURE),
 ];
+
+/// What pure rooms of the control plane must not know.
+const PURE_CONTROL: &[&str] =
+    &["tokio", "std::net::Udp", "std::net::Tcp", "Instant::now", "SystemTime::now", "std::fs"];
 
 /// What the forwarder's pure rooms must not know.
 const PURE: &[&str] = &[
