@@ -176,9 +176,9 @@ impl Network {
         }
     }
 
-    /// Whether the device is still there: somebody may have deleted it.
+    /// Whether the device is still there: somebody may have deleted it. Where nobody can say, for lack of descriptors, it is.
     pub fn is_there(&self) -> bool {
-        nix::net::if_::if_nametoindex(self.tun.as_str()).is_ok()
+        nix::net::if_::if_nametoindex(self.tun.as_str()) != Err(nix::errno::Errno::ENODEV)
     }
 
     /// Takes away what was added. A device that the data plane created goes with its last descriptor, and all this

@@ -76,6 +76,8 @@ pub struct Registry {
     live: Vec<Option<Live>>,
     free: Vec<TunnelId>,
     local: Vec<Ipv6Addr>,
+    /// UDP endpoints that leased tunnels have opened.
+    lent: HashSet<SocketAddrV4>,
     /// Pools: what of them is behind no tunnel is a black hole.
     unassigned: Vec<Ipv6Prefix>,
     policy: Policy,
@@ -103,6 +105,7 @@ impl Registry {
             live: Vec::new(),
             free: Vec::new(),
             local: Vec::new(),
+            lent: HashSet::new(),
             unassigned: Vec::new(),
             policy,
         }
@@ -183,7 +186,8 @@ impl Registry {
         let wanted: HashSet<_> = config.listen_endpoints().into_iter().collect();
         let open: HashSet<_> = self.writer.listening().into_iter().collect();
         plan.batch.extend(wanted.difference(&open).map(|at| Update::Listen(*at)));
-        plan.after.extend(open.difference(&wanted).map(|at| Update::Unlisten(*at)));
+        let unused = open.difference(&wanted).filter(|at| !self.lent.contains(at));
+        plan.after.extend(unused.map(|at| Update::Unlisten(*at)));
     }
 
     /// Frees the addresses and pools that are gone; returns what takes the new ones.
@@ -295,12 +299,16 @@ impl Registry {
         // Numbers that fall free in this batch are not used in it: their counts are not settled yet.
         let numbers = self.free.iter().rev().copied().chain((self.live.len() as u32..).map(TunnelId));
         let up: Vec<(TunnelId, &Grant)> = numbers.zip(up).collect();
+        let opened = self.missing(up.iter().map(|(_, grant)| grant.outer));
+        batch.extend(opened.iter().map(|at| Update::Listen(*at)));
         for (id, grant) in &up {
             let server = grant.pair.map(|pair| Ipv6Prefix::host(pair.server));
             batch.extend(server.map(|server| Update::Reserve(server, Holder::Local)));
             batch.push(Update::Upsert(tunnel(*id, grant.outer, &leased(grant))));
         }
         self.writer.apply(&batch)?;
+        self.lent.extend(opened);
+        let closed: Vec<_> = down.iter().filter_map(|id| endpoint(self.tunnel(*id)?.outer)).collect();
         let ids = up.iter().map(|(id, _)| *id).collect();
         for (id, grant) in up {
             self.seat(id, leased(grant), grant.outer);
@@ -310,7 +318,30 @@ impl Registry {
             }
         }
         down.iter().for_each(|id| self.unseat(*id));
+        closed.into_iter().for_each(|at| self.close(at));
         Ok((down, ids))
+    }
+
+    /// The UDP endpoints that these tunnels end at and no socket listens on.
+    fn missing(&self, outers: impl Iterator<Item = Outer>) -> HashSet<SocketAddrV4> {
+        let wanted: HashSet<SocketAddrV4> = outers.filter_map(endpoint).collect();
+        if wanted.is_empty() {
+            return wanted;
+        }
+        let open: HashSet<SocketAddrV4> = self.writer.listening().into_iter().collect();
+        let anywhere = |at: &SocketAddrV4| SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, at.port());
+        wanted.into_iter().filter(|at| !open.contains(at) && !open.contains(&anywhere(at))).collect()
+    }
+
+    /// Closes a UDP endpoint that a lease had opened, once no tunnel ends there.
+    fn close(&mut self, at: SocketAddrV4) {
+        if !self.lent.contains(&at) || self.iter().any(|(_, live)| endpoint(live.outer) == Some(at)) {
+            return;
+        }
+        self.lent.remove(&at);
+        if let Err(why) = self.writer.apply(&[Update::Unlisten(at)]) {
+            tracing::warn!(%why, "a UDP socket stays open");
+        }
     }
 
     fn falling(&self, route: &Route) -> Option<TunnelId> {
@@ -426,6 +457,16 @@ impl Registry {
             Some(live) => since(now, &live.before),
             None => now,
         }
+    }
+}
+
+/// Where a UDP tunnel ends on our side.
+fn endpoint(outer: Outer) -> Option<SocketAddrV4> {
+    match outer {
+        Outer::Udp { local, .. } => {
+            Some(SocketAddrV4::new(local.addr.unwrap_or(Ipv4Addr::UNSPECIFIED), local.port))
+        }
+        Outer::Proto41 { .. } => None,
     }
 }
 

@@ -26,9 +26,10 @@ use crate::admin::{Request, Response};
 use crate::broker::UserName;
 use crate::churn::{Batch, Churn, MOST_TUNNELS};
 use crate::config::{self, Config};
+use crate::dtcp::server::Front;
 use crate::endpoint::session::Prober;
 use crate::network::Network;
-use crate::office::{Move, Office, Written};
+use crate::office::{Lent, Move, Office, Written};
 use crate::privileges::{check_tun_device, explain};
 use crate::punt::Dispatch;
 use crate::registry::Registry;
@@ -162,6 +163,8 @@ struct Control {
     network: Network,
     /// Where tunnels are granted; `None`: nothing in the configuration is to be given.
     office: Option<Office>,
+    /// The server for DTCP, if there is one.
+    dtcp: Option<Front>,
     counters: CounterReader,
     facts: Facts,
     started: Instant,
@@ -199,6 +202,7 @@ async fn live(
         dispatch: Dispatch::new(prober, plane.injector, plane.counters.clone()),
         network,
         office,
+        dtcp: None,
         counters: plane.counters,
         facts: plane.facts,
         started: plane.started,
@@ -211,6 +215,7 @@ async fn live(
         }
         Err(why) => Err(why),
     };
+    drop(control.dtcp.take());
     if let Some(office) = control.office.take() {
         office.close();
     }
@@ -223,8 +228,13 @@ fn open_office(config: &Config, seed: [u8; 16]) -> anyhow::Result<Option<Office>
     if !config.store.wanted {
         return Ok(None);
     }
+    let dtcp = config.dtcp.as_ref();
+    let lent = Lent::open(
+        dtcp.and_then(|dtcp| dtcp.popauth.as_deref()),
+        dtcp.and_then(|dtcp| dtcp.routetable.as_deref()),
+    )?;
     let store = Sqlite::open(&config.store.path)?;
-    Ok(Some(Office::open(Box::new(store), config.terms(), &config.hooks, seed)?))
+    Ok(Some(Office::open_with(Box::new(store), config.terms(), &config.hooks, lent, seed)?))
 }
 
 /// A router without an office waits for it in vain.
@@ -256,8 +266,21 @@ impl Control {
             let written = next_written(&mut self.office).await;
             self.settle(written).await;
         }
+        if let (Some(config), Some(office)) = (&self.config.dtcp, &self.office) {
+            let most = self.config.limits.tunnels_per_account;
+            self.dtcp = Some(Front::open(config, office.desk(), most)?);
+        }
+        self.show_pins();
         self.announce();
         Ok(())
+    }
+
+    /// Accounts may have changed, and with them who is pinned to which interface.
+    fn show_pins(&mut self) {
+        let pins = self.office.as_mut().and_then(Office::new_pins);
+        if let (Some(pins), Some(dtcp)) = (pins, &self.dtcp) {
+            dtcp.server.pin(pins);
+        }
     }
 
     /// Does what is on disk now: tables, kernel, answers, in this order.
@@ -295,11 +318,14 @@ impl Control {
                 "UDP: this kernel takes no rule of ours; it spreads senders over the workers by its own"
             );
         }
+        if let Some(dtcp) = &self.dtcp {
+            tracing::info!("DTCP {}: listening", dtcp.server.at());
+        }
         announce_proto41(*proto41);
         let (tunnels, socket) = (self.registry.len(), self.config.admin.socket.display());
         let version = env!("CARGO_PKG_VERSION");
         tracing::info!("sixway {version} runs; tunnels: {tunnels}; admin socket: {socket}");
-        if tunnels == 0 {
+        if tunnels == 0 && self.office.is_none() {
             tracing::warn!("no tunnels; add a [[tunnel]] to the configuration and run `sixway reload`");
         }
     }
@@ -342,6 +368,8 @@ impl Control {
                 _ = health.tick() => {
                     self.check_health(workers)?;
                     self.end_stale_churn();
+                    self.office.iter_mut().for_each(Office::look);
+                    self.show_pins();
                 }
                 () = &mut listening => {}
             }
@@ -441,6 +469,7 @@ impl Control {
             endpoints: self.dispatch.endpoint_counts(),
             unclaimed: self.dispatch.unclaimed(),
             broker: self.office.as_ref().map(BrokerStatus::new),
+            dtcp: self.dtcp.as_ref().map(|dtcp| dtcp.server.counts()),
         }
     }
 
@@ -466,6 +495,9 @@ impl Control {
         };
         if let Some(office) = &mut self.office {
             office.configure(wanted.terms(), &wanted.hooks);
+        }
+        if let Some(dtcp) = &self.dtcp {
+            dtcp.server.limit(wanted.limits.tunnels_per_account);
         }
         self.config = wanted;
         self.churn.forget();
@@ -524,6 +556,8 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     keep("[offload]", now.offload != wanted.offload);
     keep("[store] path", now.store.path != wanted.store.path);
     keep("the first [store] or [[pool]]", !now.store.wanted && wanted.store.wanted);
+    keep("[dtcp]", now.dtcp != wanted.dtcp);
+    wanted.put_dtcp(now.dtcp.clone());
     wanted.store.path.clone_from(&now.store.path);
     wanted.store.wanted = now.store.wanted;
     if !now.store.wanted {

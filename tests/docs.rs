@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use sixway::config::Config;
+use sixway::dtcp::server::Counts;
 use sixway::endpoint::EndpointCounters;
 use sixway::nd::Silence;
 use sixway_dataplane::counters::Event;
@@ -94,6 +95,7 @@ fn the_counters_page_names_every_count_and_no_other() {
         differences("events", &on_page("Events"), events),
         differences("nd", &on_page("Neighbour discovery"), discovery),
         differences("endpoints", &on_page("Endpoints"), endpoint_counts()),
+        differences("dtcp", &on_page("DTCP"), dtcp_counts()),
     ]
     .concat();
     assert!(found.is_empty(), "docs/counters.md\n{}", found.join("\n"));
@@ -105,6 +107,13 @@ fn endpoint_counts() -> BTreeSet<String> {
     let fields = printed.split(['{', ',']).filter_map(|part| part.split_once(": "));
     let mut names: BTreeSet<_> = fields.map(|(name, _)| name.trim().to_owned()).collect();
     names.insert("inject_queue_full".to_owned());
+    names
+}
+
+/// The DTCP server's counts, and the one that it does not count but has.
+fn dtcp_counts() -> BTreeSet<String> {
+    let mut names: BTreeSet<_> = Counts::default().all().into_keys().collect();
+    names.insert("interfaces".to_owned());
     names
 }
 

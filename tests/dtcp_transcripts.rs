@@ -20,7 +20,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sixway::dtcp::codec::Challenge;
-use sixway::dtcp::session::{Denied, Given, Output, Session, Terms};
+use sixway::dtcp::session::{Denied, Given, LOGIN_TIME, Output, Session, TUNNEL_TIME, Terms};
 
 /// The server's side of one session, and what it has said that no line of the transcript has matched yet.
 struct Play {
@@ -37,7 +37,15 @@ impl Play {
         let [client, server] = [[10, 77, 0, 2], [10, 77, 0, 1]].map(Ipv4Addr::from);
         let challenge = Challenge::new([0; 16]);
         Self {
-            terms: Terms { challenge, client, server, host_prefix: None, udp: false },
+            terms: Terms {
+                challenge,
+                client,
+                server,
+                host_prefix: None,
+                udp: false,
+                login_time: LOGIN_TIME,
+                tunnel_time: TUNNEL_TIME,
+            },
             session: None,
             now: Duration::from_secs(1000),
             grant: Ok(Given::default()),

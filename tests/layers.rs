@@ -72,6 +72,18 @@ const RULES: &[(&str, &str, &[&str])] = &[
     ),
     ("src/admin/", ".rs", &["crate::nd", "crate::endpoint", "sixway_dataplane::table"]),
     ("src/nd/", ".rs", &["tokio", "crate::endpoint", "sixway_dataplane::table"]),
+    (
+        "src/dtcp/",
+        ".rs",
+        &[
+            "crate::nd",
+            "crate::endpoint",
+            "crate::registry",
+            "crate::tsp",
+            "crate::dhcpv6",
+            "sixway_dataplane::table",
+        ],
+    ),
     ("src/dtcp/client.rs", "", PURE_CONTROL),
     ("src/dtcp/interfaces.rs", "", PURE_CONTROL),
     ("src/compat/", ".rs", PURE_CONTROL),

@@ -15,6 +15,7 @@
 //! assert_eq!(router.drops("wrong_outer"), 0);
 //! ```
 
+pub mod dtcp;
 mod lab;
 mod observe;
 mod packet;

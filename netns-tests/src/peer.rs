@@ -87,6 +87,13 @@ impl Client {
         must(socket.connect(format!("{router}:{}", rig::UDP_PORT)), "connect a UDP peer anew");
     }
 
+    /// The same to another port too.
+    #[track_caller]
+    pub fn turn_to_port(&self, router: &str, port: u16) {
+        let Wire::Udp(socket) = &*self.wire else { panic!("only a UDP peer can turn to another port") };
+        must(socket.connect(format!("{router}:{port}")), "connect a UDP peer anew");
+    }
+
     /// Its inner address.
     pub fn inner(&self) -> Ipv6Addr {
         self.inner

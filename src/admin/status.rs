@@ -53,6 +53,9 @@ pub struct Status {
     pub endpoints: BTreeMap<String, u64>,
     /// What is granted to users; `null`: this router grants nothing.
     pub broker: Option<BrokerStatus>,
+    /// Connections and logins of the DTCP server; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtcp: Option<BTreeMap<String, u64>>,
 }
 
 /// What is granted to users.
@@ -201,6 +204,8 @@ pub struct Sources<'a> {
     pub unclaimed: u64,
     /// What is granted to users.
     pub broker: Option<BrokerStatus>,
+    /// Counts of the DTCP server, if there is one.
+    pub dtcp: Option<BTreeMap<String, u64>>,
 }
 
 impl Sources<'_> {
@@ -236,6 +241,7 @@ impl Sources<'_> {
             nd: self.nd.clone(),
             endpoints: self.endpoints.clone(),
             broker: self.broker.clone(),
+            dtcp: self.dtcp.clone(),
         })
     }
 

@@ -11,8 +11,8 @@ use sixway_dataplane::update::{Ipv6Prefix, Outer, UdpRemote};
 
 use super::pool::Places;
 use super::{
-    Account, Accounts, End, Grant, Keep, LeaseId, Limits, NetworkWish, Outcome, Pair, Pool, PoolKind,
-    Protocol, Record, Refusal, Route, Time, UserName, Wish,
+    Account, Accounts, End, Grant, Keep, LeaseId, Limits, NetworkWish, Outcome, Pair, PairPlace, Pool,
+    PoolKind, Protocol, Record, Refusal, Route, Time, UserName, Wish,
 };
 
 /// A tunnel in force and what it was given.
@@ -168,11 +168,25 @@ impl Broker {
     /// # Errors
     /// Why not; nothing has changed then.
     pub fn grant(&mut self, now: Time, wish: &Wish) -> Result<(Grant, Outcome), Refusal> {
+        self.grant_at(now, wish, None)
+    }
+
+    /// The same, with exactly this address pair if one is wished for and `at` says which: a protocol may have its own
+    /// rule for that.
+    ///
+    /// # Errors
+    /// Why not; nothing has changed then.
+    pub fn grant_at(
+        &mut self,
+        now: Time,
+        wish: &Wish,
+        at: Option<PairPlace>,
+    ) -> Result<(Grant, Outcome), Refusal> {
         // Its account may have gone since it was proven.
         let account = self.accounts.find(&wish.user).ok_or(Refusal::LoginFailed)?;
         let mut victims = self.victims(wish);
         self.check_address(wish, &victims)?;
-        let choice = self.choose(&account, wish, &mut victims)?;
+        let choice = self.choose(&account, wish, at, &mut victims)?;
         let mut outcome = Outcome::default();
         for id in victims {
             outcome.append(self.end(now, id, End::Superseded));
@@ -297,18 +311,19 @@ impl Broker {
         &mut self,
         account: &Account,
         wish: &Wish,
+        at: Option<PairPlace>,
         victims: &mut BTreeSet<LeaseId>,
     ) -> Result<Choice, Refusal> {
         let mut choice = Choice { places: Vec::new(), own: Vec::new(), pair: None };
         if let Some(network) = wish.wants.network {
             choice.own = own_networks(account, network);
-            if choice.own.is_empty() {
+            if choice.own.is_empty() && network != NetworkWish::Own {
                 choice.places.push(self.choose_network(account, network, victims)?);
             }
             self.claim_own(account, &choice.own, victims)?;
         }
         if wish.wants.pair {
-            choice.pair = Some(self.choose_pair(account, victims)?);
+            choice.pair = Some(self.choose_pair(account, at, victims)?);
         }
         Ok(choice)
     }
@@ -342,7 +357,7 @@ impl Broker {
         });
         let fitting: Vec<(usize, u8)> = match wanted {
             NetworkWish::Length(len) => lens.filter(|(_, l)| *l == len).collect(),
-            NetworkWish::Any => {
+            NetworkWish::Any | NetworkWish::Own => {
                 let all: Vec<_> = lens.collect();
                 let first = all.first().map(|(_, len)| *len);
                 all.into_iter().filter(|(_, len)| Some(*len) == first).collect()
@@ -357,12 +372,14 @@ impl Broker {
     fn choose_pair(
         &mut self,
         account: &Account,
+        at: Option<PairPlace>,
         victims: &BTreeSet<LeaseId>,
     ) -> Result<(usize, u32), Refusal> {
         let pools = self.pools.iter().enumerate();
-        let pairs: Vec<usize> =
-            pools.filter(|(_, p)| p.pool().kind == PoolKind::Pairs).map(|(n, _)| n).collect();
-        let Some((pinned, pool)) = account.pair.zip(pairs.first().copied()) else {
+        let wanted = |pool: Pool| pool.kind == PoolKind::Pairs && at.is_none_or(|at| at.pool == pool.prefix);
+        let pairs: Vec<usize> = pools.filter(|(_, p)| wanted(p.pool())).map(|(n, _)| n).collect();
+        let number = at.map(|at| at.number).or(account.pair);
+        let Some((pinned, pool)) = number.zip(pairs.first().copied()) else {
             return self.choose_place(&pairs, account, victims, "there is no [[pool]] of address pairs");
         };
         if self.may_have(pool, pinned, victims) {
@@ -516,7 +533,7 @@ impl Grant {
 
 fn own_networks(account: &Account, wanted: NetworkWish) -> Vec<Ipv6Prefix> {
     let fits = |prefix: &&Ipv6Prefix| match wanted {
-        NetworkWish::Any => true,
+        NetworkWish::Any | NetworkWish::Own => true,
         NetworkWish::Length(len) => prefix.prefix_len() == len,
     };
     account.prefixes.iter().filter(fits).copied().collect()

@@ -107,11 +107,22 @@ pub struct Wants {
     pub network: Option<NetworkWish>,
 }
 
+/// An address pair of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairPlace {
+    /// The pool's prefix.
+    pub pool: Ipv6Prefix,
+    /// The pair's number in it.
+    pub number: u32,
+}
+
 /// Which network is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetworkWish {
     /// What the account was given by the operator, or else one from the first pool of networks.
     Any,
+    /// What the account was given by the operator, and nothing where that is nothing.
+    Own,
     /// One of this prefix length in bits: of the account's those that have it, or else one from a pool of it.
     Length(u8),
 }

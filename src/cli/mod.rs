@@ -4,14 +4,21 @@
 
 pub mod bench;
 pub mod check;
+pub mod connect;
 pub mod demo;
+pub mod dtcpauth;
+pub mod dtcpc;
+pub mod dtcps;
 pub mod kick;
+mod password;
 pub mod reload;
 pub mod run;
 pub mod socket;
 pub mod status;
 pub mod user;
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -43,13 +50,21 @@ enum Command {
     Kick(kick::KickArgs),
     /// Measure what a running router stands: tunnels that come and go at a pace
     Bench(bench::BenchArgs),
+    /// Have a tunnel from a DTCP server, for as long as this runs
+    Connect(connect::ConnectArgs),
+    /// The DTCP server with the flags of dtcps(8); also by that name
+    Dtcps(dtcps::DtcpsArgs),
+    /// The DTCP client with the flags of dtcpc(8); also by that name
+    Dtcpc(dtcpc::DtcpcArgs),
+    /// Users and passwords of pop.auth, as dtcpauth(8) and qpopauth(8); also by the first name
+    Dtcpauth(dtcpauth::DtcpauthArgs),
     /// See the whole thing work: three hosts in one process, both encapsulations, measured
     Demo(demo::DemoArgs),
 }
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let done = match Cli::parse_from(words(std::env::args_os().collect())).command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
@@ -57,6 +72,10 @@ pub fn main() -> ExitCode {
         Command::User(args) => user::run(&args),
         Command::Kick(args) => kick::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Connect(args) => connect::run(&args),
+        Command::Dtcps(args) => dtcps::run(&args),
+        Command::Dtcpc(args) => dtcpc::run(&args),
+        Command::Dtcpauth(args) => dtcpauth::run(&args),
         Command::Demo(args) => demo::run(args, &crate::demo::tunnels::InProcess),
     };
     match done {
@@ -68,10 +87,67 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Commands that the program is also called by.
+const NAMES: [&str; 3] = ["dtcps", "dtcpc", "dtcpauth"];
+
+/// The command line with the command in it that the program's name stands for.
+fn words(mut words: Vec<OsString>) -> Vec<OsString> {
+    let name = words.first().map(PathBuf::from).and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
+    if let Some(name) = name.filter(|name| NAMES.contains(&name.as_str())) {
+        words.insert(1, name.into());
+    }
+    if words.get(1).is_some_and(|word| word == "dtcpauth") {
+        let understood =
+            |word: OsString| word.into_string().map_or_else(|odd| odd, |w| dtcpauth::long_words(w).into());
+        words = words.into_iter().map(understood).collect();
+    }
+    words
+}
+
+/// What stands behind the command on the command line.
+pub(crate) fn own_arguments() -> Vec<OsString> {
+    words(std::env::args_os().collect()).into_iter().skip(2).collect()
+}
+
 /// Prints a line to standard output; a reader that has gone (as `| head` does) is no fault.
 pub(crate) fn print_line(line: &str) {
     use std::io::Write;
     if writeln!(std::io::stdout(), "{line}").is_err() {
         std::process::exit(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(line: &str) -> String {
+        let all: Vec<String> = words(line.split(' ').map(OsString::from).collect())
+            .into_iter()
+            .map(|w| w.into_string().unwrap())
+            .collect();
+        all[1..].join(" ")
+    }
+
+    #[test]
+    fn the_program_s_name_may_be_the_command() {
+        assert_eq!(said("/usr/sbin/dtcps -D 3ffe::"), "dtcps -D 3ffe::");
+        assert_eq!(said("dtcpauth -user foo"), "dtcpauth --user foo");
+        assert_eq!(said("sixway dtcpauth -init"), "dtcpauth --init");
+        assert_eq!(said("sixway status -c x"), "status -c x");
+    }
+
+    #[test]
+    fn the_old_flags_are_understood() {
+        use clap::Parser;
+        for line in [
+            "dtcps -cdDoU -b 4028 -g 192.0.2.1 -i gif7[0-9] -I ng0 -p 20200 3ffe:ffff:ffff:ffff::",
+            "dtcpc -acdlnoU -b 4028 -i gif0 -m 1280 -p 20200 -r static -R default -t network -u alice broker.example",
+            "dtcpauth -list",
+            "dtcpauth -delete foo",
+        ] {
+            let line: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            Cli::try_parse_from(words(line)).unwrap_or_else(|why| panic!("{why}"));
+        }
     }
 }

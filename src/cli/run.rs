@@ -32,7 +32,7 @@ pub struct RunArgs {
 
 /// Runs the router until it is told to stop.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
-    start_log();
+    start_log(None);
     hold_signals()?;
     let config = Config::load(&args.config)?;
     let prepared = if args.unshare {
@@ -49,6 +49,24 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     match args.command.split_first() {
         None => router.wait(),
         Some((program, arguments)) => run_beside(router, program, arguments),
+    }
+}
+
+/// Runs a router by this configuration until it is told to stop; `works` is called once it works.
+pub(crate) fn serve(
+    config: Config,
+    file: Option<PathBuf>,
+    works: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    hold_signals()?;
+    let router = Router::start(Start { config, file, prepared: None, signals: true })?;
+    release_signals()?;
+    match works() {
+        Ok(()) => router.wait(),
+        Err(why) => {
+            router.stop()?;
+            Err(why)
+        }
     }
 }
 
@@ -87,10 +105,13 @@ fn run_beside(router: Router, program: &str, arguments: &[String]) -> anyhow::Re
 /// How often the command and the router are looked at.
 const WATCH: std::time::Duration = std::time::Duration::from_millis(50);
 
-fn start_log() {
+/// Logs to standard error from now on: as SIXWAY_LOG says, else at this level, else what an operator should know.
+pub(crate) fn start_log(level: Option<&str>) {
+    let usual =
+        level.and_then(|level| level.parse().ok()).unwrap_or(tracing::level_filters::LevelFilter::INFO);
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_env_var("SIXWAY_LOG")
-        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .with_default_directive(usual.into())
         .from_env_lossy();
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log =

@@ -2,5 +2,7 @@
 //!
 //! Text in, our own types out. What they mean to a running router is decided elsewhere; here nothing is opened.
 
+pub mod accounts;
+pub mod dtcps;
 pub mod popauth;
 pub mod routetable;

@@ -17,6 +17,7 @@ mod address;
 mod aggregate;
 mod broker;
 mod check;
+mod dtcp;
 mod schema;
 mod sections;
 mod source;
@@ -25,6 +26,7 @@ mod tests;
 mod tunnel;
 
 pub use aggregate::aggregate;
+pub use dtcp::{Dtcp, HostPrefix};
 pub use source::{ConfigError, ConfigErrors, Place, Position};
 
 use source::{Report, Section};
@@ -75,6 +77,8 @@ pub struct Config {
     pub limits: Limits,
     /// Programs that are run when leased tunnels come and go.
     pub hooks: Hooks,
+    /// The server for tunnels by DTCP; `None`: there is none. Change it by [`Config::put_dtcp`].
+    pub dtcp: Option<Dtcp>,
 }
 
 /// `[store]`: what must survive the process.
@@ -82,7 +86,7 @@ pub struct Config {
 pub struct Store {
     /// The file, an absolute path.
     pub path: PathBuf,
-    /// Whether there is anything to keep: `[store]` or a `[[pool]]` is written.
+    /// Whether there is anything to keep: `[store]`, `[dtcp]` or a `[[pool]]` is written.
     pub wanted: bool,
 }
 
@@ -267,7 +271,9 @@ impl Config {
 
     /// Whether the kernel has to forward packets: there is a tunnel that is not our own way out.
     pub fn needs_forwarding(&self) -> bool {
-        !self.pools.is_empty() || self.tunnels.iter().any(|tunnel| !tunnel.default_route)
+        !self.pools.is_empty()
+            || self.dtcp.is_some()
+            || self.tunnels.iter().any(|tunnel| !tunnel.default_route)
     }
 
     /// What the broker must know. Never given out of a pool are the networks that the router's own addresses lie in (of
@@ -309,8 +315,10 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
     let hooks_section = root.table(report, "hooks", &schema::HOOKS);
     let limits = broker::limits(report, &limits_section);
     let hooks = broker::hooks(report, &hooks_section);
-    let pools = broker::pools(report, &root);
-    let wanted = root.has("store") || !pools.list.is_empty();
+    let mut pools = broker::pools(report, &root);
+    let dtcp_section = root.table(report, "dtcp", &schema::DTCP);
+    let dtcp = root.has("dtcp").then(|| dtcp::dtcp(report, &dtcp_section, &mut pools));
+    let wanted = root.has("store") || !pools.list.is_empty() || dtcp.is_some();
     let store = broker::store(report, &store_section, &router.tun, wanted);
     // What tunnels take from a mistaken table is a guess; no mistakes are derived from guesses.
     let sound = report.count() == 0;
@@ -327,11 +335,13 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
         pools: pools.list,
         limits,
         hooks,
+        dtcp,
     };
     if sound {
         let capacity_at = router_section.has("capacity").then(|| router_section.at("capacity"));
         check::together(report, &mut config, &tunnels.blocks, capacity_at);
         broker::together(report, &config, &pools.at);
+        dtcp::together(report, &config, &dtcp_section);
     }
     config
 }

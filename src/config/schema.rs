@@ -46,6 +46,7 @@ pub(crate) const ROOT: Schema = Schema {
         key("store", "[store]"),
         key("limits", "[limits]"),
         key("hooks", "[hooks]"),
+        key("dtcp", "[dtcp]"),
         key("udp", "[udp]"),
         key("proto41", "[proto41]"),
         key("offload", "[offload]"),
@@ -101,6 +102,29 @@ pub(crate) const HOOKS: Schema = Schema {
         key("down", "down = \"/etc/sixway/down\""),
         key("timeout", "timeout = 10"),
         key("at_once", "at_once = 8"),
+    ],
+};
+
+/// `[dtcp]`: the server for tunnels by DTCP.
+pub(crate) const DTCP: Schema = Schema {
+    title: "[dtcp]",
+    keys: &[
+        key("listen", "listen = \":20200\""),
+        key("prefix", "prefix = \"2001:db8:ffff::/64\""),
+        key("routetable", "routetable = \"/usr/local/etc/routetable\""),
+        key("popauth", "popauth = \"/usr/local/etc/qpopper/pop.auth\""),
+        key("interfaces", "interfaces = 16382"),
+        key("names", "names = \"gif7[0-9]\""),
+        key("cloning", "cloning = true"),
+        key("keep", "keep = false"),
+        key("public_address", "public_address = \"192.0.2.1\""),
+        key("mtu", "mtu = 1280"),
+        key("udp", "udp = false"),
+        key("udp_port", "udp_port = 4028"),
+        key("udp_names", "udp_names = \"ng0\""),
+        key("login_timeout", "login_timeout = 60"),
+        key("tunnel_timeout", "tunnel_timeout = 300"),
+        key("pid_file", "pid_file = \"/var/run/dtcps.pid\""),
     ],
 };
 
@@ -179,13 +203,14 @@ pub(crate) const RA: Schema = Schema {
 };
 
 /// All of them.
-pub(crate) const ALL: [&Schema; 13] = [
+pub(crate) const ALL: [&Schema; 14] = [
     &ROOT,
     &ROUTER,
     &ADMIN,
     &STORE,
     &LIMITS,
     &HOOKS,
+    &DTCP,
     &UDP,
     &PROTO41,
     &OFFLOAD,

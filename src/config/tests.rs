@@ -782,7 +782,9 @@ fn the_document_explains_every_key() {
 
 #[test]
 fn every_key_s_example_is_accepted() {
-    for schema in [&schema::ROUTER, &schema::ADMIN, &schema::UDP, &schema::PROTO41, &schema::OFFLOAD] {
+    for schema in
+        [&schema::ROUTER, &schema::ADMIN, &schema::UDP, &schema::PROTO41, &schema::OFFLOAD, &schema::DTCP]
+    {
         for key in schema.keys {
             good(&format!("{}\n{}\n", schema.title, key.example));
         }

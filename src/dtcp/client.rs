@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use super::codec::{Command, Kind, MAX_LINE, TunnelWords, UdpWish, Up, digest, greeting};
+use super::codec::{Command, Kind, MAX_LINE, Net, TunnelWords, UdpWish, Up, UpInner, digest, greeting};
 
 /// A ping is sent so long after the last one.
 pub const PING: Duration = Duration::from_secs(60);
@@ -249,12 +249,11 @@ pub fn configuration(
     mtu: u16,
     routes: bool,
 ) -> String {
-    use super::codec::UpInner;
     let address = match &up.inner {
         UpInner::TunnelOnly => String::new(),
         UpInner::Host { client, .. } => format!("\"{client}/128\""),
         UpInner::Network(nets) => {
-            let first = |net: &super::codec::Net| {
+            let first = |net: &Net| {
                 let inside = if net.len < 128 { u128::from(net.addr) | 1 } else { u128::from(net.addr) };
                 format!("\"{}/128\"", std::net::Ipv6Addr::from(inside))
             };
@@ -275,8 +274,6 @@ pub fn configuration(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtcp::codec::{Net, UpInner};
-
     const ME: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
     fn s(seconds: u64) -> Duration {

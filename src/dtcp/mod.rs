@@ -25,7 +25,9 @@
 //! Left out: the ume server's `-a` (nobody knows what it answers). IPv6 in UDP is there, but nobody knows how ume's
 //! programs asked for it; the words that do so here are ours ([`codec::UdpWish`]).
 
+pub mod claims;
 pub mod client;
 pub mod codec;
 pub mod interfaces;
+pub mod server;
 pub mod session;

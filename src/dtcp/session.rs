@@ -3,7 +3,7 @@
 //! Pure: octets and times in, [`Output`]s out. Does not know where a connection comes from, how a user is looked up,
 //! who gives tunnels away, or that there are other connections.
 //!
-//! Departures from the KAME program, none of which a client can stumble over: a line has an end within [`LINE_TIME`] and
+//! Departures from the KAME program, none of which a client can stumble over: a line has an end within [`LOGIN_TIME`] and
 //! [`MAX_LINE`] octets, a connection has one tunnel, a failed login keeps the shorter timer, sold out is said.
 
 use std::net::Ipv4Addr;
@@ -13,12 +13,10 @@ use super::codec::{
     Challenge, Command, Kind, MAX_LINE, Net, Reply, TunnelWords, UdpWish, Up, UpInner, proves,
 };
 
-/// A connection without a tunnel ends after so long without a line.
+/// A connection without a tunnel ends after so long without a line, and a line must be complete within it.
 pub const LOGIN_TIME: Duration = Duration::from_secs(60);
-/// A connection with a tunnel does: five pings of the client are missing then.
+/// A connection with a tunnel ends after so long: five pings of the client are missing then.
 pub const TUNNEL_TIME: Duration = Duration::from_secs(300);
-/// A line that has begun must be complete within so long.
-pub const LINE_TIME: Duration = Duration::from_secs(60);
 
 /// What a session knows from its beginning.
 #[derive(Clone, Debug)]
@@ -33,6 +31,11 @@ pub struct Terms {
     pub host_prefix: Option<Box<str>>,
     /// Whether IPv6 in UDP may be asked for.
     pub udp: bool,
+    /// How long a connection without a tunnel may be silent, and a line may take: [`LOGIN_TIME`], unless the operator wants
+    /// another.
+    pub login_time: Duration,
+    /// How long one with a tunnel may be silent: [`TUNNEL_TIME`], likewise.
+    pub tunnel_time: Duration,
 }
 
 /// What the caller must do, in this order.
@@ -131,7 +134,7 @@ impl Session {
     /// A connection that has just come in, at `now` on any clock that only runs forward. Greets.
     pub fn new(terms: Terms, now: Duration) -> Self {
         let greeting = Reply::Greeting(terms.challenge);
-        let (input, deadline) = (Vec::new(), now + LOGIN_TIME);
+        let (input, deadline) = (Vec::new(), now + terms.login_time);
         let mut session =
             Self { terms, stage: Stage::Bare, input, out: Vec::new(), deadline, had_tunnel: false };
         session.say(&greeting);
@@ -154,7 +157,7 @@ impl Session {
             return;
         }
         if self.input.is_empty() && !octets.is_empty() {
-            self.deadline = now + LINE_TIME.min(self.patience());
+            self.deadline = now + self.line_time();
         }
         self.input.extend_from_slice(octets);
         self.read_lines(now);
@@ -224,13 +227,22 @@ impl Session {
         (self.wants_input() && self.stage != Stage::Over).then_some(self.deadline)
     }
 
+    /// Whether something is to be done.
+    pub fn has_output(&self) -> bool {
+        !self.out.is_empty()
+    }
+
     /// What is to be done, once.
     pub fn poll_output(&mut self) -> Vec<Output> {
         std::mem::take(&mut self.out)
     }
 
     fn patience(&self) -> Duration {
-        if self.stage == Stage::Up { TUNNEL_TIME } else { LOGIN_TIME }
+        if self.stage == Stage::Up { self.terms.tunnel_time } else { self.terms.login_time }
+    }
+
+    fn line_time(&self) -> Duration {
+        self.terms.login_time.min(self.patience())
     }
 
     fn read_lines(&mut self, now: Duration) {
@@ -248,8 +260,7 @@ impl Session {
             let line: Vec<u8> = self.input.drain(..=end).collect();
             self.handle_line(&line);
             // What stands behind it has come with it: a line that begins there begins now.
-            self.deadline =
-                now + if self.input.is_empty() { self.patience() } else { LINE_TIME.min(self.patience()) };
+            self.deadline = now + if self.input.is_empty() { self.patience() } else { self.line_time() };
         }
         if self.input.is_empty() {
             // Thousands of silent clients hold no buffer.
@@ -351,7 +362,8 @@ mod tests {
     fn session() -> Session {
         let [client, server] = [[10, 77, 0, 2], [10, 77, 0, 1]].map(Ipv4Addr::from);
         let host_prefix = Some("3ffe:ffff:ffff:ffff::".into());
-        let terms = Terms { challenge: Challenge::new([7; 16]), client, server, host_prefix, udp: true };
+        let (challenge, login_time, tunnel_time) = (Challenge::new([7; 16]), LOGIN_TIME, TUNNEL_TIME);
+        let terms = Terms { challenge, client, server, host_prefix, udp: true, login_time, tunnel_time };
         let mut session = Session::new(terms, s(0));
         session.poll_output();
         session

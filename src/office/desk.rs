@@ -16,7 +16,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::broker::{Accounts, Doorman, End, Grant, LeaseId, Limits, Refusal, Secret, Time, UserName, Wish};
+use crate::broker::{
+    Accounts, Doorman, End, Grant, LeaseId, Limits, PairPlace, Refusal, Secret, Time, UserName, Wish,
+};
 
 /// Wishes that may wait before the next one is told to come again.
 pub const MOST_WAITING: usize = 16_384;
@@ -28,6 +30,8 @@ pub enum Ask {
     Grant {
         /// What.
         wish: Wish,
+        /// Exactly this address pair, if one is wished for.
+        at: Option<PairPlace>,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<Held, Refusal>>,
     },
@@ -129,8 +133,16 @@ impl Desk {
     /// # Errors
     /// Why not.
     pub async fn grant(&self, wish: Wish) -> Result<Held, Refusal> {
+        self.grant_at(wish, None).await
+    }
+
+    /// The same, with exactly this address pair where the protocol says which.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn grant_at(&self, wish: Wish, at: Option<PairPlace>) -> Result<Held, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Ask::Grant { wish, reply })?;
+        self.ask(Ask::Grant { wish, at, reply })?;
         answer.await.unwrap_or(Err(Refusal::Stopping))
     }
 

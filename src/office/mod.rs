@@ -14,6 +14,7 @@ mod batch;
 pub mod desk;
 mod hooks;
 mod keeper;
+pub mod lent;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::admin::status::ends;
 use crate::broker::{
-    Account, Accounts, Broker, End, Grant, LeaseId, Outcome, Record, Refusal, Route, Terms, Time, UserName,
+    Accounts, Broker, End, Grant, LeaseId, Outcome, Record, Refusal, Route, Terms, Time, UserName,
 };
 use crate::config;
 use crate::registry::Registry;
@@ -33,6 +34,7 @@ pub use desk::{Ask, Desk, Held, Visit};
 use desk::{Counter, now};
 use hooks::Hooks;
 use keeper::{Keeper, Told};
+pub use lent::{Lent, LentError, Pins};
 
 /// Questions that one batch takes; the others wait for the next.
 const MOST_IN_BATCH: usize = 4096;
@@ -62,6 +64,10 @@ pub struct Office {
     writing: Option<Batch>,
     /// When the store may be tried again; `None`: it works.
     failing: Option<Time>,
+    /// Accounts that other programs' files lend.
+    lent: Lent,
+    /// Whether accounts have changed since [`Office::new_pins`] was asked.
+    pins_changed: bool,
 }
 
 /// A batch that was written, or was not.
@@ -113,12 +119,28 @@ impl Office {
     /// # Errors
     /// That the store cannot be read.
     pub fn open(
-        mut store: Box<dyn Store>,
+        store: Box<dyn Store>,
         terms: Terms,
         hooks: &config::Hooks,
         seed: [u8; 16],
     ) -> Result<Self, StoreError> {
-        let memory = store.load()?;
+        Self::open_with(store, terms, hooks, Lent::default(), seed)
+    }
+
+    /// The same, with accounts beside the store's.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    pub fn open_with(
+        mut store: Box<dyn Store>,
+        terms: Terms,
+        hooks: &config::Hooks,
+        mut lent: Lent,
+        seed: [u8; 16],
+    ) -> Result<Self, StoreError> {
+        let mut memory = store.load()?;
+        lent.own(std::mem::take(&mut memory.accounts));
+        memory.accounts = lent.accounts();
         let accounts = Accounts::new(seed);
         let (desk, counter) = Desk::new(accounts.clone(), terms.limits);
         let mut broker = Broker::new(accounts, terms);
@@ -135,6 +157,8 @@ impl Office {
             open,
             writing: None,
             failing: None,
+            lent,
+            pins_changed: true,
         })
     }
 
@@ -146,6 +170,18 @@ impl Office {
     /// Who has what.
     pub fn broker(&self) -> &Broker {
         &self.broker
+    }
+
+    /// Looks whether the files that lend accounts have changed. Call it now and then.
+    pub fn look(&mut self) {
+        if self.lent.look() {
+            self.adopt();
+        }
+    }
+
+    /// Which users are pinned to which interface, where that may have changed since it was asked last.
+    pub fn new_pins(&mut self) -> Option<Pins> {
+        std::mem::take(&mut self.pins_changed).then(|| self.lent.pins())
     }
 
     /// Whether nothing waits to be written or settled.
@@ -186,7 +222,10 @@ impl Office {
                         let batch = self.writing.take().unwrap_or_default();
                         return Written { batch, kept };
                     }
-                    Told::Accounts(accounts) => self.adopt(accounts),
+                    Told::Accounts(accounts) => {
+                        self.lent.own(accounts);
+                        self.adopt();
+                    }
                 },
                 Some((lease, why)) = self.counter.dropped.recv() => self.end(lease, why, None),
                 Some(ask) = self.counter.asks.recv(), if !full => self.take(ask),
@@ -214,7 +253,9 @@ impl Office {
         self.writing = Some(batch);
     }
 
-    fn adopt(&mut self, accounts: Vec<Account>) {
+    fn adopt(&mut self) {
+        let accounts = self.lent.accounts();
+        self.pins_changed = true;
         tracing::info!(event = "accounts_changed", accounts = accounts.len());
         let outcome = self.broker.adopt(now(), accounts);
         self.open.add(outcome);
@@ -222,10 +263,10 @@ impl Office {
 
     fn take(&mut self, ask: Ask) {
         match ask {
-            Ask::Grant { wish, reply } => {
+            Ask::Grant { wish, at, reply } => {
                 let granted = match self.failing {
                     Some(_) => Err(Refusal::Store),
-                    None => self.broker.grant(now(), &wish),
+                    None => self.broker.grant_at(now(), &wish, at),
                 };
                 match granted {
                     Ok((grant, outcome)) => self.open.grant(grant, outcome, reply),

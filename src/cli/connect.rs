@@ -1,0 +1,410 @@
+//! `sixway connect` and `dtcpc`: a tunnel from a DTCP server, for as long as this runs.
+//!
+//! Asks the server, then runs the router with what was granted: the TUN device, the address, the default route. What was
+//! changed is put back at the end. Comes back by itself when the connection is lost; a device that still fits stays.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::password;
+use super::print_line;
+use super::run::start_log;
+use crate::config::{Config, DEFAULT_TUN};
+use crate::dtcp::client::{Backoff, Client, End, Output, Wish, configuration};
+use crate::dtcp::codec::{Kind, PORT, UdpWish, Up};
+use crate::router::{Router, Start, hold_signals, release_signals};
+
+/// The environment variable that may hold the password.
+const PASSWORD: &str = "SIXWAY_PASSWORD";
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long the server may take to hear our last word.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Arguments of `sixway connect`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "dtcp://alice@broker.example[:20200][?type=network|host|tunnelonly][&udp[=PORT]][&nat][&mtu=1280]\n\nThe password: --password-file, else SIXWAY_PASSWORD, else it is asked for. Behind a NAT that forwards\nprotocol 41 say `nat`; `udp` works with sixway's server only. The password itself is never sent, but MD5 of\nit is: whoever listens can try passwords against that, so let it be long and random."
+)]
+pub struct ConnectArgs {
+    /// Server, user and what is asked for
+    url: String,
+    /// Read the password from this file, or from standard input (-)
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Name of the TUN device
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_TUN)]
+    tun: String,
+    /// Ask the server, show the configuration that would run, give the tunnel back
+    #[arg(long)]
+    print: bool,
+    /// Set no default route
+    #[arg(long)]
+    no_route: bool,
+    /// Exit when the connection is lost
+    #[arg(long)]
+    once: bool,
+    /// Admin socket [default: /run/sixway/NAME.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+/// Where to, and what for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The server's name or address.
+    pub host: String,
+    /// Its TCP port.
+    pub port: u16,
+    /// On whose account.
+    pub user: String,
+    /// What type of tunnel.
+    pub kind: Kind,
+    /// Whether in UDP, and from which port of ours.
+    pub udp: Option<u16>,
+    /// Whether a NAT is between.
+    pub nat: bool,
+    /// Largest inner packet in octets.
+    pub mtu: u16,
+}
+
+/// All that a client needs to run.
+#[derive(Debug)]
+pub struct Job {
+    /// Where to, and what for.
+    pub target: Target,
+    /// What proves the user.
+    pub secret: zeroize::Zeroizing<Vec<u8>>,
+    /// The TUN device.
+    pub tun: String,
+    /// Whether the default route leads into the tunnel.
+    pub routes: bool,
+    /// Whether to come back when the connection is lost.
+    pub again: bool,
+    /// Whether only to show it.
+    pub print: bool,
+    /// The admin socket, if not the usual one.
+    pub socket: Option<PathBuf>,
+}
+
+/// Keeps a tunnel until a signal ends it.
+pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
+    let target = Target::parse(&args.url)?;
+    let secret = secret(args.password_file.as_deref(), &target)?;
+    let (tun, socket) = (args.tun.clone(), args.socket.clone());
+    keep(Job { target, secret, tun, routes: !args.no_route, again: !args.once, print: args.print, socket })
+}
+
+/// The password: from the file, else out of the environment, else asked for.
+pub fn secret(file: Option<&Path>, target: &Target) -> anyhow::Result<zeroize::Zeroizing<Vec<u8>>> {
+    if let Some(file) = file {
+        return password::from_file(file);
+    }
+    match std::env::var_os(PASSWORD) {
+        Some(word) => Ok(zeroize::Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(word))),
+        None => password::ask(&format!("Password of {} at {}: ", target.user, target.host)),
+    }
+}
+
+impl Target {
+    /// Reads `dtcp://USER@HOST[:PORT][?KEY=VALUE&...]`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(url: &str) -> anyhow::Result<Self> {
+        let form = "write dtcp://alice@broker.example?type=network";
+        let rest =
+            url.strip_prefix("dtcp://").with_context(|| format!("'{url}' is no DTCP address; {form}"))?;
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (user, host) = place
+            .trim_end_matches('/')
+            .rsplit_once('@')
+            .with_context(|| format!("the user is missing; {form}"))?;
+        anyhow::ensure!(
+            !user.contains(':'),
+            "a password has no place in an address, where everybody sees it; {form}"
+        );
+        let (host, port) = match host.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().with_context(|| format!("'{port}' is no port"))?),
+            None => (host, PORT),
+        };
+        anyhow::ensure!(!user.is_empty() && !host.is_empty(), "user and server are both needed; {form}");
+        let (user, host) = (user.to_owned(), host.to_owned());
+        let mut target = Self { host, port, user, kind: Kind::TunnelOnly, udp: None, nat: false, mtu: 1280 };
+        query.split('&').filter(|word| !word.is_empty()).try_for_each(|word| target.set(word))?;
+        Ok(target)
+    }
+
+    fn set(&mut self, word: &str) -> anyhow::Result<()> {
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
+        match (key, value) {
+            ("type", kind) => self.kind = kind_of(kind)?,
+            ("udp", "") => self.udp = Some(UDP_PORT),
+            ("udp", port) => {
+                self.udp = Some(
+                    port.parse().ok().filter(|p| *p != 0).with_context(|| format!("'{port}' is no port"))?,
+                );
+            }
+            ("nat", "") => self.nat = true,
+            ("mtu", mtu) => self.mtu = mtu.parse().with_context(|| format!("'{mtu}' is no MTU"))?,
+            _ => bail!("'{word}' is not known here; known are type, udp, nat and mtu"),
+        }
+        Ok(())
+    }
+}
+
+/// The type of that name.
+pub fn kind_of(name: &str) -> anyhow::Result<Kind> {
+    Kind::parse(name).with_context(|| format!("'{name}' is no type of tunnel: network, host or tunnelonly"))
+}
+
+/// The UDP port that the old client sends from.
+pub const UDP_PORT: u16 = 4028;
+
+/// Asks, sets up, keeps, and comes back, until a signal or a refusal.
+pub fn keep(job: Job) -> anyhow::Result<()> {
+    start_log(None);
+    hold_signals()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut keeper = Keeper { job, up: None, started: Instant::now() };
+    let kept = runtime.block_on(keeper.keep());
+    let put_back = keeper.up.take().map_or(Ok(()), |(_, router)| router.stop());
+    kept.and(put_back)
+}
+
+struct Keeper {
+    job: Job,
+    /// What runs, and by which configuration.
+    up: Option<(String, Router)>,
+    started: Instant,
+}
+
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let [term, int, hup] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        let taken = Self([term?, int?, hup?]);
+        release_signals()?;
+        Ok(taken)
+    }
+
+    /// SIGTERM and Ctrl-C end it (true), SIGHUP connects anew (false).
+    async fn ends(&mut self) -> bool {
+        let [term, int, hup] = &mut self.0;
+        tokio::select! {
+            _ = term.recv() => true,
+            _ = int.recv() => true,
+            _ = hup.recv() => false,
+        }
+    }
+}
+
+/// How one connection ended.
+enum Left {
+    Stopped,
+    Anew,
+    Ended(End),
+}
+
+impl Keeper {
+    async fn keep(&mut self) -> anyhow::Result<()> {
+        let mut signals = Signals::new()?;
+        let mut backoff = Backoff::default();
+        loop {
+            let began = Instant::now();
+            let left = tokio::select! {
+                stream = connect(&self.job.target) => match stream {
+                    Ok(stream) => self.talk(stream, &mut signals).await?,
+                    Err(why) => Left::Ended(End::Lost(format!("{why:#}"))),
+                },
+                stop = signals.ends() => if stop { Left::Stopped } else { Left::Anew },
+            };
+            let why = match left {
+                Left::Stopped => return Ok(()),
+                Left::Anew => continue,
+                Left::Ended(End::Refused(why)) => bail!("{why}"),
+                Left::Ended(End::Lost(why)) if !self.job.again || self.job.print => bail!("{why}"),
+                Left::Ended(End::Lost(why)) => why,
+            };
+            if began.elapsed() > Duration::from_secs(60) {
+                backoff.reset();
+            }
+            let wait = backoff.wait(rand::random());
+            tracing::warn!("{why}; trying again in {:.1} s", wait.as_secs_f32());
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                stop = signals.ends() => if stop { return Ok(()) },
+            }
+        }
+    }
+
+    async fn talk(&mut self, mut stream: TcpStream, signals: &mut Signals) -> anyhow::Result<Left> {
+        let local = stream.local_addr()?.ip();
+        let mut client = Client::new(self.wish(), local, self.started.elapsed());
+        let mut octets = [0; 512];
+        loop {
+            let outputs = client.poll_output();
+            let said_all = outputs.is_empty();
+            for output in outputs {
+                match output {
+                    Output::Send(said) => {
+                        if stream.write_all(&said).await.is_err() {
+                            client.handle_end();
+                        }
+                    }
+                    Output::Up(up) => {
+                        if self.set_up(&up, local)? {
+                            client.quit();
+                        }
+                    }
+                    Output::Over(end) => return Ok(goodbye(stream, Left::Ended(end)).await),
+                }
+            }
+            if !said_all {
+                continue;
+            }
+            let Some(due) = client.poll_timeout() else { return Ok(goodbye(stream, Left::Stopped).await) };
+            tokio::select! {
+                read = stream.read(&mut octets) => match read {
+                    Ok(len) if len > 0 => client.handle_input(&octets[..len], self.started.elapsed()),
+                    Ok(_) | Err(_) => client.handle_end(),
+                },
+                () = tokio::time::sleep_until((self.started + due).into()) => client.handle_timeout(self.started.elapsed()),
+                () = ended(&self.up) => bail!("the router has ended by itself; its log says why"),
+                stop = signals.ends() => {
+                    client.quit();
+                    for output in client.poll_output() {
+                        if let Output::Send(said) = output {
+                            let _or_gone = stream.write_all(&said).await;
+                        }
+                    }
+                    return Ok(goodbye(stream, if stop { Left::Stopped } else { Left::Anew }).await);
+                }
+            }
+        }
+    }
+
+    fn wish(&self) -> Wish {
+        let Job { target, secret, .. } = &self.job;
+        // Behind a NAT nobody knows from which port we come: the server learns it.
+        let udp = target.udp.map(|port| UdpWish { port: Some(port).filter(|_| !target.nat) });
+        let behind_nat = target.nat;
+        Wish { user: target.user.clone(), secret: secret.to_vec(), kind: target.kind, udp, behind_nat }
+    }
+
+    /// Runs what was granted; true: it was only to be shown.
+    fn set_up(&mut self, up: &Up, local: IpAddr) -> anyhow::Result<bool> {
+        let IpAddr::V4(local) = local else {
+            bail!("the tunnel's outer side is IPv4, and the server was reached by IPv6")
+        };
+        let Job { target, tun, routes, socket, .. } = &self.job;
+        let mut text = configuration(up, local, target.udp, tun, target.mtu, *routes);
+        if let Some(socket) = socket {
+            text += &format!("\n[admin]\nsocket = \"{}\"\n", socket.display());
+        }
+        if self.job.print {
+            text.lines().for_each(print_line);
+            return Ok(true);
+        }
+        if self.up.as_ref().is_some_and(|(before, router)| *before == text && !router.has_ended()) {
+            tracing::info!("the tunnel is back, with the same addresses");
+            return Ok(false);
+        }
+        if let Some((_, router)) = self.up.take() {
+            router.stop()?;
+        }
+        let config = Config::parse("what the server granted", &text)?;
+        let router = Router::start(Start { config, file: None, prepared: None, signals: false })?;
+        tracing::info!("the tunnel is up: {}", shown(up));
+        self.up = Some((text, router));
+        Ok(false)
+    }
+}
+
+/// What the server gave, for the log.
+fn shown(up: &Up) -> String {
+    use crate::dtcp::codec::UpInner;
+    let inner = match &up.inner {
+        UpInner::TunnelOnly => "link-local addresses only".to_owned(),
+        UpInner::Host { client, .. } => client.clone(),
+        UpInner::Network(nets) => nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    format!("{inner} by {}", up.server)
+}
+
+/// Waits until the router has ended by itself, which it should not.
+async fn ended(up: &Option<(String, Router)>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if up.as_ref().is_some_and(|(_, router)| router.has_ended()) {
+            return;
+        }
+    }
+}
+
+async fn connect(target: &Target) -> anyhow::Result<TcpStream> {
+    let name = format!("{}:{}", target.host, target.port);
+    let found =
+        tokio::net::lookup_host(&name).await.with_context(|| format!("cannot find {}", target.host))?;
+    // The tunnel runs between the ends of this connection, and those are IPv4.
+    let all: Vec<SocketAddr> = found.filter(SocketAddr::is_ipv4).collect();
+    let mut last = anyhow::anyhow!("{} has no IPv4 address", target.host);
+    for at in all {
+        match tokio::time::timeout(CONNECT, TcpStream::connect(at)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(why)) => last = anyhow::anyhow!("cannot reach {at}: {why}"),
+            Err(_) => last = anyhow::anyhow!("cannot reach {at}: no answer in {} s", CONNECT.as_secs()),
+        }
+    }
+    Err(last)
+}
+
+/// Lets the server hear our last word before the connection goes.
+async fn goodbye(mut stream: TcpStream, left: Left) -> Left {
+    let _or_gone = tokio::time::timeout(GOODBYE, async {
+        stream.shutdown().await?;
+        let mut octets = [0; 512];
+        while stream.read(&mut octets).await? > 0 {}
+        std::io::Result::Ok(())
+    })
+    .await;
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_say_where_to_and_what_for() {
+        let plain = Target::parse("dtcp://alice@broker.example").unwrap();
+        assert_eq!((plain.port, plain.kind, plain.mtu), (PORT, Kind::TunnelOnly, 1280));
+        let all = Target::parse("dtcp://a@10.0.0.1:99/?type=tunnelroute&udp=5000&nat&mtu=1400").unwrap();
+        let (host, user) = ("10.0.0.1".to_owned(), "a".to_owned());
+        let wanted =
+            Target { host, port: 99, user, kind: Kind::Network, udp: Some(5000), nat: true, mtu: 1400 };
+        assert_eq!(all, wanted);
+        for (wrong, word) in [
+            ("http://a@b", "no DTCP address"),
+            ("dtcp://b", "user is missing"),
+            ("dtcp://a:pw@b", "password"),
+            ("dtcp://@b", "both needed"),
+            ("dtcp://a@b:x", "no port"),
+            ("dtcp://a@b?type=x", "no type"),
+            ("dtcp://a@b?udp=0", "no port"),
+            ("dtcp://a@b?x", "not known"),
+        ] {
+            let why = format!("{:#}", Target::parse(wrong).unwrap_err());
+            assert!(why.contains(word), "{wrong}: {why}");
+        }
+    }
+}

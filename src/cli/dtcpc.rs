@@ -1,0 +1,149 @@
+//! `dtcpc`: the DTCP client with the old programs' flags, by its own name or as `sixway dtcpc`.
+//!
+//! Understands the flags of KAME's dtcpc and of ume's as far as anybody knows what they do; refuses those that ask for
+//! something that is not done here, instead of doing something else.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use zeroize::Zeroizing;
+
+use super::connect::{Job, Target, UDP_PORT, keep, kind_of, secret};
+use crate::config::DEFAULT_TUN;
+use crate::dtcp::codec::PORT;
+
+/// Passwords, one `server:user:password` a line.
+const PASSWORDS: &str = "/usr/local/etc/dtcpc.auth";
+
+/// Arguments of `dtcpc`.
+#[derive(Debug, Args)]
+#[command(
+    disable_version_flag = true,
+    after_help = "Passwords: /usr/local/etc/dtcpc.auth (server:user:password), else SIXWAY_PASSWORD, else asked for.\nNot done: -P (prefixes on other interfaces), -r solicit, -R with other destinations, -A."
+)]
+pub struct DtcpcArgs {
+    /// The server
+    server: String,
+    /// The user [default: the login name]
+    #[arg(short, value_name = "USER")]
+    user: Option<String>,
+    /// tunnelonly, host or network
+    #[arg(short = 't', value_name = "TYPE", default_value = "tunnelonly")]
+    kind: String,
+    /// TCP port
+    #[arg(short, value_name = "PORT", default_value_t = PORT)]
+    port: u16,
+    /// Name of the tunnel device; gif0 and the like mean the usual one
+    #[arg(short, value_name = "INTERFACE")]
+    interface: Option<String>,
+    /// Largest packet inside the tunnel, octets
+    #[arg(short, value_name = "MTU", default_value_t = 1280)]
+    mtu: u16,
+    /// Connect again when the connection is lost
+    #[arg(short = 'l')]
+    again: bool,
+    /// There is a NAT between; it must forward protocol 41
+    #[arg(short)]
+    nat: bool,
+    /// IPv6 in UDP (from sixway's server only)
+    #[arg(short = 'U')]
+    udp: bool,
+    /// UDP port that is sent from
+    #[arg(short = 'b', value_name = "PORT", default_value_t = UDP_PORT)]
+    udp_port: u16,
+    /// Routes: static sets the default route, none sets no route
+    #[arg(short, value_name = "static|none", default_value = "static")]
+    routes: String,
+    /// What to route: only `default` is known
+    #[arg(short = 'R', value_name = "LIST", default_value = "default")]
+    destinations: String,
+    /// Log more
+    #[arg(short)]
+    debug: bool,
+    /// Go to the background: refused, a service manager does that better
+    #[arg(short = 'D')]
+    daemon: bool,
+    /// Without meaning here: there is no rtadvd to be told (-a), there are no interfaces to be cloned (-c) or kept (-o)
+    #[arg(short = 'a')]
+    _no_rtadvd: bool,
+    /// See -a
+    #[arg(short = 'c')]
+    _no_cloning: bool,
+    /// See -a
+    #[arg(short = 'o')]
+    _keep: bool,
+    /// Read the password from this file
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+/// Keeps a tunnel until a signal ends it.
+pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
+    if args.daemon {
+        bail!("-D: this client stays in the foreground; start it from a service manager, or with `&`");
+    }
+    if args.destinations != "default" {
+        bail!("-R {}: only the default route is set here; add others by hand", args.destinations);
+    }
+    let routes = match args.routes.as_str() {
+        "static" => true,
+        "none" => false,
+        other => bail!("-r {other}: known are static and none; router solicitation is not done here"),
+    };
+    if args.debug {
+        super::run::start_log(Some("debug"));
+    }
+    let user = match &args.user {
+        Some(user) => user.clone(),
+        None => std::env::var("USER").context("who are you? -u names the user")?,
+    };
+    let target = Target {
+        host: args.server.clone(),
+        port: args.port,
+        user,
+        kind: kind_of(&args.kind)?,
+        udp: args.udp.then_some(args.udp_port),
+        nat: args.nat,
+        mtu: args.mtu,
+    };
+    let secret = match known(&target)? {
+        Some(secret) if args.password_file.is_none() => secret,
+        Some(_) | None => secret(args.password_file.as_deref(), &target)?,
+    };
+    // Kernel interfaces of the old system are not devices that can be made here.
+    let tun = args.interface.clone().filter(|name| !name.starts_with("gif") && !name.starts_with("ng"));
+    let tun = tun.unwrap_or_else(|| DEFAULT_TUN.to_owned());
+    keep(Job { target, secret, tun, routes, again: args.again, print: false, socket: None })
+}
+
+/// The password in [`PASSWORDS`], if there is one for this server and user.
+fn known(target: &Target) -> anyhow::Result<Option<Zeroizing<Vec<u8>>>> {
+    if !Path::new(PASSWORDS).exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(PASSWORDS).with_context(|| format!("cannot read {PASSWORDS}"))?;
+    Ok(find(&Zeroizing::new(text), target))
+}
+
+fn find(text: &str, target: &Target) -> Option<Zeroizing<Vec<u8>>> {
+    let own = |line: &str| {
+        let (server, rest) = line.split_once(':')?;
+        let (user, word) = rest.split_once(':')?;
+        (server == target.host && user == target.user).then(|| Zeroizing::new(word.as_bytes().to_vec()))
+    };
+    text.lines().filter(|line| !line.starts_with('#')).find_map(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_found_by_server_and_user() {
+        let target = Target::parse("dtcp://bob@b.example").unwrap();
+        let text = "# x\nb.example:alice:one\na.example:bob:two\nb.example:bob:thr:ee\n";
+        assert_eq!(find(text, &target).as_deref().map(Vec::as_slice), Some(&b"thr:ee"[..]));
+        assert_eq!(find("b.example\n", &target), None);
+    }
+}
