@@ -85,6 +85,16 @@ fn dtcps_and_dtcpc_by_name() {
     });
     assert_eq!(pings(&rig.c, U6, 3, ""), 3);
     assert!(client.end(Signal::SIGTERM, PATIENCE).success());
+    // As the old start scripts do.
+    let pid = rig.lab.path("dtcpc.pid");
+    let flags = format!("-t host -D -u foo -f {} --password-file {secret} {S4}", pid.display());
+    rig.c.run(&format!("{} {flags} 2>{}", named.dtcpc.display(), rig.lab.path("d.log").display()));
+    assert_eq!(pings(&rig.c, U6, 1, ""), 1, "it is up when the command comes back");
+    rig.c.run(&format!("kill $(cat {})", pid.display()));
+    wait_for("dtcpc's end", PATIENCE, || (!pid.exists()).then_some(()));
+    let wrong = flags.replace("-u foo", "-u oof");
+    let refused = rig.c.attempt(&format!("{} {wrong}", named.dtcpc.display()));
+    assert!(!refused.ok && refused.text.contains("authentication failed"), "{}", refused.text);
     assert!(server.end(Signal::SIGTERM, PATIENCE).success());
 }
 

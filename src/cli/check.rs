@@ -28,6 +28,10 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     print_line(&format!("  tunnels       {}", config.tunnels.len()));
     let pools: Vec<_> = config.pools.iter().map(|pool| pool.to_string()).collect();
     print_line(&format!("  pools         {}", list(&pools)));
+    if let Some(dtcp) = &config.dtcp {
+        let pairs = dtcp.prefix.as_ref().map_or("no pairs", |prefix| &prefix.text);
+        print_line(&format!("  DTCP          TCP {}, {pairs}", dtcp.listen));
+    }
     if config.store.wanted {
         print_line(&format!("  store         {}", config.store.path.display()));
     }

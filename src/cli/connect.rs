@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::background::detach;
 use super::password;
 use super::print_line;
 use super::run::start_log;
@@ -92,6 +93,8 @@ pub struct Job {
     pub print: bool,
     /// The admin socket, if not the usual one.
     pub socket: Option<PathBuf>,
+    /// Whether somebody waits until this can go to the background.
+    pub background: bool,
 }
 
 /// Keeps a tunnel until a signal ends it.
@@ -99,7 +102,16 @@ pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     let target = Target::parse(&args.url)?;
     let secret = secret(args.password_file.as_deref(), &target)?;
     let (tun, socket) = (args.tun.clone(), args.socket.clone());
-    keep(Job { target, secret, tun, routes: !args.no_route, again: !args.once, print: args.print, socket })
+    keep(Job {
+        target,
+        secret,
+        tun,
+        routes: !args.no_route,
+        again: !args.once,
+        print: args.print,
+        socket,
+        background: false,
+    })
 }
 
 /// The password: from the file, else out of the environment, else asked for.
@@ -173,6 +185,10 @@ pub fn keep(job: Job) -> anyhow::Result<()> {
     start_log(None);
     hold_signals()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if job.background && job.again {
+        // It will come about some time: nobody has to wait for that.
+        detach()?;
+    }
     let mut keeper = Keeper { job, up: None, started: Instant::now() };
     let kept = runtime.block_on(keeper.keep());
     let put_back = keeper.up.take().map_or(Ok(()), |(_, router)| router.stop());
@@ -325,6 +341,9 @@ impl Keeper {
         let config = Config::parse("what the server granted", &text)?;
         let router = Router::start(Start { config, file: None, prepared: None, signals: false })?;
         tracing::info!("the tunnel is up: {}", shown(up));
+        if self.job.background && !self.job.again {
+            detach()?;
+        }
         self.up = Some((text, router));
         Ok(false)
     }

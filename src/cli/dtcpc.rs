@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use zeroize::Zeroizing;
 
+use super::background::into_background;
 use super::connect::{Job, Target, UDP_PORT, keep, kind_of, secret};
 use crate::config::DEFAULT_TUN;
 use crate::dtcp::codec::PORT;
@@ -61,9 +62,12 @@ pub struct DtcpcArgs {
     /// Log more
     #[arg(short)]
     debug: bool,
-    /// Go to the background: refused, a service manager does that better
+    /// Go to the background: with -l at once, else when the tunnel is up
     #[arg(short = 'D')]
     daemon: bool,
+    /// Write the number of the process into this file
+    #[arg(short = 'f', value_name = "FILE")]
+    pid_file: Option<PathBuf>,
     /// Without meaning here: there is no rtadvd to be told (-a), there are no interfaces to be cloned (-c) or kept (-o)
     #[arg(short = 'a')]
     _no_rtadvd: bool,
@@ -76,13 +80,13 @@ pub struct DtcpcArgs {
     /// Read the password from this file
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
+    /// Say so on standard output when it works (used by the process that waits for it)
+    #[arg(long, hide = true)]
+    child: bool,
 }
 
 /// Keeps a tunnel until a signal ends it.
 pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
-    if args.daemon {
-        bail!("-D: this client stays in the foreground; start it from a service manager, or with `&`");
-    }
     if args.destinations != "default" {
         bail!("-R {}: only the default route is set here; add others by hand", args.destinations);
     }
@@ -91,6 +95,9 @@ pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
         "none" => false,
         other => bail!("-r {other}: known are static and none; router solicitation is not done here"),
     };
+    if args.daemon && !args.child {
+        return into_background("dtcpc");
+    }
     if args.debug {
         super::run::start_log(Some("debug"));
     }
@@ -114,7 +121,31 @@ pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
     // Kernel interfaces of the old system are not devices that can be made here.
     let tun = args.interface.clone().filter(|name| !name.starts_with("gif") && !name.starts_with("ng"));
     let tun = tun.unwrap_or_else(|| DEFAULT_TUN.to_owned());
-    keep(Job { target, secret, tun, routes, again: args.again, print: false, socket: None })
+    let written = args.pid_file.as_deref().map(PidFile::write).transpose()?;
+    let (again, background) = (args.again, args.child);
+    let kept = keep(Job { target, secret, tun, routes, again, print: false, socket: None, background });
+    drop(written);
+    kept
+}
+
+/// A file with the number of this process, removed in the end.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: &Path) -> anyhow::Result<Self> {
+        // The process will have another directory in the background.
+        let path = std::path::absolute(path)?;
+        std::fs::write(&path, format!("{}\n", std::process::id())).with_context(|| {
+            format!("cannot write {}; name another file, or run with sudo", path.display())
+        })?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let _gone_already = std::fs::remove_file(&self.0);
+    }
 }
 
 /// The password in [`PASSWORDS`], if there is one for this server and user.

@@ -3,13 +3,12 @@
 //! The same router as `sixway run`, with the flags put over its configuration file, if there is one. Without `-D` it goes
 //! to the background once it works: what stands against that is said, and told by the exit code, before.
 
-use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use clap::Args;
 
+use super::background::{detach, into_background};
 use super::run::{serve, start_log};
 use crate::compat::dtcps::{Flags, POPAUTH, ROUTETABLE};
 use crate::config::{Config, DEFAULT_PATH};
@@ -66,7 +65,7 @@ pub fn run(args: &DtcpsArgs) -> anyhow::Result<()> {
     if !args.foreground && !args.child {
         // First here, where mistakes are seen.
         configuration(args)?;
-        return into_background();
+        return into_background("dtcps");
     }
     start_log(args.debug.then_some("debug"));
     let (config, file) = configuration(args)?;
@@ -104,39 +103,4 @@ fn flags(args: &DtcpsArgs) -> Flags {
         routetable: there(ROUTETABLE),
         popauth: there(POPAUTH),
     }
-}
-
-/// Starts this very command as a child, and waits until it says that it works.
-fn into_background() -> anyhow::Result<()> {
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let mut command = Command::new(program);
-    command.arg("dtcps").args(super::own_arguments()).arg("--child");
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start the process in the background; -D stays in the foreground")?;
-    let mut said = [0];
-    let works = child.stdout.take().is_some_and(|mut out| out.read_exact(&mut said).is_ok());
-    if works {
-        return Ok(());
-    }
-    // It has said why on standard error, which is ours too.
-    let status = child.wait()?;
-    std::process::exit(status.code().filter(|code| *code > 0).unwrap_or(1))
-}
-
-/// Leaves the terminal, once everything works; where standard error leads elsewhere, what is logged goes on there.
-fn detach() -> anyhow::Result<()> {
-    // Whoever leads a group of processes already is no terminal's.
-    let _leads_already = nix::unistd::setsid();
-    std::env::set_current_dir("/")?;
-    let nowhere = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    let mut out = std::io::stdout();
-    out.write_all(b"!").and_then(|()| out.flush()).context("nobody waits for this process")?;
-    nix::unistd::dup2_stdout(&nowhere)?;
-    if std::io::stderr().is_terminal() {
-        nix::unistd::dup2_stderr(&nowhere)?;
-    }
-    Ok(())
 }

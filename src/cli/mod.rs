@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 it could not be done, and why is on standard error; 2 the command line was wrong; 130 Ctrl-C.
 
+mod background;
 pub mod bench;
 pub mod check;
 pub mod connect;
@@ -142,7 +143,7 @@ mod tests {
         use clap::Parser;
         for line in [
             "dtcps -cdDoU -b 4028 -g 192.0.2.1 -i gif7[0-9] -I ng0 -p 20200 3ffe:ffff:ffff:ffff::",
-            "dtcpc -acdlnoU -b 4028 -i gif0 -m 1280 -p 20200 -r static -R default -t network -u alice broker.example",
+            "dtcpc -acdDlnoU -f /var/run/dtcpc.pid -b 4028 -i gif0 -m 1280 -p 20200 -r static -R default -t network -u alice broker.example",
             "dtcpauth -list",
             "dtcpauth -delete foo",
         ] {
