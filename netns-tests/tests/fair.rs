@@ -27,12 +27,13 @@ fn udp_passes_a_flood_of_protocol_41() {
 
 fn story(rig: &Rig, flooder: &Client, from: &str, other: &Client) {
     let tunnels = Rig::alice("proto41", "") + &Rig::bob("");
-    let config = Rig::server_config("workers = 1", &tunnels);
+    let config = Rig::server_config("workers = 1\npin = true", &tunnels);
     let server = netns_tests::Router::start(&rig.lab, &rig.s, &config);
     assert!(other.ping(U6, PATIENCE).is_some());
     let packet = Ends::new(from, U6).udp(9, 9, &[0; 64]);
     let (over, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let answered = thread::scope(|scope| {
+        let _over = Over(&over);
         let flood = || {
             while !over.load(Ordering::Relaxed) {
                 flooder.send(&packet);
@@ -42,13 +43,20 @@ fn story(rig: &Rig, flooder: &Client, from: &str, other: &Client) {
         (0..FLOODERS).for_each(|_| drop(scope.spawn(flood)));
         let overrun = || server.status()["events"]["kernel_drops"].as_u64().filter(|n| *n > 0);
         wait_for("the flood to be more than the worker takes", Duration::from_secs(20), overrun);
-        let answered = (0..PINGS).filter(|_| other.ping(U6, PATIENCE).is_some()).count();
-        over.store(true, Ordering::Relaxed);
-        answered
+        (0..PINGS).filter(|_| other.ping(U6, PATIENCE).is_some()).count()
     });
     println!("    {answered} of {PINGS} answered beside {} packets of flood", sent.load(Ordering::Relaxed));
     assert!(answered * 10 >= PINGS * 9, "the flood leaves the other {answered} of {PINGS} pings");
     server.stop();
+}
+
+/// Ends the loops of other threads with the scope that it stands in, also when that ends by a panic.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 const PINGS: usize = 20;

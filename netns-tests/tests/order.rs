@@ -111,6 +111,7 @@ fn traffic(rig: &Rig) -> (u64, u64) {
     }
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let ends = Over(&over);
         let readers: Vec<_> =
             flows.iter().flat_map(Flow::ears).map(|ear| scope.spawn(|| hear(ear, &over))).collect();
         let writers: Vec<_> =
@@ -119,9 +120,18 @@ fn traffic(rig: &Rig) -> (u64, u64) {
         scope.spawn(|| transfer(&rig.u, &rig.c, "fd00:2:2::2", 8 << 20));
         let sent = writers.into_iter().map(|w| w.join().unwrap()).sum();
         thread::sleep(Duration::from_millis(300));
-        over.store(true, Ordering::Relaxed);
+        drop(ends);
         (sent, readers.into_iter().map(|r| r.join().unwrap()).sum())
     })
+}
+
+/// Ends the loops of other threads with the scope that it stands in, also when that ends by a panic.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Two connected UDP sockets; one speaks, or both.

@@ -7,7 +7,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
 
-use netns_tests::{ALICE, IPV4, Inner, Observer, Rig, Router, U6, transfer};
+use std::time::Duration;
+
+use netns_tests::{ALICE, IPV4, Inner, Observer, Rig, Router, U6, transfer, wait_for};
+use nix::sys::socket::{setsockopt, sockopt};
 
 const BYTES: u64 = 10 << 20;
 
@@ -78,7 +81,7 @@ fn another_way_to_the_peer_is_taken_when_routing_says_so() {
     transfer(&rig.u, &rig.c, ALICE, BYTES);
     rig.s.run("ip route add 10.71.0.2/32 via 10.79.0.2 dev s9 src 10.71.0.1");
     // An answer of routing is remembered for a second.
-    std::thread::sleep(std::time::Duration::from_millis(1100));
+    std::thread::sleep(Duration::from_millis(1100));
     let before = sent_by(&rig, "s9");
     transfer(&rig.u, &rig.c, ALICE, BYTES);
     let moved = sent_by(&rig, "s9") - before;
@@ -112,6 +115,33 @@ fn they_are_cut_where_the_configuration_says_so() {
     let seen = observe(&rig);
     transfer(&rig.u, &rig.c, ALICE, BYTES);
     assert!(seen.finish().iter().all(|p| p.sound), "a checksum is wrong");
+    drop(client);
+}
+
+/// RFC 4891: protocol 41 may be protected by IPsec; what leaves unprotected in spite of a policy is a leak.
+#[test]
+fn an_ipsec_policy_is_not_passed_by() {
+    let Some(rig) = Rig::new_or_skip("super-packets by protocol 41 under an IPsec policy") else { return };
+    let policy = "src 10.71.0.1 dst 10.71.0.2 proto 41 dir out";
+    if !rig.s.attempt("ip xfrm policy list").ok {
+        return println!("    SKIPPED: this kernel has no IPsec");
+    }
+    let (server, client) = (rig.server(&Rig::alice("proto41", "mtu = 1480")), rig.client("proto41", 1480));
+    expect_whole(&server);
+    let sender = rig.u.inside(|| std::net::UdpSocket::bind((U6, 0)).unwrap());
+    setsockopt(&sender, sockopt::UdpGsoSegment, &1000).unwrap();
+    let burst = || (0..20).for_each(|_| assert!(sender.send_to(&[0; 20_000], (ALICE, 9)).is_ok()));
+    burst();
+    wait_for("trains without a policy", Duration::from_secs(3), || (trains(&server) > 0).then_some(()));
+    // Blocked altogether: nothing may come, by whatever way.
+    rig.s.run(&format!("ip xfrm policy add {policy} action block"));
+    std::thread::sleep(Duration::from_millis(1100));
+    let (seen, before) = (observe(&rig), trains(&server));
+    burst();
+    let done = rig.u.attempt(&format!("timeout 2 ping -6 -c 2 -W 1 -s 1300 {ALICE}"));
+    assert!(!done.ok, "ping passed");
+    assert_eq!(seen.finish().len(), 0, "packets left in spite of the policy");
+    assert_eq!(trains(&server), before, "trains left in spite of the policy");
     drop(client);
 }
 

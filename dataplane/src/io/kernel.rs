@@ -170,10 +170,11 @@ impl KernelIo {
                 tally.drop(Reason::SendFailed, Some(path.tunnel), segments);
                 true
             }
-            Sent::Not => {
+            Sent::Refused => {
                 tally.event(Event::WireSplit, 1);
                 false
             }
+            Sent::Not => false,
         }
     }
 

@@ -166,7 +166,7 @@ const RETURN: u16 = 0x06;
 const NETWORK: u32 = 0xfff0_0000;
 
 /// Classic BPF: let IPv4 protocol 41 through whole, nothing else.
-fn only_proto41() -> [SockFilter; 4] {
+pub(super) fn only_proto41() -> [SockFilter; 4] {
     [
         SockFilter::new(LOAD_BYTE, 0, 0, NETWORK + 9),
         SockFilter::new(JUMP_EQUAL, 0, 1, u32::from(proto41::PROTOCOL)),

@@ -6,13 +6,16 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM};
+use netlink_sys::{Socket, SocketAddr};
+
+use super::sys;
 
 /// How long an answer holds.
 const LIFETIME: Duration = Duration::from_secs(1);
@@ -43,6 +46,7 @@ struct Known {
 #[derive(Debug)]
 pub struct Routes {
     socket: Socket,
+    policies: Policies,
     known: Vec<Option<Known>>,
     answer: Vec<u8>,
     sequence: u32,
@@ -51,12 +55,14 @@ pub struct Routes {
 impl Routes {
     /// Connects to the kernel.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        // The kernel answers within the request; should it ever not, a worker must not stand still.
-        socket.set_non_blocking(true)?;
-        Ok(Self { socket, known: vec![None; PLACES], answer: Vec::with_capacity(ANSWER), sequence: 0 })
+        let socket = connect(NETLINK_ROUTE)?;
+        Ok(Self {
+            socket,
+            policies: Policies::open()?,
+            known: vec![None; PLACES],
+            answer: Vec::with_capacity(ANSWER),
+            sequence: 0,
+        })
     }
 
     /// The way from our address `local` (unspecified: any) to `peer`; `None` when there is none that leads out of
@@ -75,16 +81,15 @@ impl Routes {
     }
 
     fn look_up(&mut self, peer: Ipv4Addr, local: Ipv4Addr) -> io::Result<Option<Way>> {
+        if self.policies.may_apply() {
+            return Ok(None);
+        }
         let Some(RouteNetlinkMessage::NewRoute(route)) = self.ask(route_request(peer, local))? else {
             return Ok(None);
         };
         let Some((interface, limit, source)) = read_route(&route, local) else { return Ok(None) };
-        let Some(RouteNetlinkMessage::NewLink(link)) = self.ask(link_request(interface))? else {
-            return Ok(None);
-        };
-        let mtu =
-            link.attributes.iter().find_map(|a| if let LinkAttribute::Mtu(n) = a { Some(*n) } else { None });
-        Ok(mtu.map(|mtu| Way { interface, mtu: mtu.min(limit), source }))
+        let mtu = sys::interface_mtu(self.socket.as_fd(), interface)?;
+        Ok(Some(Way { interface, mtu: mtu.min(limit), source }))
     }
 
     /// One question, one answer; an error message is no answer.
@@ -112,6 +117,55 @@ impl Routes {
     }
 }
 
+/// The kernel answers these questions within the request and without its great lock (RTM_GETLINK would take it).
+fn connect(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+/// Outbound IPsec policies (RFC 4301 section 4.4.1): what is sent past the kernel's output path would pass them by.
+#[derive(Debug)]
+struct Policies(Option<Socket>);
+
+impl Policies {
+    /// A kernel without IPsec has none.
+    fn open() -> io::Result<Self> {
+        match connect(NETLINK_XFRM) {
+            Ok(socket) => Ok(Self(Some(socket))),
+            Err(e) if e.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Ok(Self(None)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether there is any, for whatever packets; also when the kernel does not say.
+    fn may_apply(&self) -> bool {
+        self.0.as_ref().is_some_and(|socket| outbound_policies(socket).is_none_or(|count| count > 0))
+    }
+}
+
+/// Asks by XFRM_MSG_GETSPDINFO (include/uapi/linux/xfrm.h).
+fn outbound_policies(socket: &Socket) -> Option<u32> {
+    const GET_SPD_INFO: u16 = 0x25;
+    const NEW_SPD_INFO: u16 = 0x24;
+    const SPD_INFO: u16 = 1;
+    let mut question = [0; 20];
+    question[..4].copy_from_slice(&20u32.to_ne_bytes());
+    question[4..6].copy_from_slice(&GET_SPD_INFO.to_ne_bytes());
+    question[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
+    socket.send(&question, 0).ok()?;
+    let mut answer = Vec::with_capacity(ANSWER);
+    socket.recv(&mut answer, 0).ok()?;
+    let number = |at: usize| Some(u16::from_ne_bytes(*answer.get(at..)?.first_chunk()?));
+    // After the header (16) and the flags (4): one attribute, whose second word counts outbound policies.
+    if number(4)? != NEW_SPD_INFO || number(22)? != SPD_INFO {
+        return None;
+    }
+    Some(u32::from_ne_bytes(*answer.get(28..)?.first_chunk()?))
+}
+
 fn route_request(peer: Ipv4Addr, local: Ipv4Addr) -> RouteNetlinkMessage {
     let mut route = RouteMessage::default();
     route.header.address_family = AddressFamily::Inet;
@@ -124,12 +178,6 @@ fn route_request(peer: Ipv4Addr, local: Ipv4Addr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(route)
 }
 
-fn link_request(interface: u32) -> RouteNetlinkMessage {
-    let mut link = LinkMessage::default();
-    link.header.index = interface;
-    RouteNetlinkMessage::GetLink(link)
-}
-
 /// Interface, route's own limit of the packet length, source address.
 fn read_route(route: &RouteMessage, local: Ipv4Addr) -> Option<(u32, u32, Ipv4Addr)> {
     if route.header.kind != RouteType::Unicast {
@@ -138,6 +186,10 @@ fn read_route(route: &RouteMessage, local: Ipv4Addr) -> Option<(u32, u32, Ipv4Ad
     let (mut interface, mut limit) = (None, u32::MAX);
     let mut source = Some(local).filter(|l| !l.is_unspecified());
     for attribute in &route.attributes {
+        // Something else would be put around the packet on this route.
+        if matches!(attribute, RouteAttribute::EncapType(_) | RouteAttribute::Encap(_)) {
+            return None;
+        }
         if let RouteAttribute::Oif(number) = attribute {
             interface = Some(*number);
         } else if let RouteAttribute::PrefSource(RouteAddress::Inet(addr)) = attribute {
@@ -153,6 +205,21 @@ fn read_route(route: &RouteMessage, local: Ipv4Addr) -> Option<(u32, u32, Ipv4Ad
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn policies_are_counted() {
+        // As whoever runs the tests: nobody has set one up here, or the kernel will not say.
+        let policies = Policies::open().unwrap();
+        let count = policies.0.as_ref().map(outbound_policies);
+        assert_eq!(policies.may_apply(), count.is_some_and(|c| c != Some(0)));
+    }
+
+    #[test]
+    fn an_interface_has_its_mtu() {
+        let routes = Routes::open().unwrap();
+        assert_eq!(sys::interface_mtu(routes.socket.as_fd(), 1).unwrap(), 65_536, "the loopback device");
+        assert!(sys::interface_mtu(routes.socket.as_fd(), 4_000_000).is_err());
+    }
 
     #[test]
     fn this_host_is_not_a_way_out() {

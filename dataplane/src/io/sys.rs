@@ -390,6 +390,22 @@ pub fn set_tun_offload(fd: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Octets of the largest packet on an interface of the network that the socket `fd` belongs to.
+pub fn interface_mtu(fd: BorrowedFd<'_>, interface: u32) -> io::Result<u32> {
+    // SAFETY: all-zero is a valid ifreq; both requests read and write only the ifreq that they are given, whose union then
+    // holds the member that the request is about.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_ifru.ifru_ifindex = interface.cast_signed();
+        for name in [libc::SIOCGIFNAME, libc::SIOCGIFMTU] {
+            if libc::ioctl(fd.as_raw_fd(), name as _, &raw mut request) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        u32::try_from(request.ifr_ifru.ifru_mtu).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+}
+
 /// The start of `union bpf_attr` for BPF_PROG_LOAD (include/uapi/linux/bpf.h).
 #[repr(C)]
 struct ProgramToLoad {

@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::sys;
 
@@ -26,6 +27,7 @@ pub const LOOPBACK: u32 = 1;
 pub struct Forwarding {
     _link: Arc<OwnedFd>,
     secret: [u8; 8],
+    identification: Arc<AtomicU16>,
 }
 
 impl Forwarding {
@@ -34,7 +36,15 @@ impl Forwarding {
         let secret = secret(seed);
         let program = sys::load_program("sixway_proto41", &program(secret), c"Dual MIT/GPL")?;
         let link = sys::attach_egress(program.as_fd(), LOOPBACK)?;
-        Ok(Self { _link: Arc::new(link), secret })
+        // Far from where the kernel's own counters and other instances are likely to be.
+        let identification = Arc::new(AtomicU16::new((seed >> 24) as u16));
+        Ok(Self { _link: Arc::new(link), secret, identification })
+    }
+
+    /// Takes the Identifications of so many segments: segments may be fragmented on their way, so all workers count as one
+    /// (RFC 791 section 3.2; the kernel counts up from it when it cuts).
+    pub fn identify(&self, segments: usize) -> u16 {
+        self.identification.fetch_add(segments as u16, Ordering::Relaxed)
     }
 
     /// The link header of a frame that shall leave by `interface`.

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, sendmsg};
 use socket2::{Domain, Socket, Type};
 
+use super::proto41::only_proto41;
 use super::route::{Routes, Way};
 use super::sys::{bind_packet, set_option};
 use super::tcx::{Forwarding, LINK_HEADER, LOOPBACK, OUTER_HEADER};
@@ -33,7 +34,9 @@ pub enum Sent {
     Whole,
     /// The kernel has no room; trying again in pieces would not help.
     Full,
-    /// It must be cut.
+    /// Its segments are too long for the interface, or the kernel does not take it: it must be cut.
+    Refused,
+    /// There is no way for it to go whole: it must be cut.
     Not,
 }
 
@@ -43,8 +46,6 @@ pub struct WholeSender {
     socket: Socket,
     forwarding: Forwarding,
     routes: Routes,
-    /// Identification of the next outer header: segments count up from it (RFC 6864 section 4.3).
-    identification: u16,
 }
 
 impl WholeSender {
@@ -56,14 +57,14 @@ impl WholeSender {
         set_option(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
         bind_packet(socket.as_fd(), 0, LOOPBACK)?;
         let routes = Routes::open()?;
-        Ok(Self { socket, forwarding: forwarding.clone(), routes, identification: 0 })
+        Ok(Self { socket, forwarding: forwarding.clone(), routes })
     }
 
     /// Sends a super-packet with an incomplete checksum to the peer of `path`.
     pub fn send(&mut self, path: &Path, tos: u8, packet: &[u8], offload: &Offload, layout: &Layout) -> Sent {
         let Some(way) = self.routes.way(path.remote, path.local) else { return Sent::Not };
         if OUTER_HEADER + layout.largest() > way.mtu as usize {
-            return Sent::Not;
+            return Sent::Refused;
         }
         self.send_by(way, path.remote, tos, packet, offload, layout)
     }
@@ -85,15 +86,17 @@ impl WholeSender {
         let outside = Offload { partial: Some((start + shift, field)), ..*offload };
         let vnet = vnet::emit(&outside, usize::from(shift) + layout.headers, layout.has_cwr(packet));
         let link = self.forwarding.link_header(way.interface);
-        let outer = proto41::wrap(way.source, peer, tos, total, self.identification);
-        self.identification = self.identification.wrapping_add(layout.segments() as u16);
+        let identification = self.forwarding.identify(layout.segments());
+        let outer = proto41::wrap(way.source, peer, tos, total, identification);
         let frame = [&vnet[..], &link, &outer, packet].map(IoSlice::new);
         let fd = self.socket.as_raw_fd();
-        let sent = sendmsg::<()>(fd, &frame, &[], MsgFlags::MSG_DONTWAIT, None);
-        match sent {
+        let send = || sendmsg::<()>(fd, &frame, &[], MsgFlags::MSG_DONTWAIT, None);
+        let sent = send();
+        // A full socket may have been emptied meanwhile: one more try, as for every other message.
+        match if sent == Err(Errno::EAGAIN) { send() } else { sent } {
             Ok(_) => Sent::Whole,
             Err(Errno::EAGAIN) => Sent::Full,
-            Err(_) => Sent::Not,
+            Err(_) => Sent::Refused,
         }
     }
 }
@@ -105,6 +108,7 @@ pub fn test(forwarding: &Forwarding) -> io::Result<()> {
     let ear = Socket::new(Domain::PACKET, Type::RAW, None)?;
     set_option(ear.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
     set_option(ear.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+    ear.attach_filter(&only_proto41())?;
     bind_packet(ear.as_fd(), ETHERTYPE_IPV4, LOOPBACK)?;
     let (packet, offload, layout) = specimen()?;
     let way = Way { interface: LOOPBACK, mtu: u32::MAX, source: Ipv4Addr::LOCALHOST };
