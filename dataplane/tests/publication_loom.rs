@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use loom::sync::Arc;
 use loom::thread;
+use sixway_dataplane::table::editor::Editor;
 use sixway_dataplane::table::index::Index;
 use sixway_dataplane::table::qsbr::Quiescence;
 use sixway_dataplane::table::slab::{Encap, Entry, Learn, NONE, Owner, Path, Slab};
@@ -227,15 +228,19 @@ fn prefix() -> Ipv6Prefix {
     Ipv6Prefix::new(Ipv6Addr::from(key(1)), 64).unwrap()
 }
 
+fn remote(id: u32, mtu: u16) -> Ipv4Addr {
+    Ipv4Addr::from(id << 16 | u32::from(mtu))
+}
+
 fn tunnel(id: u32, mtu: u16, prefixes: Vec<Ipv6Prefix>) -> Update {
-    let outer = Outer::Proto41 { local: None, remote: Ipv4Addr::from(u32::from(mtu) + id) };
+    let outer = Outer::Proto41 { local: None, remote: remote(id, mtu) };
     Update::Upsert(Tunnel { id: TunnelId(id), outer, prefixes, mtu })
 }
 
 fn look(reader: &mut Reader) {
     let entry = reader.view().longest_match(prefix().addr()).expect("missed");
     let path = entry.owner.path().unwrap();
-    assert_eq!(path.remote, Ipv4Addr::from(u32::from(path.mtu) + path.tunnel.0), "half a record: {path:?}");
+    assert_eq!(path.remote, remote(path.tunnel.0, path.mtu), "half a record: {path:?}");
 }
 
 #[test]
@@ -252,6 +257,104 @@ fn the_editor_moves_a_prefix_and_reuses_its_records() {
         });
         editor.apply(&[tunnel(0, 2001, vec![]), tunnel(1, 3000, vec![prefix()])]).unwrap();
         editor.apply(&[tunnel(1, 3001, vec![prefix()])]).unwrap();
+        thread.join().unwrap();
+    });
+}
+
+// ---- the same where prefixes have direct slots ----
+
+/// The `n`th of eight prefixes side by side: just so near that the first and the last share a block.
+fn neighbour(n: u32) -> Ipv6Prefix {
+    Ipv6Prefix::new(Ipv6Addr::from((0x2001_0db8 << 96) | u128::from(n) << 64), 64).unwrap()
+}
+
+/// Tunnel 0 has neighbour 0 and tunnel 1 neighbour 7, in one batch, which makes a block.
+fn block() -> (Editor, Reader) {
+    let (mut editor, mut readers) = tables(4, 1, 1);
+    editor.apply(&[tunnel(0, 2000, vec![neighbour(0)]), tunnel(1, 2000, vec![neighbour(7)])]).unwrap();
+    (editor, readers.pop().unwrap())
+}
+
+/// Whose neighbour 0 is; never a record of another prefix, and none that is half written.
+fn holder(reader: &mut Reader) -> Option<u32> {
+    let entry = reader.view().longest_match(neighbour(0).addr())?;
+    assert_eq!(entry.prefix(), Some(neighbour(0)), "another's record");
+    let path = entry.owner.path().expect("another's record");
+    assert_eq!(path.remote, remote(path.tunnel.0, path.mtu), "half a record: {path:?}");
+    Some(path.tunnel.0)
+}
+
+/// A reader that looks in two batches while the editor does `change`.
+fn reading(prepare: fn() -> (Editor, Reader), look: fn(&mut Reader), change: fn(&mut Editor)) {
+    model(move || {
+        let (mut editor, mut reader) = prepare();
+        let thread = thread::spawn(move || {
+            reader.online();
+            look(&mut reader);
+            reader.quiescent();
+            look(&mut reader);
+            reader.offline();
+        });
+        change(&mut editor);
+        thread.join().unwrap();
+    });
+}
+
+fn look_for_a_holder(reader: &mut Reader) {
+    holder(reader).expect("missed");
+}
+
+fn pass_on(editor: &mut Editor) {
+    editor.apply(&[tunnel(0, 2001, vec![]), tunnel(2, 3000, vec![neighbour(0)])]).unwrap();
+    editor.apply(&[tunnel(1, 3001, vec![neighbour(7)])]).unwrap();
+}
+
+#[test]
+fn a_slot_passes_to_another_tunnel_and_its_record_is_reused() {
+    reading(block, look_for_a_holder, pass_on);
+}
+
+#[test]
+fn a_slot_is_emptied_and_its_record_is_reused() {
+    let look = |reader: &mut Reader| assert!(matches!(holder(reader), None | Some(0)));
+    reading(block, look, |editor| {
+        // A neighbour more, so that the block stays.
+        editor.apply(&[tunnel(2, 2000, vec![neighbour(3)])]).unwrap();
+        editor.apply(&[Update::Remove(TunnelId(0))]).unwrap();
+        editor.apply(&[tunnel(1, 3001, vec![neighbour(7)])]).unwrap();
+    });
+}
+
+#[test]
+fn a_hashed_prefix_moves_into_a_block() {
+    let hashed = || {
+        let (mut editor, mut readers) = tables(4, 1, 1);
+        editor.apply(&[tunnel(0, 2000, vec![neighbour(0)])]).unwrap();
+        (editor, readers.pop().unwrap())
+    };
+    reading(hashed, look_for_a_holder, |editor| {
+        editor.apply(&[tunnel(1, 2000, vec![neighbour(1)]), tunnel(2, 2000, vec![neighbour(2)])]).unwrap();
+        editor.apply(&[tunnel(0, 2001, vec![neighbour(0)])]).unwrap();
+        editor.apply(&[tunnel(1, 2001, vec![neighbour(1)])]).unwrap();
+    });
+}
+
+#[test]
+fn a_prefix_leaves_a_block_that_is_given_up() {
+    reading(block, look_for_a_holder, |editor| {
+        editor.apply(&[Update::Remove(TunnelId(1))]).unwrap();
+        editor.apply(&[tunnel(0, 2001, vec![neighbour(0)])]).unwrap();
+        editor.apply(&[tunnel(2, 2001, vec![neighbour(5)])]).unwrap();
+    });
+}
+
+#[test]
+#[should_panic(expected = "record")]
+fn a_reader_of_a_block_that_does_not_say_that_it_reads_is_caught() {
+    model(|| {
+        let (mut editor, mut reader) = block();
+        let thread = thread::spawn(move || look_for_a_holder(&mut reader));
+        pass_on(&mut editor);
         thread.join().unwrap();
     });
 }

@@ -2,7 +2,8 @@
 //!
 //! Real threads, real time, about two seconds. Every field of a tunnel follows from its number and its version, so
 //! a torn record betrays itself. Some prefixes change hands in every batch but always have a holder: a reader that
-//! misses one finds the pool around it.
+//! misses one finds the pool around it. A range of many prefixes side by side comes and goes around one that stays, so
+//! that prefixes move from a hash index into direct slots and back under the readers' eyes.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
@@ -10,12 +11,16 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use etherparse::PacketBuilder;
+use sixway_dataplane::forward::judge_all;
+use sixway_dataplane::packet::batch::{Arrival, Batch, Offload, Packet};
 use sixway_dataplane::table::editor::Editor;
-use sixway_dataplane::table::slab::{Encap, OuterKey, Owner, Path};
+use sixway_dataplane::table::slab::{Encap, Entry, OuterKey, Owner, Path};
 use sixway_dataplane::table::{Reader, View, tables};
 use sixway_dataplane::update::{
     Holder, Ipv6Prefix, Outer, Rejected, Tunnel, TunnelId, UdpLocal, UdpRemote, Update,
 };
+use sixway_dataplane::verdict::Verdict;
 
 const READERS: usize = 3;
 const STORM: Duration = Duration::from_millis(1800);
@@ -27,6 +32,18 @@ const QUIET: std::ops::Range<u32> = 16..24;
 const GUESTS: std::ops::Range<u32> = 24..64;
 /// Prefixes that always have a holder.
 const PREFIXES: u32 = 12;
+/// Prefixes side by side, enough for a block of direct slots.
+const RANGE: u32 = 512;
+/// The tunnel that has every other prefix of the range, when it is there.
+const RANGER: u32 = 64;
+/// Always there, with one prefix of the range.
+const SETTLER: u32 = 65;
+/// The settler's place in the range.
+const SETTLED: u32 = 77;
+/// Prefixes that nobody looks for; with their records the tables are so large that lookups are prepared in batches.
+const BALLAST: u32 = 8_500;
+/// Tunnels that there is room for, with spare records for the whole range a few times.
+const TUNNELS: u32 = 1_024;
 
 /// xorshift: the same storm every time, as far as threads allow.
 struct Dice(u64);
@@ -48,6 +65,11 @@ fn moving(n: u32) -> Ipv6Prefix {
 
 fn quiet(id: u32) -> Ipv6Prefix {
     Ipv6Prefix::new(Ipv6Addr::from((0x2001_0db9 << 96) | u128::from(id) << 80), 56).unwrap()
+}
+
+/// The `n`th prefix of the range.
+fn ranged(n: u32) -> Ipv6Prefix {
+    Ipv6Prefix::new(Ipv6Addr::from((0x2001_0dbb << 96) | u128::from(n) << 64), 64).unwrap()
 }
 
 fn key(id: u32) -> OuterKey {
@@ -83,9 +105,18 @@ struct Storm {
     editor: Editor,
     holder: Vec<Option<u32>>,
     guests: Vec<bool>,
+    range: Range,
     version: u8,
     dice: Dice,
     batches: u64,
+}
+
+/// Who has all of the range but the settler's place.
+#[derive(Clone, Copy, PartialEq)]
+enum Range {
+    Free,
+    Tunnel,
+    Router,
 }
 
 impl Storm {
@@ -93,10 +124,15 @@ impl Storm {
         editor.name_socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 1000), 9);
         let holder = (0..PREFIXES).map(|n| Some(n % HOLDERS)).collect();
         let guests = vec![false; GUESTS.len()];
-        let mut storm = Self { editor, holder, guests, version: 0, dice: Dice(0x5eed), batches: 0 };
+        let mut storm =
+            Self { editor, holder, guests, range: Range::Free, version: 0, dice: Dice(0x5eed), batches: 0 };
         let pool = Update::Reserve(Ipv6Prefix::new(moving(0).addr(), 32).unwrap(), Holder::Unassigned);
         let mut start: Vec<_> = (0..HOLDERS).map(|id| storm.holding(id)).chain([pool]).collect();
         start.extend(QUIET.map(|id| tunnel(id, 0, vec![quiet(id)])));
+        start.push(tunnel(SETTLER, 0, vec![ranged(SETTLED)]));
+        let far = |n| Ipv6Addr::from((0x2001_0dbc << 96) | u128::from(n) << 68);
+        let ballast = |n| Update::Reserve(Ipv6Prefix::new(far(n), 60).unwrap(), Holder::Local);
+        start.extend((0..BALLAST).map(ballast));
         storm.editor.apply(&start).unwrap();
         storm
     }
@@ -109,9 +145,11 @@ impl Storm {
 
     fn batch(&mut self) -> Vec<Update> {
         self.version = self.version.wrapping_add(1);
-        match self.dice.below(4) {
-            0 => self.guest(),
-            1 => QUIET.map(|id| tunnel(id, 0, vec![quiet(id)])).collect(),
+        match self.dice.below(40) {
+            0 => self.reach(),
+            1..4 => vec![tunnel(SETTLER, self.version, vec![ranged(SETTLED)])],
+            4..12 => self.guest(),
+            12..20 => QUIET.map(|id| tunnel(id, 0, vec![quiet(id)])).collect(),
             _ => self.pass_on(),
         }
     }
@@ -129,6 +167,22 @@ impl Storm {
         };
         let give = next.map_or(Update::Reserve(moving(n), Holder::Local), |id| self.holding(id));
         vec![take, give]
+    }
+
+    /// The range comes, one update or many, and with it a block of direct slots; or it goes, and the block with it.
+    fn reach(&mut self) -> Vec<Update> {
+        let places = (0..RANGE).filter(|n| *n != SETTLED).map(ranged);
+        let next = if self.dice.below(2) == 0 { Range::Tunnel } else { Range::Router };
+        let was = std::mem::replace(&mut self.range, next);
+        if was != Range::Free {
+            self.range = Range::Free;
+        }
+        match (was, next) {
+            (Range::Tunnel, _) => vec![Update::Remove(TunnelId(RANGER))],
+            (Range::Router, _) => places.map(Update::Free).collect(),
+            (Range::Free, Range::Tunnel) => vec![tunnel(RANGER, self.version, places.collect())],
+            (Range::Free, _) => places.map(|p| Update::Reserve(p, Holder::Local)).collect(),
+        }
     }
 
     /// Guests bring levels and let indexes grow; they leave both behind.
@@ -200,9 +254,64 @@ fn look(view: &View<'_>, dice: &mut Dice) {
     }
 }
 
-fn read(mut reader: Reader, seed: u64, done: &AtomicBool) -> u64 {
+/// What is right for a place of the range: the settler is always there, all others come and go.
+fn assert_ranged(n: u32, found: Option<Entry>) {
+    let Some(entry) = found else { return assert!(n != SETTLED, "missed the settler") };
+    assert_eq!(entry.prefix(), Some(ranged(n)), "foreign: {entry:?}");
+    match entry.owner {
+        Owner::Tunnel(path) => {
+            assert_eq!(path.tunnel.0, if n == SETTLED { SETTLER } else { RANGER }, "foreign: {path:?}");
+            assert_whole(&path);
+        }
+        Owner::Reserved(holder) => assert!(n != SETTLED && holder == Holder::Local, "foreign: {entry:?}"),
+    }
+}
+
+/// Returns how many of the range were there.
+fn look_along_the_range(view: &View<'_>, dice: &mut Dice) -> u64 {
+    let mut places: Vec<u32> = (0..70).map(|_| dice.below(RANGE)).collect();
+    places[dice.below(70) as usize] = SETTLED;
+    assert_ranged(SETTLED, view.longest_match(ranged(SETTLED).addr()));
+    assert_ranged(places[0], view.longest_match(ranged(places[0]).addr()));
+    let addrs: Vec<Ipv6Addr> = places.iter().map(|n| ranged(*n).addr()).collect();
+    let mut found = 0;
+    view.longest_matches(&addrs, |at, entry| {
+        assert_ranged(places[at], entry);
+        found += u64::from(entry.is_some());
+    });
+    judge_along_the_range(view, &places);
+    found
+}
+
+/// Sends a packet to each of the places.
+fn judge_along_the_range(view: &View<'_>, places: &[u32]) {
+    let mut batch = Batch::new(1, places.len());
+    let stride = batch.arena.len() / places.len();
+    for (at, n) in places.iter().enumerate() {
+        let start = at * stride;
+        let from = Ipv6Addr::from(0x3fff << 112 | 1);
+        let mut out = &mut batch.arena[start..];
+        let packet = PacketBuilder::ipv6(from.octets(), ranged(*n).addr().octets(), 64).udp(4000, 5000);
+        packet.write(&mut out, &[7; 8]).unwrap();
+        assert!(batch.push(Packet { start, len: 56, arrival: Arrival::Tun, offload: Offload::default() }));
+    }
+    assert!(view.is_large(), "lookups are not prepared in batches");
+    let mut judged = Vec::new();
+    judge_all(view, &mut batch, &mut judged);
+    for (n, judged) in places.iter().zip(judged) {
+        let Verdict::ToWire(path, _) = judged.verdict else {
+            assert!(*n != SETTLED, "missed the settler: {:?}", judged.verdict);
+            continue;
+        };
+        assert_eq!(path.tunnel.0, if *n == SETTLED { SETTLER } else { RANGER }, "foreign: {path:?}");
+        assert_whole(&path);
+    }
+}
+
+/// Returns how many looks there were, and how many places of the range were held.
+fn read(mut reader: Reader, seed: u64, done: &AtomicBool) -> (u64, u64) {
     let mut dice = Dice(seed);
-    let mut looks = 0;
+    let (mut looks, mut along) = (0, 0);
     while !done.load(Ordering::Relaxed) {
         reader.online();
         for _ in 0..dice.below(50) {
@@ -210,6 +319,7 @@ fn read(mut reader: Reader, seed: u64, done: &AtomicBool) -> u64 {
             let many = 1 + dice.below(64);
             (0..many).for_each(|_| look(&view, &mut dice));
             looks += u64::from(many);
+            along += look_along_the_range(&view, &mut dice);
             reader.quiescent();
         }
         reader.offline();
@@ -217,15 +327,15 @@ fn read(mut reader: Reader, seed: u64, done: &AtomicBool) -> u64 {
             std::thread::sleep(Duration::from_micros(50));
         }
     }
-    looks
+    (looks, along)
 }
 
 #[test]
 fn readers_see_whole_records_of_the_right_tunnel() {
-    let (editor, readers) = tables(GUESTS.end, READERS, 99);
+    let (editor, readers) = tables(TUNNELS, READERS, 99);
     let mut storm = Storm::new(editor);
     let done = AtomicBool::new(false);
-    let looks: Vec<u64> = std::thread::scope(|scope| {
+    let looks: Vec<(u64, u64)> = std::thread::scope(|scope| {
         let seeds = 1u64..;
         let spawn = |(reader, seed)| {
             let done = &done;
@@ -236,5 +346,6 @@ fn readers_see_whole_records_of_the_right_tunnel() {
         done.store(true, Ordering::Relaxed);
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
-    assert!(looks.iter().all(|n| *n > 1000) && storm.batches > 1000, "{looks:?}, {}", storm.batches);
+    let enough = looks.iter().all(|(looks, along)| *looks > 1000 && *along > 1000);
+    assert!(enough && storm.batches > 1000, "{looks:?}, {}", storm.batches);
 }

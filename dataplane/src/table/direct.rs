@@ -15,7 +15,7 @@ const WIDEST: u8 = 24;
 /// A block is made where one slot in so many would be used, so it never takes more than a hash index would.
 const SPREAD: usize = 4;
 /// A block is given up when fewer than one slot in so many is still used.
-const THIN: usize = 16;
+const THIN: usize = if cfg!(loom) { 4 } else { 16 };
 /// Readers go through the blocks of a length in turn.
 const MOST_BLOCKS: usize = 16;
 

@@ -19,7 +19,7 @@ use crate::update::{
 };
 
 /// From so many updates on, room for all of them is made at once.
-const LARGE_BATCH: usize = 256;
+const LARGE_BATCH: usize = if cfg!(loom) { 2 } else { 256 };
 
 /// Room for so many prefixes on their way out is kept from batch to batch.
 const FEW_LEAVING: usize = 64;

@@ -19,9 +19,7 @@ use std::hint::black_box;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
-
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, Held, Ordering, Swap};
 use crate::update::{Policy, TunnelId};
 use index::{Index, MOST_NUMBERS, Seed};
 use level::Level;
@@ -67,7 +65,7 @@ impl ById {
 /// What the editor and the readers share.
 #[derive(Debug)]
 struct Shared {
-    root: Arc<ArcSwap<Root>>,
+    root: Arc<Swap<Root>>,
     slab: Slab,
     by_id: ById,
     quiescence: Quiescence,
@@ -81,7 +79,7 @@ pub fn tables(capacity: u32, readers: usize, seed: u64) -> (editor::Editor, Vec<
     let policy = Policy { hairpin: true, error_source: None, probe_ident: None };
     let root = Root { levels: Vec::new(), outer: Arc::new(Index::for_items(8)), policy };
     let shared = Arc::new(Shared {
-        root: Arc::new(ArcSwap::from_pointee(root)),
+        root: Arc::new(Swap::from_pointee(root)),
         // Room, not memory: a batch that changes every tunnel holds old, emptied and new records at once.
         slab: Slab::new((capacity as usize * 8 + 4096).min(MOST_NUMBERS)),
         by_id: ById::new(capacity),
@@ -96,13 +94,13 @@ pub fn tables(capacity: u32, readers: usize, seed: u64) -> (editor::Editor, Vec<
 #[derive(Debug)]
 pub struct Reader {
     shared: Arc<Shared>,
-    root: arc_swap::Cache<Arc<ArcSwap<Root>>, Arc<Root>>,
+    root: Held<Root>,
     who: usize,
 }
 
 impl Reader {
     fn new(shared: Arc<Shared>, who: usize) -> Self {
-        let root = arc_swap::Cache::new(shared.root.clone());
+        let root = Held::new(shared.root.clone());
         Self { shared, root, who }
     }
 
