@@ -85,7 +85,7 @@ pub struct UdpPort {
 }
 
 impl UdpPort {
-    /// A socket that [`open`] has made for `at`.
+    /// A socket that [`open_group`] has made for `at`.
     pub fn new(socket: UdpSocket, at: SocketAddrV4) -> Self {
         Self { socket, at, lost: 0, trains: Fuse::new(1), ready: true }
     }
