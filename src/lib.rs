@@ -12,6 +12,7 @@
 //! | [`registry`] | the truth about live tunnels; owns the only table writer |
 //! | [`punt`] | hands packets that came up to whoever deals with them |
 //! | [`dtcp`] | tunnels for those who ask by DTCP, and the asking side |
+//! | [`tsp`] | tunnels for those who ask by TSP |
 //! | [`compat`] | the old programs' files, read as they are |
 //! | [`nd`] | neighbour discovery and echo inside each tunnel |
 //! | [`endpoint`] | proves where a peer is before its tunnel moves there |
@@ -46,3 +47,4 @@ pub mod punt;
 pub mod registry;
 pub mod router;
 pub mod store;
+pub mod tsp;
