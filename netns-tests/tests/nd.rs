@@ -84,6 +84,25 @@ fn a_solicitation_from_afar_is_not_answered() {
     assert!(solicit(&alice, PATIENCE).is_some());
 }
 
+#[test]
+fn advertising_that_ends_is_withdrawn() {
+    let extra = "ra = { on = true }";
+    let Some((_rig, server, alice)) = begin("a router that stops advertising says so", "udp", extra) else {
+        return;
+    };
+    let last = |got: &Inner<'_>| {
+        let advert = got.icmp_type() == Some(icmp::ROUTER_ADVERTISEMENT) && got.dst.to_string() == "ff02::1";
+        (advert && got.icmp_word()?.to_be_bytes()[2..] == [0, 0]).then_some(())
+    };
+    assert!(solicit(&alice, PATIENCE).is_some());
+    assert!(server.reload(&Rig::server_config("", &Rig::alice("udp", "ra = { on = false }"))).ok);
+    assert!(alice.wait(PATIENCE, last).is_some(), "turned off by a reload: RFC 4861 section 6.2.5");
+    assert!(server.reload(&Rig::server_config("", &Rig::alice("udp", extra))).ok);
+    assert!(solicit(&alice, PATIENCE).is_some());
+    server.stop();
+    assert!(alice.wait(PATIENCE, last).is_some(), "at the router's own end");
+}
+
 /// Who answers an echo request to `dst`, sent from our link-local address.
 fn who_answers(alice: &Client, dst: &str) -> Option<Ipv6Addr> {
     alice.send(&Ends::new(US, dst).echo_request(0x11d, 1, 32));

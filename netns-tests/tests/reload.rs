@@ -122,3 +122,20 @@ fn a_bad_file_changes_nothing_and_says_why() {
     assert_eq!(server.count("alice", "rx_packets"), 2, "neither she nor her counters were touched");
     server.stop();
 }
+
+#[test]
+fn protocol_41_needs_its_sockets_from_the_start() {
+    let Some(rig) = Rig::new_or_skip("a reload cannot bring protocol 41 to a router without its sockets")
+    else {
+        return;
+    };
+    let off = "[proto41]\nenabled = false\n";
+    let server = rig.server(&(off.to_owned() + &Rig::alice("udp", "")));
+    let alice = rig.alice_peer("udp");
+    assert!(alice.ping(U6, PATIENCE).is_some());
+    let wanted = Rig::alice("udp", "") + &tunnel("eve", "proto41", "10.71.0.9", "fd00:2:9::/64", "");
+    let done = server.reload(&Rig::server_config("", &wanted));
+    assert!(!done.ok && done.text.contains("eve") && done.text.contains("restart"), "{}", done.text);
+    assert!(alice.ping(U6, PATIENCE).is_some(), "her tunnel was not touched");
+    server.stop();
+}
