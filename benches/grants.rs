@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sixway::broker::{
-    Account, Keep, LeaseId, Limits, NetworkWish, Pool, PoolKind, Protocol, Record, Route, Secret, Terms,
-    UserName, Wants, Wish,
+    Account, Keep, LeaseId, Limits, Mechanisms, NetworkWish, Pool, PoolKind, Protocol, Record, Route, Secret,
+    Terms, UserName, Wants, Wish,
 };
 use sixway::config::Hooks;
 use sixway::office::{Desk, Office, Tables};
@@ -70,7 +70,13 @@ fn round(clients: u32) {
     let path = folder.join("bench.db");
     let mut store = Sqlite::open(&path).unwrap();
     let secret = Secret::parse(Zeroizing::new(b"hush".to_vec())).unwrap();
-    let account = |n| Account { name: user(n), secret: secret.clone(), prefixes: Vec::new(), pair: None };
+    let account = |n| Account {
+        name: user(n),
+        secret: secret.clone(),
+        prefixes: Vec::new(),
+        pair: None,
+        mechanisms: Mechanisms::ANY,
+    };
     store.append(&(0..GRANTS).map(|n| Record::Account(account(n))).collect::<Vec<_>>()).unwrap();
     let pools = vec![Pool { prefix: "2001:db8::/40".parse().unwrap(), kind: PoolKind::Networks(64) }];
     let terms = Terms { pools, fences: Vec::new(), limits: Limits::default() };

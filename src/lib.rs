@@ -11,6 +11,7 @@
 //! | [`router`] | opens everything in order and runs the control loop |
 //! | [`registry`] | the truth about live tunnels; owns the only table writer |
 //! | [`punt`] | hands packets that came up to whoever deals with them |
+//! | [`auth`] | proofs of who somebody is, shared by protocols |
 //! | [`dtcp`] | tunnels for those who ask by DTCP, and the asking side |
 //! | [`tsp`] | tunnels for those who ask by TSP |
 //! | [`compat`] | the old programs' files, read as they are |
@@ -29,6 +30,7 @@
 //! of each protocol are pure: bytes, time and randomness come in, bytes and wishes go out.
 
 pub mod admin;
+pub mod auth;
 pub mod broker;
 pub mod churn;
 pub mod cli;

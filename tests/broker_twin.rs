@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sixway::broker::{
-    Account, Accounts, Broker, End, Grant, Keep, Limits, Memory, NetworkWish, Outcome, Pool, PoolKind,
-    Protocol, Record, Refusal, Route, Secret, Terms, Time, UserName, Wants, Wish,
+    Account, Accounts, Broker, End, Grant, Keep, Limits, Mechanisms, Memory, NetworkWish, Outcome, Pool,
+    PoolKind, Protocol, Record, Refusal, Route, Secret, Terms, Time, UserName, Wants, Wish,
 };
 use sixway_dataplane::update::{Ipv6Prefix, Outer};
 use zeroize::Zeroizing;
@@ -68,7 +68,13 @@ fn account(user: u8, own: bool) -> Account {
     let secret = Secret::parse(Zeroizing::new(b"hush".to_vec())).unwrap();
     // Inside the first pool: it must never be given to anybody else.
     let own = own.then(|| prefix(&format!("2001:db8:0:{user:x}::/64")));
-    Account { name: name(user), secret, prefixes: own.into_iter().collect(), pair: None }
+    Account {
+        name: name(user),
+        secret,
+        prefixes: own.into_iter().collect(),
+        pair: None,
+        mechanisms: Mechanisms::ANY,
+    }
 }
 
 fn pools() -> Vec<Pool> {

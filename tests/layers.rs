@@ -84,6 +84,8 @@ const RULES: &[(&str, &str, &[&str])] = &[
             "sixway_dataplane::table",
         ],
     ),
+    ("src/auth/", ".rs", PURE_CONTROL),
+    ("src/auth/", ".rs", &["crate::dtcp", "crate::tsp", "crate::store", "crate::office", "rand::rng()"]),
     ("src/dtcp/client.rs", "", PURE_CONTROL),
     ("src/dtcp/interfaces.rs", "", PURE_CONTROL),
     (

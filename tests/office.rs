@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use office_lab::{Folder, Twin, account, drive, open, prefix, terms, user, wish, with_users};
-use sixway::broker::{Account, End, Keep, LeaseId, Memory, Record, Refusal, Wants};
+use sixway::broker::{Account, End, Keep, LeaseId, Mechanism, Memory, Record, Refusal, Wants};
 use sixway::config::Hooks;
 use sixway::office::Office;
 use sixway::store::{Sqlite, Store, StoreError};
@@ -138,8 +138,11 @@ fn the_running_office_sees_what_the_operator_changes() {
         let given = desk.grant(wish(1, HOUR)).await.unwrap();
         assert_eq!(given.grant.networks, [prefix("2001:db8:7::/48")]);
         let proof = |s: &sixway::broker::Secret| (s.expose() == b"hush").then_some(());
-        assert!(desk.login([192, 0, 2, 1].into(), "u1", proof).is_ok());
-        assert_eq!(desk.login([192, 0, 2, 1].into(), "u0", proof), Err(Refusal::LoginFailed));
+        assert!(desk.login([192, 0, 2, 1].into(), "u1", Mechanism::Apop, proof).is_ok());
+        assert_eq!(
+            desk.login([192, 0, 2, 1].into(), "u0", Mechanism::Apop, proof),
+            Err(Refusal::LoginFailed)
+        );
     });
 }
 

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use sixway::broker::{Account, UserName};
+use sixway::broker::{Account, Mechanism, Mechanisms, UserName};
 use sixway::store::{Sqlite, Store};
 
 struct Desk(PathBuf);
@@ -121,4 +121,33 @@ fn many_are_imported_at_once_or_not_at_all() {
     let alice = desk.account("alice").unwrap();
     assert_eq!((alice.prefixes.len(), alice.pair), (2, Some(13)));
     desk.refused(&["import", "-"], lines, "already");
+}
+
+#[test]
+fn how_a_user_may_log_in_is_the_operator_s_to_say() {
+    let desk = Desk::new("mechanisms");
+    desk.done(&["add", "alice"], "");
+    desk.done(&["add", "bob", "--mechanisms", "scram-sha-256,digest-md5"], "");
+    assert!(desk.account("alice").unwrap().mechanisms.is_any());
+    let bob = desk.account("bob").unwrap().mechanisms;
+    assert!(bob.allow(Mechanism::DigestMd5) && !bob.allow(Mechanism::Plain) && !bob.allow(Mechanism::Apop));
+    assert!(desk.done(&["list"], "").contains("scram-sha-256,digest-md5"));
+    desk.done(&["mechanisms", "bob", "any"], "");
+    assert_eq!(desk.account("bob").unwrap().mechanisms, Mechanisms::ANY);
+    desk.refused(&["add", "eve", "--mechanisms", "md5"], "", "known are");
+    desk.refused(&["mechanisms", "eve", "any"], "", "no user 'eve'");
+}
+
+#[test]
+fn a_store_of_the_first_format_is_brought_up_to_date() {
+    let desk = Desk::new("format");
+    let said = desk.done(&["add", "alice", "--prefix", "2001:db8:7::/48"], "");
+    let path = desk.0.join("six0.db");
+    let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch("ALTER TABLE account DROP COLUMN mechanisms; PRAGMA user_version = 1").unwrap();
+    drop(old);
+    let alice = desk.account("alice").unwrap();
+    assert!(alice.mechanisms.is_any() && alice.prefixes.len() == 1 && said.contains("secret: "));
+    desk.done(&["mechanisms", "alice", "apop"], "");
+    assert!(!desk.account("alice").unwrap().mechanisms.is_any());
 }

@@ -15,7 +15,9 @@ use std::time::Duration;
 use netns_tests::{
     BOB, BOB_NET, C4_OTHER, CLIENT_PORT, Client, Rig, Router, S4, U6, UDP_PORT, pings, program, wait_for,
 };
-use sixway::broker::{Account, Grant, Lease, LeaseId, Pair, Protocol, Record, Secret, Time, UserName};
+use sixway::broker::{
+    Account, Grant, Lease, LeaseId, Mechanisms, Pair, Protocol, Record, Secret, Time, UserName,
+};
 use sixway::store::{Sqlite, Store};
 use sixway_dataplane::update::{Ipv6Prefix, Outer, UdpLocal, UdpRemote};
 
@@ -48,7 +50,13 @@ fn config(rig: &Rig, more: &str) -> (PathBuf, String) {
 fn account(name: &str, prefixes: &[&str]) -> Account {
     let secret = Secret::parse(zeroize::Zeroizing::new(b"hush".to_vec())).unwrap();
     let prefixes = prefixes.iter().map(|p| p.parse().unwrap()).collect();
-    Account { name: UserName::parse(name).unwrap(), secret, prefixes, pair: None }
+    Account {
+        name: UserName::parse(name).unwrap(),
+        secret,
+        prefixes,
+        pair: None,
+        mechanisms: Mechanisms::ANY,
+    }
 }
 
 fn lease(id: u64, user: &str, from: &str, network: &str, pair: Option<Pair>) -> Record {

@@ -12,6 +12,8 @@ use sixway_dataplane::update::Ipv6Prefix;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use super::mechanism::{Mechanism, Mechanisms};
+
 /// The longest name of a user, in characters.
 pub const MAX_USER: usize = 64;
 /// The longest secret, in octets.
@@ -120,6 +122,8 @@ pub struct Account {
     pub prefixes: Vec<Ipv6Prefix>,
     /// The number of its address pair, instead of the next free one.
     pub pair: Option<u32>,
+    /// How it may prove itself.
+    pub mechanisms: Mechanisms,
 }
 
 /// All accounts: written by the office when the store has changed, read by whoever checks a proof.
@@ -157,10 +161,16 @@ impl Accounts {
     }
 
     /// Lets `prove` look at the user's secret; what it makes of it comes back where it was convinced. For a user who does
-    /// not exist it looks at another secret and is never convinced.
-    pub fn prove<T>(&self, user: &str, prove: impl FnOnce(&Secret) -> Option<T>) -> Option<(UserName, T)> {
+    /// not exist, or may not prove himself by this mechanism, it looks at another secret and is never convinced.
+    pub fn prove<T>(
+        &self,
+        user: &str,
+        by: Mechanism,
+        prove: impl FnOnce(&Secret) -> Option<T>,
+    ) -> Option<(UserName, T)> {
         let name = UserName::parse(user).ok();
         let found = name.as_ref().and_then(|name| self.all.get(name));
+        let found = found.filter(|account| account.mechanisms.allow(by));
         let secret = found.as_ref().map_or(&self.nobody, |account| &account.secret);
         let proven = prove(secret);
         let owner = found.as_ref().map(|account| account.name.clone());
@@ -197,6 +207,7 @@ mod tests {
             secret: secret(word),
             prefixes: Vec::new(),
             pair: None,
+            mechanisms: Mechanisms::ANY,
         }
     }
 
@@ -228,10 +239,18 @@ mod tests {
         let all = Accounts::new([7; 16]);
         all.put(account("alice", "hush"));
         let is = |word: &'static str| move |s: &Secret| same(s.expose(), word.as_bytes()).then_some(());
-        assert_eq!(all.prove("alice", is("hush")).map(|(who, ())| who.to_string()), Some("alice".into()));
-        assert!(all.prove("alice", is("hus")).is_none());
-        assert!(all.prove("bob", |_| Some(())).is_none(), "whatever the proof says");
-        assert!(all.prove("no name", |_| Some(())).is_none());
+        assert_eq!(
+            all.prove("alice", Mechanism::Apop, is("hush")).map(|(who, ())| who.to_string()),
+            Some("alice".into())
+        );
+        assert!(all.prove("alice", Mechanism::Apop, is("hus")).is_none());
+        assert!(all.prove("bob", Mechanism::Apop, |_| Some(())).is_none(), "whatever the proof says");
+        assert!(all.prove("no name", Mechanism::Apop, |_| Some(())).is_none());
+        all.put(Account { mechanisms: "digest-md5".parse().unwrap(), ..account("alice", "hush") });
+        assert!(all.prove("alice", Mechanism::DigestMd5, is("hush")).is_some());
+        for other in [Mechanism::Apop, Mechanism::Plain, Mechanism::ScramSha256] {
+            assert!(all.prove("alice", other, |_| Some(())).is_none(), "whatever the proof says");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@
 pub mod account;
 pub mod lease;
 pub mod limits;
+pub mod mechanism;
 pub mod pool;
 pub mod roll;
 
@@ -28,6 +29,7 @@ use sixway_dataplane::update::{Ipv6Prefix, Outer};
 pub use account::{Account, Accounts, Secret, UserName};
 pub use lease::{Broker, Lease, Memory, Terms, peer};
 pub use limits::{Doorman, Limits};
+pub use mechanism::{Mechanism, Mechanisms};
 pub use pool::{Pool, PoolKind};
 
 /// A moment: milliseconds since 1970-01-01 UTC. Leases outlive the process, so they are counted by the calendar.

@@ -6,6 +6,7 @@
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::account::{MAX_OWN_PREFIXES, Secret};
+use super::mechanism::Mechanisms;
 use super::pool::PAIRS;
 use super::{Account, Lease, Memory, Record, UserName};
 
@@ -88,6 +89,19 @@ pub fn change_secret(memory: &Memory, user: &UserName, secret: Secret) -> Result
     Ok(Record::Account(Account { secret, ..account.clone() }))
 }
 
+/// Changes how an account may prove itself; tunnels that are up stay.
+///
+/// # Errors
+/// [`RollError::Unknown`].
+pub fn change_mechanisms(
+    memory: &Memory,
+    user: &UserName,
+    mechanisms: Mechanisms,
+) -> Result<Record, RollError> {
+    let account = find(memory, user).ok_or_else(|| RollError::Unknown(user.clone()))?;
+    Ok(Record::Account(Account { mechanisms, ..account.clone() }))
+}
+
 /// Removes an account; a running router ends its tunnels.
 ///
 /// # Errors
@@ -133,6 +147,7 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
+    use crate::broker::Mechanism;
 
     fn account(name: &str, prefixes: &[&str], pair: Option<u32>) -> Account {
         Account {
@@ -140,6 +155,7 @@ mod tests {
             secret: Secret::parse(Zeroizing::new(b"hush".to_vec())).unwrap(),
             prefixes: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
             pair,
+            mechanisms: Mechanisms::ANY,
         }
     }
 
@@ -167,6 +183,13 @@ mod tests {
         let bob = UserName::parse("bob").unwrap();
         assert_eq!(remove(&memory, &bob), Err(RollError::Unknown(bob.clone())));
         assert!(change_secret(&memory, &bob, Secret::random([1; 16])).is_err());
+        assert!(change_mechanisms(&memory, &bob, Mechanisms::ANY).is_err());
+        let Ok(Record::Account(apop)) = change_mechanisms(&memory, &alice.name, "apop".parse().unwrap())
+        else {
+            panic!("alice is there")
+        };
+        assert!(apop.mechanisms.allow(Mechanism::Apop) && !apop.mechanisms.allow(Mechanism::Plain));
+        assert_eq!(Account { mechanisms: Mechanisms::ANY, ..apop }, alice);
         let other = Secret::random([1; 16]);
         let changed = change_secret(&memory, &alice.name, other.clone()).unwrap();
         assert_eq!(changed, Record::Account(Account { secret: other, ..alice }));

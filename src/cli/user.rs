@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::print_line;
 use crate::admin::table::columns;
 use crate::broker::account::MAX_SECRET;
-use crate::broker::{Account, Memory, Record, Secret, UserName, roll};
+use crate::broker::{Account, Mechanisms, Memory, Record, Secret, UserName, roll};
 use crate::config::Config;
 use crate::store::{Sqlite, Store};
 
@@ -52,6 +52,16 @@ enum What {
         /// The number of this user's address pair, instead of the next free one
         #[arg(long, value_name = "N")]
         interface: Option<u32>,
+        /// How this user may log in: any, or some of scram-sha-256, digest-md5, plain, apop (DTCP), with commas between
+        #[arg(long, value_name = "NAMES", default_value = "any")]
+        mechanisms: Mechanisms,
+    },
+    /// Change how a user may log in; tunnels that are up stay
+    Mechanisms {
+        /// The user
+        name: String,
+        /// any, or some of scram-sha-256, digest-md5, plain, apop (DTCP), with commas between
+        mechanisms: Mechanisms,
     },
     /// Change a user's secret; tunnels that are up stay
     Passwd {
@@ -90,11 +100,12 @@ pub fn run(args: &UserArgs) -> anyhow::Result<()> {
     let mut store = Sqlite::open_beside(&path)?;
     let memory = store.load()?;
     match &args.what {
-        What::Add { name, secret, prefix, interface } => {
+        What::Add { name, secret, prefix, interface, mechanisms } => {
             let prefixes = prefix.iter().map(|text| parse_prefix(text)).collect::<anyhow::Result<_>>()?;
             let (secret, made) = secret.read()?;
             let name = UserName::parse(name)?;
-            let account = Account { name, secret: secret.clone(), prefixes, pair: *interface };
+            let (pair, mechanisms) = (*interface, *mechanisms);
+            let account = Account { name, secret: secret.clone(), prefixes, pair, mechanisms };
             store.append(&[roll::add(&memory, &account)?])?;
             print_line(&format!("added: {}", account.name));
             print_made(&secret, made);
@@ -105,6 +116,11 @@ pub fn run(args: &UserArgs) -> anyhow::Result<()> {
             store.append(&[roll::change_secret(&memory, &name, secret.clone())?])?;
             print_line(&format!("changed: {name}"));
             print_made(&secret, made);
+        }
+        What::Mechanisms { name, mechanisms } => {
+            let name = UserName::parse(name)?;
+            store.append(&[roll::change_mechanisms(&memory, &name, *mechanisms)?])?;
+            print_line(&format!("changed: {name}"));
         }
         What::Del { name } => {
             let name = UserName::parse(name)?;
@@ -167,7 +183,7 @@ fn list(memory: &Memory) {
     if memory.accounts.is_empty() {
         return print_line("no users; `sixway user add NAME` adds one");
     }
-    let mut rows = vec![["USER", "PREFIXES", "INTERFACE", "TUNNELS"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["USER", "PREFIXES", "INTERFACE", "LOGIN BY", "TUNNELS"].map(str::to_owned).to_vec()];
     for account in &memory.accounts {
         let prefixes: Vec<_> = account.prefixes.iter().map(ToString::to_string).collect();
         let own = memory.leases.iter().filter(|lease| lease.grant.user == account.name);
@@ -176,6 +192,7 @@ fn list(memory: &Memory) {
             account.name.to_string(),
             or_dash(prefixes.join(" ")),
             account.pair.map_or_else(|| "-".to_owned(), |n| n.to_string()),
+            account.mechanisms.to_string(),
             or_dash(tunnels.join(" ")),
         ]);
     }
@@ -219,5 +236,6 @@ fn parse_account(line: &str) -> anyhow::Result<Account> {
         secret: Secret::parse(Zeroizing::new(secret.into()))?,
         prefixes: prefixes.into_iter().map(parse_prefix).collect::<anyhow::Result<_>>()?,
         pair: pair.transpose()?,
+        mechanisms: Mechanisms::ANY,
     })
 }

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::popauth::PopAuth;
 use super::routetable::RouteTable;
-use crate::broker::{Account, Secret, UserName};
+use crate::broker::{Account, Mechanisms, Secret, UserName};
 use crate::dtcp::interfaces::{LAST_PAIR, number};
 
 /// All accounts, and a line for each user who could not be taken over.
@@ -48,7 +48,7 @@ pub fn merge(own: Vec<Account>, popauth: &PopAuth, table: &RouteTable) -> (Vec<A
 pub fn account(user: &str, secret: &[u8]) -> Result<Account, String> {
     let name = UserName::parse(user).map_err(|why| why.to_string())?;
     let secret = Secret::parse(Zeroizing::new(secret.to_vec())).map_err(|why| why.to_string())?;
-    Ok(Account { name, secret, prefixes: Vec::new(), pair: None })
+    Ok(Account { name, secret, prefixes: Vec::new(), pair: None, mechanisms: Mechanisms::ANY })
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use super::claims::{Claims, Number, Port, Way};
 use super::codec::{Challenge, Kind, Net};
 use super::interfaces::{Family, Interfaces, LAST_PAIR, NoNumber, number};
 use super::session::{Claim, Denied, Given, Output, Session, Terms, Want};
-use crate::broker::{End, Keep, NetworkWish, PairPlace, Protocol, Refusal, UserName, Wants, Wish};
+use crate::broker::{End, Keep, Mechanism, NetworkWish, PairPlace, Protocol, Refusal, UserName, Wants, Wish};
 use crate::config::Dtcp;
 use crate::office::{Desk, Held, Pins, Visit};
 
@@ -329,7 +329,9 @@ impl Guest {
 
     fn prove(&self, claim: &Claim, user: &mut Option<UserName>) -> Result<bool, String> {
         let house = &self.house;
-        match house.desk.login(self.peer, &claim.user, |secret| claim.is_by(secret.expose()).then_some(())) {
+        match house.desk.login(self.peer, &claim.user, Mechanism::Apop, |secret| {
+            claim.is_by(secret.expose()).then_some(())
+        }) {
             Ok((name, ())) => {
                 *user = Some(name);
                 Ok(true)

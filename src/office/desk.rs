@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   let visit = desk.enter(peer)?;                        one for each connection, dropped with it
-//!   let (user, proof) = desk.login(peer, name, |secret| check(secret))?;
+//!   let (user, proof) = desk.login(peer, name, how, |secret| check(secret))?;
 //!   let mut held = desk.grant(wish).await?;               on disk and in the tables now
 //!   select! { why = held.ended() => .., line = .. }       the office may end it: say goodbye
 //!   held.release().await                                  or drop it: the connection is gone
@@ -17,7 +17,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::{
-    Accounts, Doorman, End, Grant, LeaseId, Limits, PairPlace, Refusal, Secret, Time, UserName, Wish,
+    Accounts, Doorman, End, Grant, LeaseId, Limits, Mechanism, PairPlace, Refusal, Secret, Time, UserName,
+    Wish,
 };
 
 /// Wishes that may wait before the next one is told to come again.
@@ -108,8 +109,8 @@ impl Desk {
     }
 
     /// Lets `prove` look at the user's secret; returns the user and what `prove` made of it. `prove` compares in constant
-    /// time ([`crate::broker::account::same`]) and gives `None` where it is not convinced. A user who does not exist takes
-    /// the same time.
+    /// time ([`crate::broker::account::same`]) and gives `None` where it is not convinced. A user who does not exist, or may
+    /// not prove himself in this way, takes the same time.
     ///
     /// # Errors
     /// [`Refusal::LoginFailed`]; [`Refusal::Throttled`] after too many of those.
@@ -117,11 +118,12 @@ impl Desk {
         &self,
         peer: Ipv4Addr,
         user: &str,
+        by: Mechanism,
         prove: impl FnOnce(&Secret) -> Option<T>,
     ) -> Result<(UserName, T), Refusal> {
         let at = now();
         self.door(|door| door.may_try(at, peer, user))?;
-        self.accounts.prove(user, prove).ok_or_else(|| {
+        self.accounts.prove(user, by, prove).ok_or_else(|| {
             self.door(|door| door.failed(at, peer, user));
             tracing::info!(event = "login_failed", %peer, user = user.escape_debug().to_string());
             Refusal::LoginFailed

@@ -15,10 +15,12 @@ use zeroize::Zeroizing;
 
 use super::text::{emit_outer, emit_prefixes, parse_outer, parse_prefixes};
 use super::{Store, StoreError};
-use crate::broker::{Account, Grant, Lease, LeaseId, Memory, Pair, Protocol, Record, Secret, Time, UserName};
+use crate::broker::{
+    Account, Grant, Lease, LeaseId, Mechanisms, Memory, Pair, Protocol, Record, Secret, Time, UserName,
+};
 
 /// The format that this program writes.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 /// How long another program may hold the file.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Owner only.
@@ -29,7 +31,8 @@ const SCHEMA: &str = "
         name     TEXT PRIMARY KEY,
         secret   BLOB NOT NULL,
         prefixes TEXT NOT NULL,
-        pair     INTEGER
+        pair     INTEGER,
+        mechanisms TEXT
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE assigned (
         prefix TEXT PRIMARY KEY,
@@ -56,6 +59,9 @@ const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX held_by ON held (lease);
 ";
+
+/// From format 1 to 2: how an account may prove itself; NULL is in whatever way.
+const FROM_1: &str = "ALTER TABLE account ADD COLUMN mechanisms TEXT";
 
 /// An open store.
 #[derive(Debug)]
@@ -112,8 +118,12 @@ impl Sqlite {
         if found > FORMAT {
             return Err(StoreError::Newer { path: path.clone(), found, known: FORMAT });
         }
-        if found == 0 {
-            changes.execute_batch(SCHEMA).map_err(failed)?;
+        match found {
+            0 => changes.execute_batch(SCHEMA).map_err(failed)?,
+            1 => changes.execute_batch(FROM_1).map_err(failed)?,
+            _ => {}
+        }
+        if found < FORMAT {
             changes.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
         }
         changes.commit().map_err(failed)
@@ -142,7 +152,7 @@ impl Sqlite {
     }
 
     fn accounts(&self) -> Result<Vec<Account>, StoreError> {
-        self.all("SELECT name, secret, prefixes, pair FROM account", read_account)
+        self.all("SELECT name, secret, prefixes, pair, mechanisms FROM account", read_account)
     }
 }
 
@@ -220,12 +230,13 @@ fn write(changes: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
     };
     match record {
         Record::Account(account) => run(
-            "INSERT OR REPLACE INTO account (name, secret, prefixes, pair) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT OR REPLACE INTO account (name, secret, prefixes, pair, mechanisms) VALUES (?1, ?2, ?3, ?4, ?5)",
             params![
                 account.name.as_str(),
                 account.secret.expose(),
                 emit_prefixes(&account.prefixes),
-                account.pair
+                account.pair,
+                Some(account.mechanisms).filter(|some| !some.is_any()).map(|some| some.to_string()),
             ],
         ),
         Record::AccountGone(name) => run("DELETE FROM account WHERE name = ?1", params![name.as_str()]),
@@ -324,6 +335,10 @@ fn read_account(row: &Row<'_>) -> Result<Account, Fault> {
         secret: Secret::parse(secret).map_err(|_| Fault::Nonsense("(hidden)".to_owned(), "a secret"))?,
         prefixes: meaning(row.get(2)?, "a list of prefixes", parse_prefixes)?,
         pair: row.get(3)?,
+        mechanisms: match row.get::<_, Option<String>>(4)? {
+            Some(text) => meaning(text, "a list of mechanisms", |t| t.parse().ok())?,
+            None => Mechanisms::ANY,
+        },
     })
 }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sixway::broker::{
-    Account, Keep, LeaseId, Limits, NetworkWish, Pool, PoolKind, Protocol, Record, Route, Secret, Terms,
-    UserName, Wants, Wish,
+    Account, Keep, LeaseId, Limits, Mechanisms, NetworkWish, Pool, PoolKind, Protocol, Record, Route, Secret,
+    Terms, UserName, Wants, Wish,
 };
 use sixway::config::Hooks;
 use sixway::office::{Desk, Office, Tables};
@@ -75,7 +75,7 @@ pub(crate) fn user(n: u32) -> UserName {
 
 pub(crate) fn account(n: u32) -> Account {
     let secret = Secret::parse(Zeroizing::new(b"hush".to_vec())).unwrap();
-    Account { name: user(n), secret, prefixes: Vec::new(), pair: None }
+    Account { name: user(n), secret, prefixes: Vec::new(), pair: None, mechanisms: Mechanisms::ANY }
 }
 
 /// Users u0, u1, ... in a new store.
