@@ -48,7 +48,7 @@ fn proof_of_server(salted: &Key, talk: &str) -> Key {
 }
 
 /// `r=...` at the beginning of a part.
-fn part<'a>(part: Option<&'a str>, letter: char) -> Result<&'a str, &'static str> {
+fn part(part: Option<&str>, letter: char) -> Result<&str, &'static str> {
     let rest = part.and_then(|text| text.strip_prefix(letter)?.strip_prefix('='));
     rest.ok_or("a part of it is missing or in the wrong place")
 }
