@@ -5,6 +5,8 @@
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+#[path = "forward_cases/by_rfc.rs"]
+mod by_rfc;
 #[path = "forward_cases/from_tun.rs"]
 mod from_tun;
 #[path = "forward_cases/from_wire.rs"]

@@ -314,6 +314,7 @@ fn endpoints() -> impl Iterator<Item = (Ipv4Addr, u16, Ipv4Addr, u16)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// RFC: D4 (longest match)
     #[test]
     fn the_table_is_its_stupid_twin(batches in prop::collection::vec(any_batch(), 1..40), asleep in any::<bool>()) {
         let (mut editor, mut reader) = table();
@@ -354,6 +355,7 @@ fn the_batches_are_accepted_and_refused_for_every_reason() {
     assert!(seen["Ok(())"] > 1000 && seen.values().all(|n| *n > 10), "{seen:?}");
 }
 
+/// RFC: R7
 #[test]
 fn records_run_out_with_an_error_and_nothing_changed() {
     let (mut editor, mut reader) = table();

@@ -17,11 +17,13 @@ fn udp() {
     story("udp", 1472);
 }
 
+/// RFC: R5 (RFC 4213 section 3.2)
 #[test]
 fn protocol_41_at_the_default_mtu() {
     story("proto41", 1280);
 }
 
+/// RFC: R5 (RFC 4213 section 3.2)
 #[test]
 fn udp_at_the_default_mtu() {
     story("udp", 1280);

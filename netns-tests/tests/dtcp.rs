@@ -273,6 +273,7 @@ fn slow_clients_hold_up_nobody() {
     server.stop();
 }
 
+/// RFC: R6
 #[test]
 fn a_flood_of_connections_meets_the_limit() {
     let Some(rig) = Rig::new_or_skip("more connections than an address may have") else { return };

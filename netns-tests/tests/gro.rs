@@ -16,16 +16,19 @@ use netns_tests::{
 const SEGMENTS: u32 = 40;
 const LEN: usize = 1200;
 
+/// RFC: T2 (virtio 1.2 section 5.1.6)
 #[test]
 fn protocol_41_segments_come_out_as_they_went_in() {
     segments("proto41", "");
 }
 
+/// RFC: T2 (virtio 1.2 section 5.1.6)
 #[test]
 fn udp_segments_come_out_as_they_went_in() {
     segments("udp", "");
 }
 
+/// RFC: T2
 #[test]
 fn so_they_do_with_a_raw_socket() {
     segments("proto41", "[proto41]\nreceive = \"raw\"\n");

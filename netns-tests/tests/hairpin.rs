@@ -20,6 +20,7 @@ fn begin(story: &str, router: &str) -> Option<(Rig, Router, Client, Client)> {
     Some((rig, server, alice, bob))
 }
 
+/// RFC: E2 (RFC 8200 section 3)
 #[test]
 fn a_packet_passes_from_tunnel_to_tunnel_and_loses_one_hop() {
     let Some((rig, server, alice, bob)) = begin("a packet passes from tunnel to tunnel", "") else { return };
@@ -37,6 +38,7 @@ fn a_packet_passes_from_tunnel_to_tunnel_and_loses_one_hop() {
     assert_eq!(forwarded.split_whitespace().last(), Some("0"));
 }
 
+/// RFC: E2 (RFC 4443 section 3.3)
 #[test]
 fn the_last_hop_ends_here_and_the_sender_is_told() {
     let Some((_rig, server, alice, bob)) = begin("the last hop ends at the router", "") else { return };
@@ -58,6 +60,7 @@ fn what_is_too_big_for_the_other_tunnel_is_told_its_mtu() {
     assert!(bob.wait(PATIENCE, |got| (got.echo() == Some((80, 1))).then_some(())).is_some());
 }
 
+/// RFC: L2 (RFC 6324 section 3)
 #[test]
 fn a_packet_does_not_leave_by_the_tunnel_it_came_from() {
     let Some((_rig, server, alice, _bob)) = begin("nothing leaves by the tunnel it came from", "") else {
@@ -68,6 +71,7 @@ fn a_packet_does_not_leave_by_the_tunnel_it_came_from() {
     assert!(alice.wait(Duration::from_millis(200), |got| got.echo()).is_none());
 }
 
+/// RFC: L2, I7 (RFC 4443 section 3.1)
 #[test]
 fn hairpin_can_be_turned_off() {
     let Some((rig, server, alice, bob)) = begin("hairpin = false", "hairpin = false") else { return };

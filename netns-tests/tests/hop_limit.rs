@@ -12,11 +12,13 @@ use netns_tests::{ALICE, Ends, ROUTER6, Rig, U6, echo_requests, icmp};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// RFC: E2 (RFC 4213 section 3.3)
 #[test]
 fn over_protocol_41() {
     story("proto41");
 }
 
+/// RFC: E2 (RFC 4213 section 3.3)
 #[test]
 fn over_udp() {
     story("udp");

@@ -46,6 +46,7 @@ fn an_endpoint_is_learned_by_proof() {
     drop(serving);
 }
 
+/// RFC: D12 (RFC 8085 section 3.5)
 #[test]
 fn a_new_port_takes_over_when_it_answers() {
     let Some((rig, _server)) = begin("a NAT changes alice's port", "learn") else { return };
@@ -71,6 +72,7 @@ fn a_new_address_takes_over_when_it_answers() {
     assert!(serving.answered() >= 3);
 }
 
+/// RFC: D12
 #[test]
 fn a_spoofer_moves_nothing_and_is_probed_once_a_second() {
     let Some((rig, _server)) = begin("a spoofer moves nothing", "learn") else { return };
@@ -106,6 +108,7 @@ fn flood(spoofer: &Client, time: Duration) -> usize {
     probes
 }
 
+/// RFC: D12
 #[test]
 fn a_wrong_nonce_proves_nothing() {
     let Some((rig, _server)) = begin("a wrong nonce proves nothing", "learn") else { return };
@@ -149,6 +152,7 @@ fn who_filters_echo_stays_where_he_is() {
     assert_eq!(serving.answered(), 5);
 }
 
+/// RFC: D12
 #[test]
 fn who_answers_from_elsewhere_does_not_get_a_live_peers_tunnel() {
     let Some((rig, server)) = begin("a thief answers every probe", "learn") else { return };

@@ -23,6 +23,7 @@ fn begin(story: &str, encap: &str, extra: &str) -> Option<(Rig, Router, Client)>
     Some((rig, server, alice))
 }
 
+/// RFC: D10 (RFC 4213 section 3.8)
 #[test]
 fn over_protocol_41() {
     router_discovery("proto41");
@@ -30,6 +31,7 @@ fn over_protocol_41() {
     reachability("proto41");
 }
 
+/// RFC: D10 (RFC 4213 section 3.8)
 #[test]
 fn over_udp() {
     router_discovery("udp");

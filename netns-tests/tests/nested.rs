@@ -13,6 +13,7 @@ const WIDE: &str = "fd00:2:12::1";
 const NARROW: &str = "fd00:2:11::1";
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// RFC: D4, R1 (RFC 3704 section 2)
 #[test]
 fn the_longest_match_decides() {
     let Some(rig) = Rig::new_or_skip("nested prefixes: the longest match decides") else { return };

@@ -165,6 +165,7 @@ fn content(n: u16) -> Vec<u8> {
     [a, b].into_iter().chain(rest).collect()
 }
 
+/// RFC: R3, E6 (EMSGSIZE)
 #[test]
 fn a_path_that_narrows_is_one_peer_s_business() {
     let Some(rig) = Rig::new_or_skip("a path narrows while trains go into it") else { return };

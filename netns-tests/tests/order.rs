@@ -22,21 +22,25 @@ use std::time::{Duration, Instant};
 use netns_tests::{Rig, Router, S4, S6, Space, U6, pings, transfer, tunnel};
 use nix::sys::socket::{setsockopt, sockopt};
 
+/// RFC: T3 (RFC 8085)
 #[test]
 fn udp_with_two_workers() {
     story("udp", 2);
 }
 
+/// RFC: T3 (RFC 8085)
 #[test]
 fn udp_with_more_workers_than_cores() {
     story("udp", 4);
 }
 
+/// RFC: T3, T4 (RFC 8085)
 #[test]
 fn protocol_41_with_two_workers() {
     story("proto41", 2);
 }
 
+/// RFC: T3, T4 (RFC 8085)
 #[test]
 fn protocol_41_with_more_workers_than_cores() {
     story("proto41", 4);

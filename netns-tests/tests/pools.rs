@@ -89,6 +89,7 @@ fn alice(rig: &Rig) -> Client {
     Client::udp(&rig.c, &format!("10.71.0.2:{CLIENT_PORT}"), ALICE_INSIDE)
 }
 
+/// RFC: X3 (RFC 7084 WPD-5)
 #[test]
 fn what_of_a_pool_nobody_has_is_a_black_hole() {
     let Some(rig) = Rig::new_or_skip("a pool that nobody has anything of") else { return };

@@ -29,6 +29,7 @@ fn ping_and_tcp_both_ways() {
     server.stop();
 }
 
+/// RFC: T4 (Linux net/ipv4/raw.c)
 #[test]
 fn each_packet_is_forwarded_once() {
     let Some((rig, server)) = begin("a raw socket a worker, but each packet once", "") else { return };

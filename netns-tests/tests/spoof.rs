@@ -47,6 +47,7 @@ fn bad(src: &str, dst: &str) -> Vec<u8> {
     Ends::new(src, dst).echo_request(BAD, 1, 64)
 }
 
+/// RFC: D1 (RFC 4213 section 3.6)
 #[test]
 fn a_stranger_with_alices_source_has_the_wrong_outer_one() {
     let Some(scene) = begin("a stranger sends with alice's inner source") else { return };
@@ -56,6 +57,7 @@ fn a_stranger_with_alices_source_has_the_wrong_outer_one() {
     assert_eq!(scene.arrived(), []);
 }
 
+/// RFC: D1 (RFC 4213 section 3.6)
 #[test]
 fn a_stranger_with_nobodys_source_is_unknown() {
     let Some(scene) = begin("a stranger sends with nobody's inner source") else { return };
@@ -66,6 +68,7 @@ fn a_stranger_with_nobodys_source_is_unknown() {
     assert_eq!(scene.arrived(), []);
 }
 
+/// RFC: D1 (RFC 4213 section 3.6)
 #[test]
 fn a_stranger_in_udp_does_not_pass_for_bob() {
     let Some(scene) = begin("another port sends with bob's inner source") else { return };
@@ -78,6 +81,7 @@ fn a_stranger_in_udp_does_not_pass_for_bob() {
     assert_eq!(scene.arrived(), []);
 }
 
+/// RFC: D4 (RFC 2827)
 #[test]
 fn a_tunnel_sends_only_from_its_own_prefixes() {
     let Some(scene) = begin("bob sends with alice's source, alice with nobody's") else { return };
@@ -92,6 +96,7 @@ fn a_tunnel_sends_only_from_its_own_prefixes() {
     assert_eq!(scene.arrived(), []);
 }
 
+/// RFC: D5 (RFC 6169 section 2.2)
 #[test]
 fn nobody_sends_from_the_routers_own_address() {
     let Some(scene) = begin("alice sends from the router's address") else { return };
@@ -101,6 +106,7 @@ fn nobody_sends_from_the_routers_own_address() {
     assert_eq!(scene.arrived(), []);
 }
 
+/// RFC: D2, D3 (RFC 4213 section 3.6)
 #[test]
 fn martians_stay_outside() {
     let Some(scene) = begin("inner sources that no packet may have (RFC 4213 section 3.6)") else { return };
@@ -111,6 +117,7 @@ fn martians_stay_outside() {
     assert_eq!(scene.arrived(), []);
 }
 
+/// RFC: D9 (RFC 4291 section 2.5.6)
 #[test]
 fn link_local_packets_are_never_forwarded() {
     let Some(scene) = begin("a link-local source goes no further than the router") else { return };
@@ -122,6 +129,7 @@ fn link_local_packets_are_never_forwarded() {
     assert_eq!(scene.arrived(), []);
 }
 
+/// RFC: D6 (RFC 4213 section 3.6)
 #[test]
 fn what_is_no_whole_ipv6_packet_is_named() {
     let Some(scene) = begin("octets that are no IPv6 packet") else { return };
@@ -134,6 +142,7 @@ fn what_is_no_whole_ipv6_packet_is_named() {
     assert_eq!(scene.arrived(), []);
 }
 
+/// RFC: D6 (RFC 4213 section 3.6)
 #[test]
 fn octets_behind_the_packet_are_cut_off() {
     let Some(rig) = Rig::new_or_skip("octets behind the inner packet are cut off") else { return };
@@ -148,6 +157,7 @@ fn octets_behind_the_packet_are_cut_off() {
     assert!(bob.wait(Duration::from_millis(100), |_| Some(())).is_none(), "and nothing follows it");
 }
 
+/// RFC: D5 (RFC 2827)
 #[test]
 fn the_world_does_not_speak_for_a_tunnel() {
     let Some(scene) = begin("a host behind the router sends with alice's source") else { return };

@@ -7,11 +7,13 @@
 
 use netns_tests::{ALICE, BOB, Rig, pings};
 
+/// RFC: E5, I6 (RFC 8200 section 5)
 #[test]
 fn over_protocol_41() {
     story("proto41");
 }
 
+/// RFC: E5, I6 (RFC 8200 section 5)
 #[test]
 fn over_udp() {
     story("udp");

@@ -56,6 +56,7 @@ fn they_pass_an_interface_that_takes_them_whole() {
     assert!(trains(&server) > 20 && trains(&client) > 20);
 }
 
+/// RFC: E6 (RFC 4459 section 3.1)
 #[test]
 fn segments_longer_than_the_interface_takes_are_cut_and_fragmented() {
     let Some(rig) = Rig::new_or_skip("super-packets by protocol 41 over a short link") else { return };

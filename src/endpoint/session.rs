@@ -640,6 +640,7 @@ mod tests {
         assert_eq!(probes(&mut prober).len(), 2);
     }
 
+    /// RFC: D12
     #[test]
     fn an_attacker_with_an_address_of_its_own_does_not_get_a_living_peers_tunnel() {
         for attacker_first in [true, false] {
@@ -740,6 +741,7 @@ mod tests {
         assert_eq!(outputs(&mut prober), []);
     }
 
+    /// RFC: D12
     #[test]
     fn a_replayed_reply_of_an_earlier_proof_moves_nothing() {
         let mut prober = prober();
@@ -826,6 +828,7 @@ mod tests {
         assert_eq!(prober.probing, 0);
     }
 
+    /// RFC: D12
     #[test]
     fn a_flood_over_all_tunnels_stays_within_bounds_and_drains() {
         let mut prober = prober();
@@ -902,6 +905,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(1000))]
 
+        /// RFC: D12 (RFC 8085 section 3.5)
         #[test]
         fn nothing_moves_without_the_candidates_nonce_from_the_candidate(acts in acts()) {
             let mut prober = prober();

@@ -467,6 +467,7 @@ mod tests {
         addr.parse().unwrap()
     }
 
+    /// RFC: D10 (RFC 4861 section 7.2.4)
     #[test]
     fn a_solicitation_for_an_address_of_ours_is_answered_from_it() {
         for (from, to, target) in [
@@ -480,6 +481,7 @@ mod tests {
         }
     }
 
+    /// RFC: D10 (RFC 4213 section 3.8)
     #[test]
     fn a_link_layer_option_is_ignored_and_none_is_sent() {
         let mut rest = PEER.octets().to_vec();
@@ -783,6 +785,7 @@ mod tests {
             }
         }
 
+        /// RFC: L2 (no ping-pong between two routers)
         #[test]
         fn an_answer_is_not_answered(packet in answerable_packet()) {
             let ra = policy();

@@ -35,6 +35,7 @@ pub fn inner_class(inner: u8, outer_tos: u8) -> Option<u8> {
 mod tests {
     use super::*;
 
+    /// RFC: E11 (RFC 6040 section 4.2)
     #[test]
     fn all_sixteen_combinations_of_rfc_6040_figure_4() {
         // Rows: inner Not-ECT, ECT(0), ECT(1), CE. Columns: outer Not-ECT, ECT(0), ECT(1), CE.
@@ -56,6 +57,7 @@ mod tests {
         }
     }
 
+    /// RFC: E9, E10 (RFC 6040 section 4.1; RFC 2983 section 3.1)
     #[test]
     fn the_outer_header_carries_ecn_and_no_dscp() {
         assert_eq!(outer_tos(0xb9), 1);

@@ -77,6 +77,7 @@ mod tests {
         out
     }
 
+    /// RFC: E1 (RFC 791 section 3.1)
     #[test]
     fn reads_a_good_header_and_skips_options() {
         let got = unwrap(&header(60, |h| h.ecn = etherparse::IpEcn::try_new(3).unwrap())).unwrap();

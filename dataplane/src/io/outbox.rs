@@ -386,6 +386,7 @@ mod tests {
         assert_eq!((reader.tunnel(TunnelId(0)).tx_packets, reader.tunnel(TunnelId(0)).tx_bytes), (5, 230));
     }
 
+    /// RFC: R3 (EMSGSIZE)
     #[test]
     fn a_refused_train_is_sent_packet_by_packet() {
         let (to, at) = receiver();
@@ -473,6 +474,7 @@ mod tests {
         assert_eq!(reader.drops(), []);
     }
 
+    /// RFC: R3 (EMSGSIZE)
     #[test]
     fn a_narrow_path_is_one_peer_s_and_remembered_for_a_while() {
         for error in [libc::EMSGSIZE, libc::EINVAL] {

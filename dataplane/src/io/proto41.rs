@@ -331,6 +331,7 @@ fn guess_offload(inner: &[u8]) -> Offload {
 mod tests {
     use super::*;
 
+    /// RFC: D2 (RFC 4213 section 3.6)
     #[test]
     fn an_address_that_is_not_ours_is_noticed() {
         let mut local = LocalAddresses::of_this_network();

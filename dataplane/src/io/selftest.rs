@@ -229,6 +229,7 @@ mod tests {
         assert_eq!(standings, Standings::wanted(Knobs::OFF));
     }
 
+    /// RFC: R4 (Linux before 5.12)
     #[test]
     fn a_damaged_or_missing_tail_is_found() {
         let whole = content(300);

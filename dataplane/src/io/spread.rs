@@ -119,6 +119,7 @@ mod tests {
         }
     }
 
+    /// RFC: T3 (RFC 8085)
     #[test]
     fn a_sender_stays_where_it_is() {
         // Fixed for ever: a version that answers otherwise moves senders to other workers.

@@ -407,6 +407,7 @@ mod tests {
         assert_eq!(sizes(&[tcp(1, 0, &[1; 100], false), tcp(1, 100, &[1; 101], false)]), [1, 1]);
     }
 
+    /// RFC: T3 (RFC 8085)
     #[test]
     fn nothing_overtakes_within_a_flow() {
         // Data, a bare acknowledgement, data that would continue the first: three in their order.
@@ -432,6 +433,7 @@ mod tests {
     }
 
     proptest! {
+        /// RFC: T2, T3 (RFC 8085)
         #[test]
         fn every_flow_comes_out_as_it_went_in(
             steps in proptest::collection::vec((0u16..5, 1usize..4, any::<bool>(), any::<bool>(), 0u8..12), 1..80)

@@ -200,6 +200,7 @@ mod tests {
     }
 
     proptest! {
+        /// RFC: T2 (RFC 8200 section 8.1)
         #[test]
         fn segments_are_what_the_whole_was(
             payload in proptest::collection::vec(any::<u8>(), 1..9000),

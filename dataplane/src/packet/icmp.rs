@@ -123,6 +123,7 @@ mod tests {
         out
     }
 
+    /// RFC: I6 (RFC 4443 sections 2.2 and 2.4(c))
     #[test]
     fn too_big_quotes_up_to_the_minimum_mtu_and_sums() {
         let offending = udp(US, 4000);
@@ -135,12 +136,14 @@ mod tests {
         assert_eq!(error[24..40], PEER.octets());
     }
 
+    /// RFC: I8 (RFC 8200 section 5)
     #[test]
     fn the_mtu_told_is_never_below_1280() {
         let error = build(IcmpError::PacketTooBig(576), US, &udp(US, 10)).unwrap();
         assert_eq!(error[44..48], 1280u32.to_be_bytes());
     }
 
+    /// RFC: I4 (RFC 4443 section 2.4(e))
     #[test]
     fn never_answers_errors_redirects_multicast_or_nobody() {
         let mut icmp = Vec::new();

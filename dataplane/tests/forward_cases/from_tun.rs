@@ -48,7 +48,7 @@ fn entered() -> Vec<Row> {
     ]
 }
 
-fn shapes() -> Vec<Row> {
+pub(crate) fn shapes() -> Vec<Row> {
     let good = udp(WORLD, HOST_A, 100);
     let mut padded = good.clone();
     padded.push(0xee);
@@ -62,7 +62,7 @@ fn shapes() -> Vec<Row> {
     ]
 }
 
-fn refused() -> Vec<Row> {
+pub(crate) fn refused() -> Vec<Row> {
     let (unknown, nobody) = (udp(ROUTER, WORLD, 100), udp(ROUTER, NOBODY, 100));
     let (to_d, to_f) = (udp(WORLD, HOST_D, 100), udp(WORLD, HOST_F, 100));
     vec![
@@ -84,7 +84,7 @@ fn refused() -> Vec<Row> {
     ]
 }
 
-fn scopes() -> Vec<Row> {
+pub(crate) fn scopes() -> Vec<Row> {
     let dropped = |name, source, destination| {
         row(name).with(uplink()).tun(&udp(source, destination, 60)).drops(Reason::Scope, None)
     };
@@ -98,7 +98,7 @@ fn scopes() -> Vec<Row> {
 }
 
 /// Not even to an uplink, which has room for every address (RFC 4291 section 2.5).
-fn martians() -> Vec<Row> {
+pub(crate) fn martians() -> Vec<Row> {
     let dropped = |name, source, destination| {
         row(name).with(uplink()).tun(&bare(source, destination)).drops(Reason::InnerMartian, None)
     };
@@ -114,7 +114,7 @@ fn martians() -> Vec<Row> {
     ]
 }
 
-fn sizes() -> Vec<Row> {
+pub(crate) fn sizes() -> Vec<Row> {
     let fits = |name, id, packet: Vec<u8>| row(name).tun(&packet).peer_gets(id, 0, &packet);
     let too_big = |name, id, packet: Vec<u8>, mtu| {
         row(name).tun(&packet).drops(Reason::TooBig, Some(id)).tells_kernel((2, 0, mtu), &packet)
@@ -131,7 +131,7 @@ fn sizes() -> Vec<Row> {
 }
 
 /// RFC 4443 section 2.4(e).
-fn errors() -> Vec<Row> {
+pub(crate) fn errors() -> Vec<Row> {
     let unreachable = icmp(ROUTER, WORLD, 64, 1, [0; 4]);
     let echo = icmp(ROUTER, WORLD, 64, 128, [0; 4]);
     let silent = Update::Policy(Policy { error_source: None, ..policy() });
@@ -143,7 +143,7 @@ fn errors() -> Vec<Row> {
     ]
 }
 
-fn hairpin() -> Vec<Row> {
+pub(crate) fn hairpin() -> Vec<Row> {
     let packet = udp(HOST_A, HOST_C, 100);
     let turned = |name, hops_in, hops_out| {
         row(name)
@@ -172,7 +172,7 @@ fn hairpin() -> Vec<Row> {
     ]
 }
 
-fn hairpin_refused() -> Vec<Row> {
+pub(crate) fn hairpin_refused() -> Vec<Row> {
     let packet = udp(HOST_A, HOST_C, 100);
     let (spent, last) = (hops(packet.clone(), 0), hops(packet.clone(), 1));
     let (long, to_d) = (udp(HOST_E, HOST_A, 1281), udp(HOST_A, HOST_D, 100));

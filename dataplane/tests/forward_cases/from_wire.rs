@@ -29,7 +29,7 @@ pub(crate) fn rows() -> Vec<Row> {
     .collect()
 }
 
-fn accepted() -> Vec<Row> {
+pub(crate) fn accepted() -> Vec<Row> {
     let (a, b, e) = (udp(HOST_A, WORLD, 100), udp(HOST_B, WORLD, 100), udp(HOST_E, ROUTER, 1480));
     let last_hop = hops(udp(HOST_A, WORLD, 60), 1);
     let spent = hops(udp(HOST_A, WORLD, 60), 0);
@@ -45,7 +45,7 @@ fn accepted() -> Vec<Row> {
     ]
 }
 
-fn shapes() -> Vec<Row> {
+pub(crate) fn shapes() -> Vec<Row> {
     let good = udp(HOST_A, WORLD, 100);
     let mut padded = good.clone();
     padded.extend_from_slice(&[0xee; 7]);
@@ -66,7 +66,7 @@ fn shapes() -> Vec<Row> {
     ]
 }
 
-fn outer_martians() -> Vec<Row> {
+pub(crate) fn outer_martians() -> Vec<Row> {
     let good = udp(HOST_A, WORLD, 100);
     let dropped = |name, outer: &str| {
         let row = row(name).wire(sit(outer), &good).drops(Reason::OuterMartian, None);
@@ -86,7 +86,7 @@ fn outer_martians() -> Vec<Row> {
     ]
 }
 
-fn inner_martians() -> Vec<Row> {
+pub(crate) fn inner_martians() -> Vec<Row> {
     let dropped = |name, source: &str, destination: &str| {
         row(name).wire(peer(A), &bare(source, destination)).drops(Reason::InnerMartian, Some(A))
     };
@@ -108,7 +108,7 @@ fn inner_martians() -> Vec<Row> {
 }
 
 /// Wrong outer and spoofed inner are different reasons.
-fn spoofs() -> Vec<Row> {
+pub(crate) fn spoofs() -> Vec<Row> {
     let from_a = udp(HOST_A, WORLD, 100);
     let elsewhere = peer(A);
     let elsewhere = sixway_dataplane::packet::batch::Sender { local: at("10.0.0.9:0"), ..elsewhere };
@@ -172,7 +172,7 @@ fn spoofs() -> Vec<Row> {
 }
 
 /// B's prefix lies inside A's: each may use what longest match gives it, and nothing of the other's.
-fn nested() -> Vec<Row> {
+pub(crate) fn nested() -> Vec<Row> {
     let (a, b) = (udp(HOST_A, WORLD, 100), udp(HOST_B, WORLD, 100));
     vec![
         row("A from A's").wire(peer(A), &a).kernel_gets(A, &a),
@@ -186,7 +186,7 @@ fn nested() -> Vec<Row> {
     ]
 }
 
-fn destinations() -> Vec<Row> {
+pub(crate) fn destinations() -> Vec<Row> {
     let (nobody, same) = (udp(HOST_A, NOBODY, 300), udp(HOST_A, "2001:db8:a::77", 300));
     let around = udp(HOST_B, "2001:db8:a:b::77", 300);
     let own = udp(HOST_E, ROUTER_IN_A, 300);
@@ -213,7 +213,7 @@ fn destinations() -> Vec<Row> {
 }
 
 /// RFC 6040 section 4.2; all sixteen combinations are beside the function.
-fn congestion() -> Vec<Row> {
+pub(crate) fn congestion() -> Vec<Row> {
     let packet = |marks| class(udp(HOST_A, WORLD, 100), marks);
     let taken = |name, inner, outer, got| {
         row(name).wire(marked(peer(A), outer), &packet(inner)).kernel_gets(A, &packet(got))
@@ -229,7 +229,7 @@ fn congestion() -> Vec<Row> {
     ]
 }
 
-fn on_link() -> Vec<Row> {
+pub(crate) fn on_link() -> Vec<Row> {
     let (fe80, routers, dad) = ("fe80::9", "ff02::2", "ff02::1:ff00:9");
     let up = |name, source, destination| {
         let packet = icmp(source, destination, 255, 133, [0; 4]);

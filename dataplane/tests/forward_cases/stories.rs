@@ -37,6 +37,7 @@ fn assert_limited(passed: u64, burst: u64, per_second: u64, began: Instant) {
     );
 }
 
+/// RFC: D11 (RFC 5572 section 4.4)
 #[test]
 fn each_sender_has_its_own_limit_on_punts() {
     let (mut lab, began) = (lab(), Instant::now());
@@ -76,6 +77,7 @@ fn a_watched_tunnel_leaves_room_on_the_way_up() {
     assert_eq!(lab.counters.drops(), []);
 }
 
+/// RFC: I5 (RFC 4443 section 2.4(f))
 #[test]
 fn errors_are_limited_for_each_tunnel() {
     let (mut lab, began) = (lab(), Instant::now());
@@ -89,6 +91,7 @@ fn errors_are_limited_for_each_tunnel() {
     assert_eq!(lab.worker.io.wire_out.last().map(|o| o.path.tunnel), Some(TunnelId(B)));
 }
 
+/// RFC: I5 (RFC 4443 section 2.4(f))
 #[test]
 fn errors_are_limited_in_all() {
     let (mut lab, began) = (lab(), Instant::now());
@@ -155,6 +158,7 @@ fn a_moved_endpoint_takes_the_tunnel_with_it() {
 }
 
 /// Traffic for one who has gone must not reach the next holder of his address.
+/// RFC: R10 (RFC 4213 section 5)
 #[test]
 fn a_removed_tunnel_is_a_stranger() {
     let mut lab = lab();

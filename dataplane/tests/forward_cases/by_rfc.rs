@@ -1,0 +1,123 @@
+//! The rows once more, by the requirement that they show: the names that `docs/rfc.md` knows.
+
+use sixway_dataplane::verdict::Reason;
+
+use crate::lab::{B, HOST_B, WORLD, peer, row};
+use crate::packets::udp;
+use crate::{from_tun, from_wire, lab, trains, upward};
+
+/// RFC: D7 (RFC 4213 section 3.6: what is longer than our own MTU is taken)
+#[test]
+fn what_a_peer_may_send_is_taken() {
+    lab::run(from_wire::accepted());
+}
+
+/// RFC: D6 (RFC 4213 section 3.6)
+#[test]
+fn lengths_and_versions() {
+    lab::run(from_wire::shapes());
+    lab::run(from_tun::shapes());
+}
+
+/// RFC: D2 (RFC 4213 section 3.6; RFC 6890)
+#[test]
+fn outer_martians() {
+    lab::run(from_wire::outer_martians());
+}
+
+/// RFC: D3 (RFC 4213 section 3.6; RFC 4291 sections 2.5.2 to 2.5.5)
+#[test]
+fn inner_martians() {
+    lab::run(from_wire::inner_martians());
+}
+
+/// RFC: D1, D5, R10 (RFC 4213 sections 3.6 and 5)
+#[test]
+fn outer_sender_and_inner_source_belong_together() {
+    lab::run(from_wire::spoofs());
+}
+
+/// RFC: D4, R1 (RFC 3704 section 2)
+#[test]
+fn nested_prefixes() {
+    lab::run(from_wire::nested());
+}
+
+/// RFC: D8, L2, X3 (RFC 8200 section 3; RFC 6324 section 3; RFC 7084 WPD-5)
+#[test]
+fn destinations_out_of_a_tunnel() {
+    lab::run(from_wire::destinations());
+}
+
+/// RFC: E11 (RFC 6040 section 4.2)
+#[test]
+fn congestion_marks() {
+    lab::run(from_wire::congestion());
+}
+
+/// RFC: D9 (RFC 4291 section 2.5.6; RFC 4007 section 9)
+#[test]
+fn link_local_stays_in_its_tunnel() {
+    lab::run(from_wire::on_link());
+    lab::run(from_tun::scopes());
+}
+
+/// RFC: D5, I7 (RFC 4443 section 3.1)
+#[test]
+fn what_the_kernel_may_not_send_into_a_tunnel() {
+    lab::run(from_tun::refused());
+}
+
+/// RFC: D8 (RFC 4291 section 2.5)
+#[test]
+fn addresses_that_are_none() {
+    lab::run(from_tun::martians());
+}
+
+/// RFC: E5, E6 (RFC 4213 section 3.2; RFC 8200 section 5)
+#[test]
+fn sizes() {
+    lab::run(from_tun::sizes());
+}
+
+/// RFC: I4 (RFC 4443 section 2.4(e))
+#[test]
+fn no_errors_about_errors() {
+    lab::run(from_tun::errors());
+}
+
+/// RFC: E2 (RFC 8200 section 3)
+#[test]
+fn tunnel_to_tunnel_is_a_hop() {
+    lab::run(from_tun::hairpin());
+}
+
+/// RFC: E2, I7, L2 (RFC 4443 sections 3.1 and 3.3)
+#[test]
+fn tunnel_to_tunnel_refused() {
+    lab::run(from_tun::hairpin_refused());
+}
+
+/// RFC: T2, R8 (virtio 1.2 section 5.1.6)
+#[test]
+fn super_packets() {
+    lab::run(trains::rows());
+    lab::run_without_offloads(trains::rows());
+}
+
+/// RFC: D11 (RFC 5572 section 4.4)
+#[test]
+fn datagrams_go_up() {
+    lab::run(upward::rows());
+}
+
+/// RFC: R2 (RFC 791 section 3.1)
+#[test]
+fn the_largest_datagrams_are_packets_like_any_other() {
+    let (from_b, to_b) = (udp(HOST_B, WORLD, 65_507), udp(WORLD, HOST_B, 65_575));
+    lab::run(vec![
+        row("out of a tunnel").wire(peer(B), &from_b).kernel_gets(B, &from_b),
+        row("into one").tun(&to_b).drops(Reason::TooBig, Some(B)).tells_kernel((2, 0, 1400), &to_b),
+        row("less than it says").wire(peer(B), &from_b[..65_506]).drops(Reason::Truncated, Some(B)),
+    ]);
+}

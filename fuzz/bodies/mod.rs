@@ -1,0 +1,43 @@
+//! What every fuzz target does with octets, as plain functions: libFuzzer's programs call them, and so does
+//! `tests/fuzz.rs` with the corpus and with random octets, on the stable compiler.
+//!
+//! A body panics when something that must hold does not. It keeps nothing from one call to the next that could change
+//! what the next one finds.
+
+mod dtcp;
+mod forward;
+mod offload;
+mod packets;
+mod texts;
+mod tsp;
+
+#[cfg(test)]
+pub(crate) use offload::round_trip;
+#[cfg(test)]
+pub(crate) use sixway_dataplane::packet::batch::Merged;
+
+/// Every target: its name, which is also its folder's in `corpus/`, and what it does.
+pub(crate) const ALL: &[(&str, fn(&[u8]))] = &[
+    ("admin", texts::admin),
+    ("coalesce", offload::coalesce),
+    ("config", texts::config),
+    ("dtcp", dtcp::dtcp),
+    ("forward", forward::forward),
+    ("icmp", packets::icmp),
+    ("nd", packets::nd),
+    ("outer", packets::outer),
+    ("popauth", texts::popauth),
+    ("prefix", texts::prefix),
+    ("probe", packets::probe),
+    ("routetable", texts::routetable),
+    ("segment", offload::segment),
+    ("tsp", tsp::tsp),
+    ("view", packets::view),
+];
+
+/// Does what the target `name` does.
+pub(crate) fn run(name: &str, octets: &[u8]) {
+    let found = ALL.iter().find(|(known, _)| *known == name);
+    let (_, body) = found.unwrap_or_else(|| panic!("there is no fuzz target '{name}'"));
+    body(octets);
+}
