@@ -81,7 +81,7 @@ fn place(file: &str) -> (String, Vec<String>) {
     }
     let file =
         ["netns-tests/tests/", "dataplane/tests/", "tests/"].iter().find_map(|root| file.strip_prefix(root));
-    let rest = file.expect("tests stand in these folders");
+    let rest = file.unwrap();
     let mut modules = modules(rest);
     (modules.remove(0), modules)
 }
@@ -221,7 +221,7 @@ fn absent(tests: &BTreeMap<String, BTreeSet<Named>>, log: &str) -> Vec<String> {
 #[test]
 #[ignore = "scripts/test runs it with the log of all tests in SIXWAY_TEST_LOG"]
 fn every_test_that_is_named_ran() {
-    let log = std::env::var_os("SIXWAY_TEST_LOG").expect("SIXWAY_TEST_LOG names what all tests printed");
+    let log = std::env::var_os("SIXWAY_TEST_LOG").unwrap();
     let log = fs::read(Path::new(&log)).unwrap();
     let absent = absent(&tests(), &String::from_utf8_lossy(&log));
     assert!(absent.is_empty(), "these did not run, or did not pass:\n{}", absent.join("\n"));

@@ -11,6 +11,8 @@ use std::time::Duration;
 use crossbeam::utils::CachePadded;
 
 use crate::knobs::{self, Knob};
+use crate::packet::batch::Arrival;
+use crate::samples::{Board, Pen, Sample};
 use crate::update::TunnelId;
 use crate::verdict::Reason;
 
@@ -106,6 +108,7 @@ struct Counts {
     pauses: [AtomicU32; knobs::COUNT],
     tunnels: Box<[OnceLock<Chunk>]>,
     notes: Box<[DropNote]>,
+    samples: Arc<Board>,
 }
 
 impl Counts {
@@ -117,6 +120,7 @@ impl Counts {
             pauses: std::array::from_fn(|_| AtomicU32::new(0)),
             tunnels: (0..(capacity as usize).div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
             notes: (0..DROP_SLOTS).map(note).collect(),
+            samples: Arc::new(Board::new()),
         }
     }
 
@@ -142,13 +146,13 @@ fn bump(counter: &AtomicU64, by: u64) {
 /// Makes the counters of `workers` workers for up to `capacity` tunnels.
 pub fn counters(workers: usize, capacity: u32) -> (CounterReader, Vec<Tally>) {
     let all: Vec<_> = (0..workers).map(|_| Arc::new(Counts::new(capacity))).collect();
-    let tallies = all.iter().map(|c| Tally(c.clone())).collect();
+    let tallies = all.iter().map(|c| Tally(c.clone(), Pen::new(c.samples.clone()))).collect();
     (CounterReader(all), tallies)
 }
 
 /// One worker's pen.
 #[derive(Debug)]
-pub struct Tally(Arc<Counts>);
+pub struct Tally(Arc<Counts>, Pen);
 
 impl Tally {
     /// Counts `packets` dropped for `reason`, on behalf of a tunnel if one is known.
@@ -172,6 +176,16 @@ impl Tally {
             }
         }
         bump(&self.0.events[Event::Unattributed as usize], packets);
+    }
+
+    /// Keeps what was dropped for people to look at, unless a packet of this reason was kept just now.
+    pub fn keep(&mut self, reason: Reason, tunnel: Option<TunnelId>, from: Option<Arrival>, bytes: &[u8]) {
+        self.1.keep(reason, tunnel, from, bytes);
+    }
+
+    /// From now on it is this late for [`Self::keep`], in milliseconds since the start.
+    pub fn set_time(&mut self, now_ms: u64) {
+        self.1.set_time(now_ms);
     }
 
     /// Counts an event.
@@ -261,6 +275,11 @@ impl CounterReader {
     pub fn drops(&self) -> Vec<(Reason, u64)> {
         let all = Reason::ALL.iter().map(|r| (*r, self.dropped(*r)));
         all.filter(|(_, n)| *n > 0).collect()
+    }
+
+    /// The last packet that this reason has dropped, as far as one was kept.
+    pub fn sample(&self, reason: Reason) -> Option<Sample> {
+        self.0.iter().filter_map(|w| w.samples.read(reason)).max_by_key(|sample| sample.at)
     }
 
     /// How often something happened.

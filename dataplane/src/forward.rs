@@ -143,7 +143,7 @@ fn from_wire(tables: &Tables<'_>, packet: &mut Packet, bytes: &mut [u8], sender:
     if is_inner_martian(&view) {
         return Err(drop(Reason::InnerMartian, by_sender(tables, sender)));
     }
-    if view.destination.is_multicast() || is_scoped(view.source) || is_scoped(view.destination) {
+    if is_for_link(&view) {
         return on_link(tables, &view, sender);
     }
     let (path, _) = owner_of_source(tables, &view, sender, bytes)?;
@@ -161,6 +161,11 @@ fn datagram(tables: &Tables<'_>, bytes: &[u8], sender: &Sender) -> Outcome {
         return Err(drop(Reason::TooShort, tunnel));
     }
     Ok(Judged { verdict: Verdict::Punt(PuntClass::Datagram), tunnel })
+}
+
+/// Whether an address of this packet out of a tunnel keeps it on its link.
+pub(crate) fn is_for_link(view: &View) -> bool {
+    view.destination.is_multicast() || is_scoped(view.source) || is_scoped(view.destination)
 }
 
 /// Link-local and multicast traffic stays in its tunnel (RFC 4291 section 2.5.6, RFC 4007 section 9): the control plane

@@ -10,6 +10,7 @@
 
 pub mod counters;
 pub mod encap;
+pub mod explain;
 pub mod forward;
 pub mod io;
 pub mod knobs;
@@ -17,6 +18,7 @@ mod limit;
 pub mod offload;
 pub mod packet;
 pub mod punt;
+pub mod samples;
 pub mod start;
 mod sync;
 pub mod table;

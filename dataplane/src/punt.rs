@@ -26,6 +26,7 @@ struct Frame {
     arrival: Arrival,
     verdict: Verdict,
     len: usize,
+    whole: usize,
     bytes: [u8; FRAME],
 }
 
@@ -69,6 +70,7 @@ pub fn queue() -> std::io::Result<(PuntSender, PuntReader)> {
             arrival: Arrival::Tun,
             verdict: Verdict::ToTun,
             len: 0,
+            whole: 0,
             bytes: [0; FRAME],
         }));
     }
@@ -94,8 +96,8 @@ impl PuntSender {
         let Some(mut frame) = self.0.empty.pop() else { return false };
         let len = packet.len().min(FRAME);
         frame.bytes[..len].copy_from_slice(&packet[..len]);
-        (frame.class, frame.tunnel, frame.arrival, frame.verdict, frame.len) =
-            (class, tunnel, arrival, verdict, len);
+        (frame.class, frame.tunnel, frame.arrival, frame.verdict) = (class, tunnel, arrival, verdict);
+        (frame.len, frame.whole) = (len, packet.len());
         let sent = self.0.full.push(frame).is_ok();
         // One order with the queue's own: either we see the reader armed, or it sees the frame.
         if self.0.armed.swap(false, Ordering::SeqCst) {
@@ -156,6 +158,11 @@ impl Punt {
         self.frame().verdict
     }
 
+    /// How many octets it had, of which [`Self::bytes`] may be the beginning.
+    pub fn whole(&self) -> usize {
+        self.frame().whole
+    }
+
     /// Its octets, at most [`FRAME`] of them.
     pub fn bytes(&self) -> &[u8] {
         let frame = self.frame();
@@ -186,6 +193,7 @@ mod tests {
         assert!(!send(0), "all frames are taken");
         let first = reader.take().unwrap();
         assert_eq!((first.bytes(), first.tunnel()), (&[0; FRAME][..], Some(TunnelId(1))));
+        assert_eq!(first.whole(), 3000);
         drop(first);
         assert!(send(7));
         assert_eq!(std::iter::from_fn(|| reader.take()).count(), FRAMES);

@@ -14,6 +14,7 @@ use crossbeam::queue::ArrayQueue;
 use mio::Waker;
 
 use crate::counters::{CounterReader, counters};
+use crate::explain::Explainer;
 use crate::io::PacketIo;
 use crate::io::kernel::KernelIo;
 use crate::io::proto41::{self, Proto41Port, Proto41Sockets, Receive};
@@ -152,7 +153,11 @@ impl Prepared {
         let used = standings.in_use();
         let facts =
             Facts { workers: settings.workers, offload: standings, proto41: rung, udp_spread: spread };
-        let (editor, readers) = tables(settings.capacity, settings.workers, seed);
+        let (editor, mut readers) = tables(settings.capacity, settings.workers + 1, seed);
+        // The last one is no worker's.
+        let Some(explainer) = readers.pop().map(Explainer::new) else {
+            return Err(io::Error::from(io::ErrorKind::Other).into());
+        };
         let (counters, tallies) = counters(settings.workers, settings.capacity);
         let (punt_sender, punts) = punt::queue()?;
         let started = Instant::now();
@@ -183,6 +188,7 @@ impl Prepared {
             counters,
             workers: Workers { doors, threads },
             facts,
+            explainer,
             started,
         })
     }
@@ -203,6 +209,8 @@ pub struct Dataplane {
     pub workers: Workers,
     /// What was granted.
     pub facts: Facts,
+    /// Says what would become of packets.
+    pub explainer: Explainer,
     /// When it started: `last_seen` counts from here.
     pub started: Instant,
 }
@@ -468,16 +476,18 @@ pub fn in_memory(capacity: u32, seed: u64) -> io::Result<InMemory> {
 
 /// The same on devices of the caller's own.
 pub fn in_memory_on<I: PacketIo>(io: I, capacity: u32, seed: u64) -> io::Result<InMemory<I>> {
-    let (editor, mut readers) = tables(capacity, 1, seed);
+    let (editor, mut readers) = tables(capacity, 2, seed);
     let (counters, mut tallies) = counters(1, capacity);
     let (sender, punts) = punt::queue()?;
     let commands = Arc::new(ArrayQueue::new(COMMANDS));
-    let (Some(reader), Some(tally)) = (readers.pop(), tallies.pop()) else {
+    let (Some(explainer), Some(reader), Some(tally)) =
+        (readers.pop().map(Explainer::new), readers.pop(), tallies.pop())
+    else {
         return Err(io::ErrorKind::Other.into());
     };
     let mut worker = Worker::new(io, reader, tally, sender, commands.clone(), (seed, Instant::now()));
     worker.online();
-    Ok(InMemory { worker, editor, counters, punts, commands: InMemoryCommands(commands) })
+    Ok(InMemory { worker, editor, counters, punts, commands: InMemoryCommands(commands), explainer })
 }
 
 /// What [`in_memory`] makes.
@@ -493,6 +503,8 @@ pub struct InMemory<I = crate::io::mem::MemIo> {
     pub punts: PuntReader,
     /// The way down.
     pub commands: InMemoryCommands,
+    /// Says what would become of packets.
+    pub explainer: Explainer,
 }
 
 impl<I> InMemory<I> {

@@ -198,6 +198,7 @@ impl<I: PacketIo> Worker<I> {
         self.tally.fetch(self.judged.iter().filter_map(Judged::tunnel_id));
         let error_source = view.policy().error_source;
         let now = self.started.elapsed();
+        self.tally.set_time(now.as_millis() as u64);
         self.io.transmit(batch, &self.judged, now, &mut self.tally);
         for n in 0..self.judged.len() {
             self.settle(side, n, now.as_secs() as u32, now.as_millis() as u64, error_source);
@@ -238,8 +239,9 @@ impl<I: PacketIo> Worker<I> {
             }
             Verdict::Drop(reason, error) => {
                 self.tally.drop(reason, judged.tunnel_id(), packets);
+                let bytes = &batch.arena[packet.range()];
+                self.tally.keep(reason, judged.tunnel_id(), Some(packet.arrival), bytes);
                 if let (Some(error), Some(source)) = (error, error_source) {
-                    let bytes = &batch.arena[packet.range()];
                     let built = icmp::build(error, source, bytes, &mut self.error);
                     self.tell(built, &packet, judged.tunnel, millisecond);
                 }
@@ -353,12 +355,14 @@ fn punt(
             | u64::from(sender.remote.port()) << 8
             | class as u64;
         if !limit.allow(key, now) {
+            tally.keep(Reason::PuntLimited, tunnel, Some(packet.arrival), bytes);
             return tally.drop(Reason::PuntLimited, tunnel, 1);
         }
     }
     if punts.send(class, tunnel, packet.arrival, judged.verdict, bytes) {
         tally.event(Event::Punted, 1);
     } else {
+        tally.keep(Reason::PuntFull, tunnel, Some(packet.arrival), bytes);
         tally.drop(Reason::PuntFull, tunnel, 1);
     }
 }

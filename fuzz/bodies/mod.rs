@@ -16,8 +16,11 @@ pub(crate) use offload::round_trip;
 #[cfg(test)]
 pub(crate) use sixway_dataplane::packet::batch::Merged;
 
+/// What a target does with its input.
+pub(crate) type Body = fn(&[u8]);
+
 /// Every target: its name, which is also its folder's in `corpus/`, and what it does.
-pub(crate) const ALL: &[(&str, fn(&[u8]))] = &[
+pub(crate) const ALL: &[(&str, Body)] = &[
     ("admin", texts::admin),
     ("coalesce", offload::coalesce),
     ("config", texts::config),

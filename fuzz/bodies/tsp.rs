@@ -58,7 +58,7 @@ fn header(octets: &[u8], legacy: bool) {
 fn document(octets: &[u8]) {
     let _either = Tunnel::parse(octets);
     if let Some(broker) = std::str::from_utf8(octets).ok().and_then(BrokerAt::parse) {
-        let list = Tunnel::parse(emit_list(&[broker.clone()]).as_bytes()).unwrap();
+        let list = Tunnel::parse(emit_list(std::slice::from_ref(&broker)).as_bytes()).unwrap();
         assert_eq!(list.brokers[0].0[0].text, broker.as_str());
     }
 }

@@ -219,6 +219,7 @@ impl Outbox {
                 Err(_) => {
                     let lost = self.tickets[at];
                     tally.drop(Reason::SendFailed, Some(lost.tunnel), u64::from(lost.packets));
+                    tally.keep(Reason::SendFailed, Some(lost.tunnel), None, &[]);
                     at += 1;
                     (tried_again, suspect) = (false, false);
                 }

@@ -188,7 +188,10 @@ impl TunQueue {
                 let taken = self.send_cut(bytes, &layout, tunnel, tally);
                 self.train_refused(kind, taken, tally);
             }
-            Err(_) => tally.drop(Reason::TunFull, tunnel, layout.segments() as u64),
+            Err(_) => {
+                tally.drop(Reason::TunFull, tunnel, layout.segments() as u64);
+                tally.keep(Reason::TunFull, tunnel, None, bytes);
+            }
         }
     }
 
@@ -224,7 +227,10 @@ impl TunQueue {
                 let taken = each.filter(|bytes| self.send_plain(&[&plain, bytes], tunnel, tally)).count();
                 self.train_refused(train.kind, taken, tally);
             }
-            Err(_) => tally.drop(Reason::TunFull, tunnel, u64::from(train.members)),
+            Err(_) => {
+                tally.drop(Reason::TunFull, tunnel, u64::from(train.members));
+                tally.keep(Reason::TunFull, tunnel, None, batch.bytes(first));
+            }
         }
     }
 
@@ -256,6 +262,7 @@ impl TunQueue {
             tally.event(Event::TunWrites, 1);
         } else {
             tally.drop(Reason::TunFull, tunnel, 1);
+            tally.keep(Reason::TunFull, tunnel, None, parts[1]);
         }
         taken
     }

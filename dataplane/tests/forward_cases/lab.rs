@@ -8,6 +8,7 @@ use std::num::NonZeroU16;
 
 use etherparse::{Icmpv6Slice, Ipv6HeaderSlice};
 use sixway_dataplane::counters::{Event, TunnelTotals};
+use sixway_dataplane::explain::Standing;
 use sixway_dataplane::offload::coalesce::Coalescer;
 use sixway_dataplane::offload::segment::{Layout, complete, cut};
 use sixway_dataplane::packet::batch::{Arrival, Batch, Offload, Packet, Sender};
@@ -16,7 +17,7 @@ use sixway_dataplane::table::slab::Encap;
 use sixway_dataplane::update::{
     Holder, Ipv6Prefix, Outer, Policy, Tunnel, TunnelId, UdpLocal, UdpRemote, Update,
 };
-use sixway_dataplane::verdict::{PuntClass, Reason};
+use sixway_dataplane::verdict::{PuntClass, Reason, Verdict};
 use sixway_dataplane::worker::Inject;
 
 use crate::packets::ip;
@@ -349,10 +350,31 @@ impl Row {
         right.then_some(()).ok_or_else(|| format!("row '{name}' apart\n   got {got:?}\nwanted {wanted:?}"))
     }
 
+    /// Asks what would become of each packet before it is sent: a packet that stops somewhere is dropped or goes up.
+    fn ask(&self, lab: &mut InMemory) {
+        let wire = self.wire.iter().map(|(from, bytes, how)| (Arrival::Wire(*from), bytes, how));
+        let all = wire.chain(self.tun.iter().map(|(bytes, how)| (Arrival::Tun, bytes, how)));
+        for (arrival, bytes, _) in all.filter(|(.., how)| **how == Offload::default()) {
+            let said = lab.explainer.explain(arrival, bytes);
+            let stops = said.checks.iter().filter(|(_, how)| *how == Standing::Stopped).count();
+            let stays = match said.judged.verdict {
+                Verdict::Drop(reason, _) => {
+                    assert!(self.expected.drops.contains_key(&reason), "row '{}': {said:?}", self.name);
+                    1
+                }
+                Verdict::Punt(PuntClass::Datagram | PuntClass::Candidate | PuntClass::EchoReply) => 1,
+                Verdict::Punt(_) | Verdict::ToTunAndPunt(_) | Verdict::ToTun | Verdict::ToWire(..) => 0,
+            };
+            assert_eq!(stops, stays, "row '{}': {said:?}", self.name);
+        }
+    }
+
     /// Plays the row; `Err` shows what came of it beside what should have.
     fn play(self) -> Result<(), String> {
         let mut lab = lab();
         lab.apply(&self.setup).unwrap();
+        self.ask(&mut lab);
+        assert_eq!(lab.counters.drops(), [], "asking counts nothing");
         lab.worker.io.wire_in.extend(self.wire);
         lab.worker.io.tun_in.extend(self.tun);
         for inject in self.injects {

@@ -168,3 +168,14 @@ fn a_removed_tunnel_is_a_stranger() {
     drain(&mut lab);
     assert_eq!(lab.counters.drops(), [(Reason::UnknownOuter, 1), (Reason::Unassigned, 1)]);
 }
+
+#[test]
+fn the_last_packet_of_each_reason_is_kept() {
+    let mut lab = lab();
+    let packet = udp(HOST_A, WORLD, 300);
+    wire(&mut lab, 1, "192.0.2.2:5555", &packet);
+    let kept = lab.counters.sample(Reason::SourceNotInPrefix).unwrap();
+    assert_eq!((kept.len, &kept.bytes[..], kept.tunnel), (300, &packet[..128], Some(TunnelId(B))));
+    assert_eq!(kept.arrival, Some(Arrival::Wire(over_udp("192.0.2.2:5555"))));
+    assert_eq!(lab.counters.sample(Reason::WrongOuter), None);
+}
