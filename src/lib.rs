@@ -22,6 +22,8 @@
 //! | [`office`] | from wishes to answers: broker, store, tables, in this order |
 //! | [`network`], [`link`] | the TUN device's addresses and routes, through netlink |
 //! | [`churn`] | tunnels that come and go at a pace, to measure what updates cost |
+//! | [`snippet`] | client configuration to paste, for other programs and systems |
+//! | [`load`] | many clients at once, to measure what sessions cost |
 //! | [`admin`] | the operator's socket: status and reload |
 //! | [`privileges`] | what needs rights, and what to do without |
 //! | [`demo`] | the whole thing in three namespaces, in one process |
@@ -41,6 +43,7 @@ pub mod demo;
 pub mod dtcp;
 pub mod endpoint;
 pub mod link;
+pub mod load;
 pub mod nd;
 pub mod network;
 pub mod office;
@@ -48,5 +51,6 @@ pub mod privileges;
 pub mod punt;
 pub mod registry;
 pub mod router;
+pub mod snippet;
 pub mod store;
 pub mod tsp;

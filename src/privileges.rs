@@ -8,6 +8,7 @@ use std::io;
 
 use anyhow::{Context, anyhow};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sixway_dataplane::start::StartError;
 
 /// The error with its reason and the next step.
@@ -58,6 +59,9 @@ fn tun_advice(error: &io::Error) -> &'static str {
     }
 }
 
+/// Descriptors beside those of connections: workers' sockets, the store, status.
+const FILES_BESIDE: u64 = 1024;
+
 /// Error numbers, by the names they have in errno(3).
 mod libc_errno {
     use nix::errno::Errno;
@@ -68,6 +72,31 @@ mod libc_errno {
     pub(super) const EPERM: i32 = Errno::EPERM as i32;
     pub(super) const EBUSY: i32 = Errno::EBUSY as i32;
     pub(super) const EINVAL: i32 = Errno::EINVAL as i32;
+}
+
+/// Lets this process open `wanted` files at once, or as many as it may. Says how many it could open before, and can now.
+pub fn raise_open_files(wanted: u64) -> nix::Result<(u64, u64)> {
+    let (was, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // Beyond the hard limit only root may go, and not in every container.
+    let beyond = wanted > most && setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_ok();
+    if !beyond && was < most.min(wanted) {
+        setrlimit(Resource::RLIMIT_NOFILE, most.min(wanted), most)?;
+    }
+    Ok((was, getrlimit(Resource::RLIMIT_NOFILE)?.0))
+}
+
+/// Lets this process have as many connections as it may have by its limits, and says so: each takes a descriptor, and a
+/// few more are for everything else.
+pub fn make_room(connections: u32) {
+    let wanted = u64::from(connections) + FILES_BESIDE;
+    match raise_open_files(wanted) {
+        Ok((was, now)) if now < wanted => tracing::info!(
+            "open files: {now} at most (limit at the start: {was}); [limits] connections would need {wanted}, what is beyond is \
+             refused"
+        ),
+        Ok((was, now)) => tracing::info!("open files: {now} at most (limit at the start: {was})"),
+        Err(why) => tracing::warn!(%why, "the limit of open files cannot be raised"),
+    }
 }
 
 /// Says what to do where there is no TUN device node at all, instead of making one behind the operator's back.

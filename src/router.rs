@@ -26,11 +26,11 @@ use crate::admin::{Request, Response};
 use crate::broker::UserName;
 use crate::churn::{Batch, Churn, MOST_TUNNELS};
 use crate::config::{self, Config};
-use crate::dtcp::server::Front;
+use crate::dtcp::front::Front;
 use crate::endpoint::session::Prober;
 use crate::network::Network;
 use crate::office::{Lent, Move, Office, Written};
-use crate::privileges::{check_tun_device, explain};
+use crate::privileges::{check_tun_device, explain, make_room};
 use crate::punt::Dispatch;
 use crate::registry::Registry;
 use crate::store::Sqlite;
@@ -181,6 +181,9 @@ async fn live(
     let signals = Signals::new(signals)?;
     let admin = AdminSocket::bind(&config.admin.socket)?;
     let mut rng = StdRng::from_rng(&mut rand::rng());
+    if config.dtcp.is_some() {
+        make_room(config.limits.connections);
+    }
     let office = open_office(&config, rng.random())?;
     check_tun_device()?;
     let network = Network::look(&config.router.tun).await?;
@@ -279,7 +282,7 @@ impl Control {
     fn show_pins(&mut self) {
         let pins = self.office.as_mut().and_then(Office::new_pins);
         if let (Some(pins), Some(dtcp)) = (pins, &self.dtcp) {
-            dtcp.server.pin(pins);
+            dtcp.server.hall().pin(pins);
         }
     }
 
@@ -469,7 +472,7 @@ impl Control {
             endpoints: self.dispatch.endpoint_counts(),
             unclaimed: self.dispatch.unclaimed(),
             broker: self.office.as_ref().map(BrokerStatus::new),
-            dtcp: self.dtcp.as_ref().map(|dtcp| dtcp.server.counts()),
+            dtcp: self.dtcp.as_ref().map(|dtcp| dtcp.server.hall().counts()),
         }
     }
 
@@ -497,7 +500,7 @@ impl Control {
             office.configure(wanted.terms(), &wanted.hooks);
         }
         if let Some(dtcp) = &self.dtcp {
-            dtcp.server.limit(wanted.limits.tunnels_per_account);
+            dtcp.server.hall().limit(wanted.limits.tunnels_per_account);
         }
         self.config = wanted;
         self.churn.forget();

@@ -287,22 +287,31 @@ fn a_flood_of_connections_meets_the_limit() {
 }
 
 #[test]
-fn without_descriptors_connections_wait() {
-    let Some(rig) = Rig::new_or_skip("no more open files") else { return };
+fn the_last_descriptors_are_not_for_connections() {
+    let Some(rig) = Rig::new_or_skip("a limit of open files, and below it") else { return };
     let server = server(&rig, "");
     let pid = server.pid();
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-    rig.s.run(&format!("prlimit --pid {pid} --nofile={}:", open + 3));
-    let streams: Vec<_> = (0..10).map(|_| Dtcp::dial(&rig.c, C4, &format!("{S4}:20200"))).collect();
-    let mut clients: Vec<_> = streams.into_iter().map(Dtcp::over).collect();
-    let greeted =
-        clients.iter_mut().map(|c| c.is_greeted(Duration::from_millis(300))).filter(|yes| *yes).count();
-    assert!((1..10).contains(&greeted), "{greeted} of 10");
-    rig.s.run(&format!("prlimit --pid {pid} --nofile={}:", open + 100));
-    for client in &mut clients {
-        assert!(client.is_greeted(PATIENCE), "who waited is taken: {}", server.log());
-    }
-    assert!(clients[9].tunnel("foo", "bar", "host").starts_with("+OK"));
+    let open = || fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    let limit = |files: usize| rig.s.run(&format!("prlimit --pid {pid} --nofile={files}:"));
+    let dial = || Dtcp::over(Dtcp::dial(&rig.c, C4, &format!("{S4}:20200")));
+    // 64 are left free, or a quarter of them all where there are few.
+    let most = (open() + 5) * 4 / 3 + 1;
+    limit(most);
+    let mut clients: Vec<_> = (0..20).map(|_| dial()).collect();
+    let greeted: Vec<bool> = clients.iter_mut().map(|c| c.is_greeted(Duration::from_millis(500))).collect();
+    let served = greeted.iter().filter(|yes| **yes).count();
+    assert!((3..10).contains(&served), "{served} of 20 with {most} files");
+    let refused = greeted.iter().position(|yes| !yes).unwrap_or_default();
+    assert!(clients[refused].is_ended(PATIENCE), "by FIN, at once");
+    // Status is answered, and counts them.
+    assert_eq!(server.status()["dtcp"]["out_of_files"], 20 - served);
+    // With none at all connections wait, and the loop lives.
+    limit(3);
+    let mut waiting = dial();
+    assert!(!waiting.is_greeted(Duration::from_millis(500)));
+    limit(1000);
+    assert!(waiting.is_greeted(PATIENCE), "who waited is taken: {}", server.log());
+    assert!(waiting.tunnel("foo", "bar", "host").starts_with("+OK"));
     assert!(server.status()["dtcp"]["accept_failed"].as_u64() > Some(0));
     server.stop();
 }
@@ -403,5 +412,72 @@ fn what_would_be_done_can_be_seen() {
         wrong.display()
     ));
     assert!(!refused.ok && refused.text.contains("authentication failed"), "{}", refused.text);
+    server.stop();
+}
+
+/// A namespace's shell runs what `sixway snippet` printed for foo; `sed` changes it first.
+fn pasted(rig: &Rig, client: &str, config: &str, sed: &str, before: &str) -> (Job, PathBuf) {
+    let file = rig.lab.write("snippet.toml", config);
+    let (bin, script) = (program(), rig.lab.path("pasted"));
+    let words =
+        format!("snippet foo --for {client} --show-secret --type network --config {}", file.display());
+    rig.s.run(&format!("{} {words} | sed '{sed}' >{}", bin.display(), script.display()));
+    let log = rig.lab.path("pasted.log");
+    let line = format!("{before} exec bash {}", script.display());
+    (rig.c.spawn(&PathBuf::from("/usr/bin/unshare"), &["-m", "bash", "-c", &line], &log), log)
+}
+
+#[test]
+fn what_is_pasted_on_linux_logs_in_and_sets_up_the_tunnel() {
+    let Some(rig) = Rig::new_or_skip("sixway snippet --for linux, run by bash") else { return };
+    let config = config(&rig, "");
+    let server = Router::start(&rig.lab, &rig.s, &config);
+    // Not every kernel has the module sit: iproute2 is played by a script that notes what it is told.
+    let told = rig.lab.path("told");
+    let stand_in = rig.lab.path("bin");
+    rig.s.run(&format!(
+        "mkdir -p {0}; echo '#!/bin/sh\necho \"$@\" >>{1}' >{0}/ip; chmod 755 {0}/ip",
+        stand_in.display(),
+        told.display()
+    ));
+    let before = format!("PATH={}:$PATH;", stand_in.display());
+    let (job, log) = pasted(&rig, "linux", &config, "", &before);
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    wait_for("the tunnel", PATIENCE, || said().contains("the tunnel is up: fd00:2:7::/48").then_some(()));
+    assert_eq!(server.tunnel("foo@dtcp")["remote"], C4);
+    job.end(Signal::SIGTERM, PATIENCE);
+    no_tunnel_remains(&server);
+    let told = fs::read_to_string(&told).unwrap_or_default();
+    let all = [
+        &format!("tunnel add six0 mode sit local {C4} remote {S4} ttl 64"),
+        "link set six0 mtu 1280 up",
+        "-6 addr add fd00:2:7::1/128 dev six0",
+        "-6 route add unreachable fd00:2:7::/48 metric 4096",
+        "-6 route add default dev six0",
+        "tunnel del six0",
+        "-6 route del unreachable fd00:2:7::/48 metric 4096",
+    ];
+    assert_eq!(told.lines().collect::<Vec<_>>(), all, "{}", said());
+    server.stop();
+}
+
+#[test]
+fn what_is_pasted_for_dtcpc_brings_up_the_tunnel() {
+    let Some(rig) = Rig::new_or_skip("sixway snippet --for dtcpc, run as it is but in the foreground") else {
+        return;
+    };
+    let config = config(&rig, "");
+    let server = Router::start(&rig.lab, &rig.s, &config);
+    let bin = rig.lab.path("bin");
+    rig.s.run(&format!("mkdir -p {0}; ln -s {1} {0}/dtcpc", bin.display(), program().display()));
+    // The file with passwords belongs to the machine: the story has one of its own.
+    let before =
+        format!("PATH={}:$PATH; mount --make-rprivate /; mount -t tmpfs none /usr/local/etc;", bin.display());
+    let (job, log) = pasted(&rig, "dtcpc", &config, "s/^dtcpc -lD/exec dtcpc -l/", &before);
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    wait_for("the tunnel", Duration::from_secs(10), || said().contains("the tunnel is up").then_some(()));
+    assert_eq!(pings(&rig.c, U6, 3, ""), 3);
+    job.end(Signal::SIGTERM, PATIENCE);
+    no_tunnel_remains(&server);
     server.stop();
 }

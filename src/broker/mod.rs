@@ -24,7 +24,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use sixway_dataplane::update::{Ipv6Prefix, Outer};
+use sixway_dataplane::update::{Ipv6Prefix, Outer, Rejected};
 
 pub use account::{Account, Accounts, Secret, UserName};
 pub use lease::{Broker, Lease, Memory, Terms, peer};
@@ -252,8 +252,8 @@ pub enum Refusal {
     #[error("{0} does not exist (any more)")]
     NoLease(LeaseId),
     /// The tables would not take the tunnel.
-    #[error("the tables refuse the tunnel: {0}")]
-    Table(String),
+    #[error("the tables refuse the tunnel: {}", told(.0))]
+    Table(Rejected),
     /// What is granted cannot be kept, so nothing is granted.
     #[error("the store cannot be written")]
     Store,
@@ -317,5 +317,23 @@ impl Outcome {
     /// Whether nothing is asked.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty() && self.routes.is_empty()
+    }
+}
+
+/// The tables' refusal in words for the log; numbers of tunnels say nothing there.
+fn told(why: &Rejected) -> String {
+    match why {
+        Rejected::OuterTaken { .. } => "another tunnel runs between the same outer endpoints".to_owned(),
+        Rejected::PrefixTaken { prefix, .. } => format!("prefix {prefix} is behind another tunnel"),
+        Rejected::Full { capacity, .. } => {
+            format!("the table was made for {capacity} tunnels; raise [router] capacity and restart")
+        }
+        Rejected::NotListening { port, .. } => format!("no UDP socket listens on port {port}"),
+        Rejected::PrefixReserved { .. }
+        | Rejected::NoTunnel(_)
+        | Rejected::NotReserved(_)
+        | Rejected::Mtu { .. }
+        | Rejected::Listen { .. }
+        | Rejected::Unlisten { .. } => why.to_string(),
     }
 }

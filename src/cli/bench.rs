@@ -1,4 +1,5 @@
-//! `sixway bench`: what a running instance stands. Only `churn` today: updates at a pace, through the admin socket.
+//! `sixway bench`: what a running instance stands: updates at a pace through the admin socket (`churn`), and clients of a
+//! control protocol (`sessions`).
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,6 +9,7 @@ use anyhow::{bail, ensure};
 use clap::{Args, Subcommand};
 
 use super::print_line;
+use super::sessions::{self, SessionsArgs};
 use super::socket::SocketArgs;
 use crate::admin::client::ask;
 use crate::admin::{Request, Response};
@@ -19,7 +21,9 @@ const BATCHES: u64 = 100;
 
 /// Arguments of `sixway bench`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example: sixway bench churn --rate 10000 --seconds 10")]
+#[command(
+    after_help = "Examples: sixway bench churn --rate 10000 --seconds 10\n          sixway bench sessions 192.0.2.1:20200 --count 100 --secret-file pw"
+)]
 pub struct BenchArgs {
     #[command(subcommand)]
     what: What,
@@ -29,6 +33,8 @@ pub struct BenchArgs {
 enum What {
     /// Add, change and remove tunnels of a running instance at a pace, to see what that does to its forwarding
     Churn(ChurnArgs),
+    /// Let many clients of a control protocol come, and see what they see of the server
+    Sessions(Box<SessionsArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -51,7 +57,13 @@ struct ChurnArgs {
 
 /// Runs the measurement and prints what came of it.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
-    let What::Churn(args) = &args.what;
+    match &args.what {
+        What::Churn(args) => churn(args),
+        What::Sessions(args) => sessions::run(args),
+    }
+}
+
+fn churn(args: &ChurnArgs) -> anyhow::Result<()> {
     let most = u64::from(args.rate).div_ceil(pace(args.rate));
     ensure!(
         most <= u64::from(args.tunnels.min(MOST_UPDATES)),

@@ -14,6 +14,8 @@ pub mod kick;
 mod password;
 pub mod reload;
 pub mod run;
+pub mod sessions;
+pub mod snippet;
 pub mod socket;
 pub mod status;
 pub mod user;
@@ -47,6 +49,8 @@ enum Command {
     Reload(reload::ReloadArgs),
     /// Add, change, remove and list the users who may have tunnels
     User(user::UserArgs),
+    /// What a user pastes to have the tunnel: for Linux, FreeBSD, gogoc, dtcpc, networkd, OpenWrt
+    Snippet(snippet::SnippetArgs),
     /// End a user's tunnels; he may log in again
     Kick(kick::KickArgs),
     /// Measure what a running router stands: tunnels that come and go at a pace
@@ -71,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::User(args) => user::run(&args),
+        Command::Snippet(args) => snippet::run(&args),
         Command::Kick(args) => kick::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Connect(args) => connect::run(&args),

@@ -28,6 +28,7 @@
 pub mod claims;
 pub mod client;
 pub mod codec;
+pub mod front;
 pub mod interfaces;
 pub mod server;
 pub mod session;

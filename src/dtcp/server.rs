@@ -1,20 +1,24 @@
 //! The DTCP server: sockets and timers around `session`, and the desk where tunnels are asked for.
 //!
 //! One small task a connection. A silent one holds no buffer: octets are read into the stack of whoever reads them, and
-//! a line that is not complete is all that stays. Knows nothing of tables and files; who is pinned to which interface it
-//! is told.
+//! a line that is not complete is all that stays. The last descriptors are left to the rest of the router: a connection
+//! that would take one of them is closed at once. [`Hall`] is the server without a listening socket: connections are
+//! whatever its caller brings. Knows nothing of tables and files; who is pinned to which interface it is told.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::num::NonZeroU16;
-use std::path::PathBuf;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::ready;
 use std::time::Duration;
 
-use sixway_dataplane::update::{Outer, UdpLocal, UdpRemote};
-use tokio::io::AsyncWriteExt;
+use nix::sys::resource::{Resource, getrlimit};
+use sixway_dataplane::update::{Outer, Rejected, UdpLocal, UdpRemote};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -37,6 +41,10 @@ const DRAIN: Duration = Duration::from_secs(90);
 const SHORT_DRAIN: Duration = Duration::from_secs(5);
 /// Octets that are read after the last word.
 const DRAINED: usize = 64 * 1024;
+/// Descriptors left to the rest of the router: status, the store, UDP tunnels, hooks.
+const KEPT_FREE: u64 = 64;
+/// How often what fails for every connection is logged.
+const COMPLAINT: Duration = Duration::from_secs(60);
 /// How long no connection is taken when the system has no more descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Connections that wait to be taken.
@@ -50,6 +58,7 @@ pub struct Counts {
     accepted: AtomicU64,
     refused: AtomicU64,
     accept_failed: AtomicU64,
+    out_of_files: AtomicU64,
     open: AtomicU64,
     granted: AtomicU64,
     denied: AtomicU64,
@@ -65,6 +74,7 @@ impl Counts {
             accepted,
             refused,
             accept_failed,
+            out_of_files,
             open,
             granted,
             denied,
@@ -76,6 +86,7 @@ impl Counts {
             ("accepted", accepted),
             ("refused", refused),
             ("accept_failed", accept_failed),
+            ("out_of_files", out_of_files),
             ("open", open),
             ("granted", granted),
             ("denied", denied),
@@ -94,10 +105,14 @@ fn count(counter: &AtomicU64) {
 /// The running server; dropped, it takes no more connections. Those that are open end with the router.
 #[derive(Debug)]
 pub struct Server {
-    house: Arc<House>,
+    hall: Hall,
     accepting: tokio::task::JoinHandle<()>,
     at: SocketAddr,
 }
+
+/// The server without a listening socket.
+#[derive(Clone, Debug)]
+pub struct Hall(Arc<House>);
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -119,18 +134,9 @@ impl Server {
     pub fn start(config: &Dtcp, desk: Desk, most: u32) -> io::Result<Self> {
         let listener = listen(config.listen)?;
         let at = listener.local_addr()?;
-        let interfaces = Interfaces::new(config.interfaces, &config.names, &config.udp_names, config.keep);
-        let house = Arc::new(House {
-            desk,
-            config: config.clone(),
-            claims: Claims::new(interfaces, config.udp_port),
-            pins: Mutex::default(),
-            most: AtomicU32::new(most),
-            counts: Counts::default(),
-            started: Instant::now(),
-        });
-        let accepting = tokio::spawn(accept(listener, house.clone()));
-        Ok(Self { house, accepting, at })
+        let hall = Hall::new(config, desk, most);
+        let accepting = tokio::spawn(accept(listener, hall.clone()));
+        Ok(Self { hall, accepting, at })
     }
 
     /// Where it listens.
@@ -138,21 +144,63 @@ impl Server {
         self.at
     }
 
+    /// Where sessions are.
+    pub fn hall(&self) -> &Hall {
+        &self.hall
+    }
+}
+
+impl Hall {
+    /// Nobody is in it. `most` is how many tunnels an account may have.
+    pub fn new(config: &Dtcp, desk: Desk, most: u32) -> Self {
+        let interfaces = Interfaces::new(config.interfaces, &config.names, &config.udp_names, config.keep);
+        Self(Arc::new(House {
+            desk,
+            config: config.clone(),
+            claims: Claims::new(interfaces, config.udp_port),
+            pins: Mutex::default(),
+            most: AtomicU32::new(most),
+            counts: Counts::default(),
+            started: Instant::now(),
+        }))
+    }
+
+    /// A connection from `peer` has come to our address `local`. It is served in a task of its own, or dropped where the
+    /// limits are against it; says whether it is served.
+    pub fn admit<S>(&self, stream: S, peer: Ipv4Addr, local: Ipv4Addr) -> bool
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let house = &self.0;
+        match house.desk.enter(peer) {
+            Ok(visit) => {
+                count(&house.counts.accepted);
+                tokio::spawn(Guest { house: house.clone(), stream, peer, local }.stay(visit));
+                true
+            }
+            Err(why) => {
+                count(&house.counts.refused);
+                tracing::debug!(event = "refused", %why);
+                false
+            }
+        }
+    }
+
     /// From now on these users are pinned to these interfaces.
     pub fn pin(&self, pins: Pins) {
-        self.house.claims.pin(pins.values().map(String::as_str));
-        *self.house.pins.lock().unwrap_or_else(PoisonError::into_inner) = pins;
+        self.0.claims.pin(pins.values().map(String::as_str));
+        *self.0.pins.lock().unwrap_or_else(PoisonError::into_inner) = pins;
     }
 
     /// From now on an account may have so many tunnels.
     pub fn limit(&self, most: u32) {
-        self.house.most.store(most, Ordering::Relaxed);
+        self.0.most.store(most, Ordering::Relaxed);
     }
 
     /// What has happened.
     pub fn counts(&self) -> BTreeMap<String, u64> {
-        let mut counts = self.house.counts.all();
-        counts.insert("interfaces".to_owned(), self.house.claims.in_use() as u64);
+        let mut counts = self.0.counts.all();
+        counts.insert("interfaces".to_owned(), self.0.claims.in_use() as u64);
         counts
     }
 }
@@ -170,45 +218,62 @@ fn listen(at: SocketAddrV4) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn accept(listener: TcpListener, house: Arc<House>) {
-    let mut complained = None;
+async fn accept(listener: TcpListener, hall: Hall) {
+    let counts = &hall.0.counts;
+    let (mut failing, mut full) = (Complaint::default(), Complaint::default());
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => receive(stream, peer, &house),
-            Err(why) => {
-                count(&house.counts.accept_failed);
-                // One line a minute: without descriptors there is no end of this.
-                if complained.is_none_or(|at: Instant| at.elapsed() > Duration::from_secs(60)) {
-                    tracing::warn!(event = "accept_failed", %why, "DTCP connections wait; raise the limit of open files");
-                    complained = Some(Instant::now());
+            Ok((stream, _)) if is_scarce(&stream) => {
+                count(&counts.out_of_files);
+                full.say(|| {
+                    tracing::warn!(
+                        event = "out_of_files",
+                        "DTCP connections are refused; raise the limit of open files (LimitNOFILE=)"
+                    );
+                });
+            }
+            Ok((stream, peer)) => {
+                if let (SocketAddr::V4(peer), Ok(SocketAddr::V4(local))) = (peer, stream.local_addr()) {
+                    hall.admit(stream, *peer.ip(), *local.ip());
                 }
+            }
+            Err(why) => {
+                count(&counts.accept_failed);
+                failing.say(|| {
+                    tracing::warn!(event = "accept_failed", %why, "DTCP connections wait; raise the limit of open files");
+                });
                 sleep(PAUSE).await;
             }
         }
     }
 }
 
-fn receive(stream: TcpStream, peer: SocketAddr, house: &Arc<House>) {
-    let (SocketAddr::V4(peer), Ok(SocketAddr::V4(local))) = (peer, stream.local_addr()) else { return };
-    match house.desk.enter(*peer.ip()) {
-        Ok(visit) => {
-            count(&house.counts.accepted);
-            tokio::spawn(
-                Guest { house: house.clone(), stream, peer: *peer.ip(), local: *local.ip() }.stay(visit),
-            );
-        }
-        Err(why) => {
-            count(&house.counts.refused);
-            tracing::debug!(event = "refused", %why);
+/// Whether a connection has one of the last descriptors that this process may have. The system gives the lowest that is
+/// free, so its number says how many are in use.
+fn is_scarce(stream: &TcpStream) -> bool {
+    let Ok((most, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return false };
+    let number = u64::try_from(stream.as_raw_fd()).unwrap_or(0);
+    number >= most.saturating_sub(KEPT_FREE.min(most / 4))
+}
+
+/// Something that would be logged without end.
+#[derive(Default)]
+struct Complaint(Option<Instant>);
+
+impl Complaint {
+    fn say(&mut self, log: impl FnOnce()) {
+        if self.0.is_none_or(|at| at.elapsed() > COMPLAINT) {
+            log();
+            self.0 = Some(Instant::now());
         }
     }
 }
 
 /// One connection.
 #[derive(Debug)]
-struct Guest {
+struct Guest<S> {
     house: Arc<House>,
-    stream: TcpStream,
+    stream: S,
     peer: Ipv4Addr,
     local: Ipv4Addr,
 }
@@ -223,12 +288,12 @@ struct Tunnel {
 
 /// What a connection waits for.
 enum Event {
-    Read(io::Result<()>),
+    Read(io::Result<Vec<u8>>),
     Ended(End),
     Due,
 }
 
-impl Guest {
+impl<S: AsyncRead + AsyncWrite + Unpin> Guest<S> {
     async fn stay(mut self, _visit: Visit) {
         let house = self.house.clone();
         count(&house.counts.open);
@@ -250,7 +315,7 @@ impl Guest {
                         session.handle_proof(proof, self.now());
                     }
                     Output::Grant(want) => {
-                        let grant = self.grant(&want, user.take()).await;
+                        let grant = house.grant((self.peer, self.local), &want, user.take()).await;
                         let (grant, got) =
                             grant.map_or_else(|why| (Err(why), None), |(g, t)| (Ok(g), Some(t)));
                         tunnel = got;
@@ -274,8 +339,8 @@ impl Guest {
                 continue;
             }
             match self.event(&session, &mut tunnel).await {
-                Event::Read(Ok(())) => self.read(&mut session),
-                Event::Read(Err(_)) => session.handle_end(),
+                Event::Read(Ok(octets)) if !octets.is_empty() => session.handle_input(&octets, self.now()),
+                Event::Read(_) => session.handle_end(),
                 Event::Ended(why) => {
                     count(&house.counts.taken_over);
                     tracing::debug!(event = "session_ended", peer = %self.peer, why = why.name());
@@ -307,23 +372,12 @@ impl Guest {
         }
     }
 
-    async fn event(&self, session: &Session, tunnel: &mut Option<Tunnel>) -> Event {
+    async fn event(&mut self, session: &Session, tunnel: &mut Option<Tunnel>) -> Event {
         let due = session.poll_timeout().map(|at| self.house.started + at);
         tokio::select! {
-            ready = self.stream.readable() => Event::Read(ready),
+            read = read(&mut self.stream) => Event::Read(read),
             why = ended(tunnel) => Event::Ended(why),
             () = until(due) => Event::Due,
-        }
-    }
-
-    /// Gives the session what has come, through a buffer that lives no longer than this.
-    fn read(&self, session: &mut Session) {
-        let mut octets = [0; READ];
-        match self.stream.try_read(&mut octets) {
-            Ok(0) => session.handle_end(),
-            Ok(len) => session.handle_input(&octets[..len], self.now()),
-            Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => session.handle_end(),
         }
     }
 
@@ -346,32 +400,28 @@ impl Guest {
         }
     }
 
-    async fn grant(&self, want: &Want, user: Option<UserName>) -> Result<(Given, Tunnel), Denied> {
-        let granted = match user {
-            Some(user) => self.house.find(self, want, &user).await,
-            None => Err(Denied::Login),
-        };
-        count(if granted.is_ok() { &self.house.counts.granted } else { &self.house.counts.denied });
-        granted
-    }
-
     /// No more is said; what the client still says is read, so that it meets an end and no reset.
     async fn drain(&mut self) {
         let _or_gone = self.stream.shutdown().await;
         let mut left = DRAINED;
-        while left > 0 && self.stream.readable().await.is_ok() {
-            match skip(&self.stream) {
-                Ok(0) => return,
-                Ok(len) => left = left.saturating_sub(len),
-                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return,
+        while left > 0 {
+            match read(&mut self.stream).await {
+                Ok(octets) if !octets.is_empty() => left = left.saturating_sub(octets.len()),
+                Ok(_) | Err(_) => return,
             }
         }
     }
 }
 
-fn skip(stream: &TcpStream) -> io::Result<usize> {
-    stream.try_read(&mut [0; READ])
+/// What has come, nothing at the end. Whoever waits holds no buffer, and nothing is lost when it is not waited for.
+async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    std::future::poll_fn(|context| {
+        let mut room = [0; READ];
+        let mut octets = ReadBuf::new(&mut room);
+        ready!(Pin::new(&mut *stream).poll_read(context, &mut octets))?;
+        Ok(octets.filled().to_vec()).into()
+    })
+    .await
 }
 
 async fn ended(tunnel: &mut Option<Tunnel>) -> End {
@@ -389,8 +439,28 @@ async fn until(due: Option<Instant>) {
 }
 
 impl House {
-    /// Gets a tunnel for a proven user. Somebody else may have the number or the port that looks free here: then the next.
-    async fn find(&self, guest: &Guest, want: &Want, user: &UserName) -> Result<(Given, Tunnel), Denied> {
+    async fn grant(
+        &self,
+        ends: (Ipv4Addr, Ipv4Addr),
+        want: &Want,
+        user: Option<UserName>,
+    ) -> Result<(Given, Tunnel), Denied> {
+        let granted = match user {
+            Some(user) => self.find(ends, want, &user).await,
+            None => Err(Denied::Login),
+        };
+        count(if granted.is_ok() { &self.counts.granted } else { &self.counts.denied });
+        granted
+    }
+
+    /// Gets a tunnel for a proven user between `ends`, the client's and ours. Somebody else may have the number or the port
+    /// that looks free here: then the next.
+    async fn find(
+        &self,
+        ends: (Ipv4Addr, Ipv4Addr),
+        want: &Want,
+        user: &UserName,
+    ) -> Result<(Given, Tunnel), Denied> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner).clone();
         // A name without a number matters to those only whose addresses follow from it.
         let pin = pins.get(user.as_str()).map(String::as_str);
@@ -409,14 +479,12 @@ impl House {
             };
             let pool = self.config.prefix.as_ref().map(|prefix| prefix.pool);
             let at = pool.map(|pool| PairPlace { pool, number: number.n });
-            match self.desk.grant_at(self.wish(guest, want, user, port.as_ref()), at).await {
+            match self.desk.grant_at(self.wish(ends, want, user, port.as_ref()), at).await {
                 Ok(held) => return self.hand_over(want, held, number, port),
                 Err(Refusal::Taken(_)) if pin.is_none() && want.kind == Kind::Host => {
                     spoilt.push((number, port))
                 }
-                Err(Refusal::Table(why)) if port.is_some() && why.contains("UDP") => {
-                    spoilt.push((number, port))
-                }
+                Err(Refusal::Table(Rejected::Listen { .. })) if port.is_some() => spoilt.push((number, port)),
                 Err(why) => return Err(denied(&why, user)),
             }
         }
@@ -440,7 +508,13 @@ impl House {
         }
     }
 
-    fn wish(&self, guest: &Guest, want: &Want, user: &UserName, port: Option<&Port>) -> Wish {
+    fn wish(
+        &self,
+        (peer, local): (Ipv4Addr, Ipv4Addr),
+        want: &Want,
+        user: &UserName,
+        port: Option<&Port>,
+    ) -> Wish {
         let wants = match want.kind {
             // What an administrator routes by hand is what is set aside for the account; the client is not told.
             Kind::TunnelOnly => Wants { pair: false, network: Some(NetworkWish::Own) },
@@ -448,12 +522,12 @@ impl House {
             Kind::Network => Wants { pair: false, network: Some(NetworkWish::Any) },
         };
         let outer = match port {
-            None => Outer::Proto41 { local: Some(guest.local), remote: guest.peer },
+            None => Outer::Proto41 { local: Some(local), remote: peer },
             Some(Port { port, .. }) => {
                 // Only the address has proven itself, by the connection; the port floats as the client's NAT likes.
                 let theirs = want.udp.and_then(|udp| udp.port).and_then(NonZeroU16::new);
-                let remote = UdpRemote::AnyPort { addr: guest.peer, port: theirs };
-                Outer::Udp { local: UdpLocal { addr: Some(guest.local), port: *port }, remote }
+                let remote = UdpRemote::AnyPort { addr: peer, port: theirs };
+                Outer::Udp { local: UdpLocal { addr: Some(local), port: *port }, remote }
             }
         };
         let (protocol, keep, mtu) = (Protocol::Dtcp, Keep::WithConnection, self.config.mtu);
@@ -503,61 +577,6 @@ fn denied(why: &Refusal, user: &UserName) -> Denied {
         | Refusal::Table(_)
         | Refusal::Store => {
             Denied::Other("internal error: the tunnel could not be made, try again".to_owned())
-        }
-    }
-}
-
-/// The server with its pid file, as a router has it.
-#[derive(Debug)]
-pub struct Front {
-    /// The server.
-    pub server: Server,
-    pid_file: Option<PathBuf>,
-}
-
-impl Front {
-    /// Starts the server, then says in the pid file who it is.
-    ///
-    /// # Errors
-    /// That it cannot listen, or the file cannot be written.
-    pub fn open(config: &Dtcp, desk: Desk, most: u32) -> anyhow::Result<Self> {
-        let at = config.listen;
-        let server = Server::start(config, desk, most).map_err(|why| {
-            let causes = [
-                (io::ErrorKind::AddrInUse, "; another server has that port: `ss -ltnp` names it"),
-                (
-                    io::ErrorKind::AddrNotAvailable,
-                    "; this host does not have that address: see `ip -4 address`",
-                ),
-                (io::ErrorKind::PermissionDenied, "; ports below 1024 need root or CAP_NET_BIND_SERVICE"),
-            ];
-            let cause = causes.iter().find(|(kind, _)| *kind == why.kind()).map_or("", |(_, text)| text);
-            anyhow::anyhow!(
-                "cannot listen for DTCP on TCP {at}: {why}{cause}; choose another with [dtcp] listen"
-            )
-        })?;
-        let pid_file = config.pid_file.clone();
-        if let Some(path) = &pid_file {
-            let pid = format!("{}\n", std::process::id());
-            std::fs::write(path, pid).map_err(|why| {
-                let path = path.display();
-                anyhow::anyhow!(
-                    "cannot write {path}: {why}; run with sudo, or choose another with [dtcp] pid_file"
-                )
-            })?;
-        }
-        Ok(Self { server, pid_file })
-    }
-}
-
-impl Drop for Front {
-    fn drop(&mut self) {
-        let Some(path) = &self.pid_file else { return };
-        // One that another process has written since is not ours to remove.
-        let ours =
-            std::fs::read_to_string(path).is_ok_and(|text| text.trim() == std::process::id().to_string());
-        if ours && let Err(why) = std::fs::remove_file(path) {
-            tracing::warn!("{} stays: {why}", path.display());
         }
     }
 }

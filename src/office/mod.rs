@@ -348,7 +348,7 @@ impl Office {
         tables: &mut dyn Tables,
         settled: &mut Settled,
     ) -> Result<(), Refusal> {
-        let ids = tables.follow(routes).map_err(|why| Refusal::Table(told(&why)))?;
+        let ids = tables.follow(routes).map_err(Refusal::Table)?;
         self.note(routes, ids, settled);
         Ok(())
     }
@@ -447,24 +447,6 @@ fn log(moved: &Move) {
             let (lease, user, name) = (grant.lease.0, &grant.user, &grant.name);
             tracing::info!(event = "tunnel_down", tunnel = %name, %user, lease, why = why.name());
         }
-    }
-}
-
-/// The tables' refusal in words for the log; numbers of tunnels say nothing there.
-fn told(why: &Rejected) -> String {
-    match why {
-        Rejected::OuterTaken { .. } => "another tunnel runs between the same outer endpoints".to_owned(),
-        Rejected::PrefixTaken { prefix, .. } => format!("prefix {prefix} is behind another tunnel"),
-        Rejected::Full { capacity, .. } => {
-            format!("the table was made for {capacity} tunnels; raise [router] capacity and restart")
-        }
-        Rejected::NotListening { port, .. } => format!("no UDP socket listens on port {port}"),
-        Rejected::PrefixReserved { .. }
-        | Rejected::NoTunnel(_)
-        | Rejected::NotReserved(_)
-        | Rejected::Mtu { .. }
-        | Rejected::Listen { .. }
-        | Rejected::Unlisten { .. } => why.to_string(),
     }
 }
 
