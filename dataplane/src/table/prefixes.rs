@@ -67,6 +67,14 @@ impl Prefixes {
         length.sparse.index.find(prefix_hash(self.seed, bits, len), |n| slab.prefix(n) == Some((bits, len)))
     }
 
+    /// Loads the slot where the search for this prefix begins, so that it is near when it is wanted.
+    pub(super) fn touch(&self, prefix: Ipv6Prefix) -> u32 {
+        let (bits, len) = (prefix.bits(), prefix.prefix_len());
+        let Some(length) = self.levels.iter().find(|l| l.len == len) else { return 0 };
+        let direct = length.direct.iter().find_map(|(direct, _)| direct.load(bits));
+        direct.unwrap_or_else(|| length.sparse.index.touch(prefix_hash(self.seed, bits, len)))
+    }
+
     /// Lets a prefix that leads nowhere lead to record `number`.
     pub(super) fn insert(&mut self, prefix: Ipv6Prefix, number: u32, slab: &Slab) -> bool {
         let len = prefix.prefix_len();
