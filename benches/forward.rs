@@ -7,12 +7,14 @@
 //! packets that it is cut into.
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on should stop")]
 
-use std::hint::black_box;
 use std::net::{SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
-use shared::{Dice, MERGED, PORT, SEGMENTS, host, sender, train, tunnel, udp, world};
+use shared::{
+    BATCH, Dice, MERGED, PORT, PREPARED, SEGMENTS, empty_tables, host, judge_singly, prepared, sender, train,
+    tunnel, udp, world,
+};
 use sixway_dataplane::counters::{Tally, counters};
 use sixway_dataplane::forward::judge;
 use sixway_dataplane::io::outbox::Outbox;
@@ -28,12 +30,9 @@ use sixway_dataplane::verdict::{Judged, Verdict};
 mod shared;
 
 const SIZES: [u32; 3] = [1_000, 100_000, 1_000_000];
-const BATCH: usize = 64;
 /// Octets of the packets that are judged, and of those that go through the twin.
 const SHORT: usize = 100;
 const LENGTH: usize = 1280;
-/// Packets that are prepared: many times what a cache holds.
-const PREPARED: usize = 16_384;
 
 fn main() {
     let mut criterion = shared::criterion();
@@ -42,11 +41,6 @@ fn main() {
     working(&mut criterion);
     twin(&mut criterion);
     criterion.final_summary();
-}
-
-fn prepared(tunnels: u32, packet: impl Fn(u32) -> (Arrival, Vec<u8>)) -> Batch {
-    let mut dice = Dice(7);
-    shared::batch((0..PREPARED).map(|_| packet(dice.below(tunnels))))
 }
 
 fn from_wire(id: u32) -> (Arrival, Vec<u8>) {
@@ -63,24 +57,11 @@ fn judging(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("judge");
     group.throughput(Throughput::Elements(BATCH as u64));
     for tunnels in SIZES {
-        let (mut editor, mut readers) = tables(tunnels, 1, 42);
-        editor.name_socket(InMemory::any(PORT), 0);
+        let (mut editor, mut reader) = empty_tables(tunnels);
         editor.apply(&(0..tunnels).map(tunnel).collect::<Vec<_>>()).unwrap();
-        let mut reader = readers.pop().unwrap();
-        reader.online();
         let mut bench = |name, mut batch: Batch, is_right: fn(Verdict) -> bool| {
-            let mut next = 0;
             group.bench_function(BenchmarkId::new(name, tunnels), |b| {
-                b.iter(|| {
-                    let view = reader.view();
-                    let arena = &mut batch.arena;
-                    for packet in &mut batch.packets[next..next + BATCH] {
-                        let judged = judge(&view, packet, &mut arena[packet.range()]);
-                        assert!(is_right(black_box(judged).verdict));
-                    }
-                    next = (next + BATCH) % PREPARED;
-                    reader.quiescent();
-                });
+                judge_singly(b, &mut reader, &mut batch, is_right);
             });
         };
         bench("decap", prepared(tunnels, from_wire), |v| matches!(v, Verdict::ToTun));

@@ -5,37 +5,34 @@
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on should stop")]
 
 use std::hint::black_box;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use etherparse::PacketBuilder;
+use shared::{
+    BATCH, Dice, empty_tables, host as dense, judge_singly, prepared, sender, tunnel_for, udp, world,
+};
 use sixway_dataplane::counters::counters;
-use sixway_dataplane::forward::{judge, judge_all};
-use sixway_dataplane::packet::batch::{Arrival, Batch, Offload, Packet, Sender};
+use sixway_dataplane::forward::judge_all;
+use sixway_dataplane::packet::batch::{Arrival, Batch, Packet};
+use sixway_dataplane::table::Reader;
 use sixway_dataplane::table::editor::Editor;
-use sixway_dataplane::table::slab::Encap;
-use sixway_dataplane::table::{Reader, tables};
-use sixway_dataplane::update::{Ipv6Prefix, Outer, Tunnel, TunnelId, UdpLocal, UdpRemote, Update};
+use sixway_dataplane::update::{Ipv6Prefix, TunnelId, Update};
 use sixway_dataplane::verdict::Verdict;
+
+#[allow(dead_code, reason = "each bench uses its part")]
+mod shared;
 
 const SIZES: [u32; 3] = [1_000, 100_000, 1_000_000];
 const MILLION: u32 = 1_000_000;
-const PORT: u16 = 3653;
-const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// Packets in one batch.
-const BATCH: usize = 64;
-/// Packets prepared for judging.
-const PREPARED: usize = 16_384;
-const STRIDE: usize = 128;
+/// Octets of the packets that are judged.
+const SHORT: usize = 100;
 /// Addresses looked up in turn: a power of two.
 const ADDRESSES: usize = 1 << 18;
 
 fn main() {
-    let config = Criterion::default().sample_size(20);
-    let config = config.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    let mut criterion = config.configure_from_args();
+    let mut criterion = shared::criterion();
     lookups(&mut criterion);
     many_lengths(&mut criterion);
     judging(&mut criterion);
@@ -45,24 +42,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// xorshift: the same tunnels every time.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 33) as u32 % n
-    }
-}
-
 // ---- tables ----
-
-/// One prefix after the other, as a range or a pool has them.
-fn dense(id: u32) -> Ipv6Addr {
-    Ipv6Addr::from((0x2001_0db8 << 96) | u128::from(id) << 64 | 9)
-}
 
 /// The same number of prefixes, strewn over a /12.
 fn sparse(id: u32) -> Ipv6Addr {
@@ -70,35 +50,12 @@ fn sparse(id: u32) -> Ipv6Addr {
     Ipv6Addr::from((0x2a0 << 116) | strewn << 64 | 9)
 }
 
-fn peer(id: u32) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + id / 4), 4000 + (id % 4) as u16)
-}
-
-fn sender(id: u32) -> Sender {
-    Sender { encap: Encap::Udp, remote: peer(id), local: SocketAddrV4::new(OURS, PORT), tos: 0 }
-}
-
-fn tunnel(id: u32, prefixes: Vec<Ipv6Prefix>) -> Update {
-    let local = UdpLocal { addr: Some(OURS), port: PORT };
-    let outer = Outer::Udp { local, remote: UdpRemote::Fixed(peer(id)) };
-    Update::Upsert(Tunnel { id: TunnelId(id), outer, prefixes, mtu: 1400 })
-}
-
 fn upsert(id: u32, host: fn(u32) -> Ipv6Addr) -> Update {
-    tunnel(id, vec![Ipv6Prefix::new(host(id), 64).unwrap()])
-}
-
-/// With one reader, online.
-fn empty(capacity: u32) -> (Editor, Reader) {
-    let (mut editor, mut readers) = tables(capacity, 1, 42);
-    editor.name_socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), 0);
-    let mut reader = readers.pop().unwrap();
-    reader.online();
-    (editor, reader)
+    tunnel_for(id, vec![Ipv6Prefix::new(host(id), 64).unwrap()])
 }
 
 fn full(tunnels: u32, host: fn(u32) -> Ipv6Addr) -> (Editor, Reader) {
-    let (mut editor, reader) = empty(tunnels);
+    let (mut editor, reader) = empty_tables(tunnels);
     let batch: Vec<_> = (0..tunnels).map(|id| upsert(id, host)).collect();
     let started = Instant::now();
     editor.apply(&batch).unwrap();
@@ -154,7 +111,7 @@ fn lookups(criterion: &mut Criterion) {
 
 /// A prefix of each length from 28 to 64, a few hundred of each: what an uplink with many routes has.
 fn many_lengths(criterion: &mut Criterion) {
-    let (mut editor, mut reader) = empty(10_000);
+    let (mut editor, mut reader) = empty_tables(10_000);
     let mut dice = Dice(11);
     let mut wanted = Vec::new();
     for id in 0..37 {
@@ -168,7 +125,7 @@ fn many_lengths(criterion: &mut Criterion) {
         prefixes.sort_unstable();
         prefixes.dedup();
         wanted.extend(prefixes.iter().map(|p| Ipv6Addr::from(p.bits() | 1)));
-        editor.apply(&[tunnel(id, prefixes)]).unwrap();
+        editor.apply(&[tunnel_for(id, prefixes)]).unwrap();
     }
     let wanted: Vec<_> = (0..ADDRESSES).map(|_| wanted[dice.below(wanted.len() as u32) as usize]).collect();
     serial(criterion, "lookup_37_lengths/serial", 37, &mut reader, &wanted);
@@ -176,36 +133,13 @@ fn many_lengths(criterion: &mut Criterion) {
 
 // ---- judging ----
 
-fn world() -> Ipv6Addr {
-    Ipv6Addr::from(0x3fff << 112 | 1)
-}
-
-fn udp(source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
-    let mut out = Vec::new();
-    let b = PacketBuilder::ipv6(source.octets(), destination.octets(), 64).udp(4000, 5000);
-    b.write(&mut out, &[7; 52]).unwrap();
-    out
-}
-
-fn prepared(tunnels: u32, packet: impl Fn(u32) -> (Arrival, Vec<u8>)) -> Batch {
-    let mut batch = Batch::new(32, PREPARED / 32);
-    let mut dice = Dice(7);
-    for n in 0..PREPARED {
-        let (arrival, bytes) = packet(dice.below(tunnels));
-        let start = n * STRIDE;
-        batch.arena[start..start + bytes.len()].copy_from_slice(&bytes);
-        assert!(batch.push(Packet { start, len: bytes.len(), arrival, offload: Offload::default() }));
-    }
-    batch
-}
-
 /// In batches of 64, and alone; then with the tunnel's counter, as a worker does it.
 fn judging(criterion: &mut Criterion) {
     for tunnels in [1_000, MILLION] {
         let (_editor, mut reader) = full(tunnels, dense);
-        let decap = prepared(tunnels, |id| (Arrival::Wire(sender(id)), udp(dense(id), world())));
+        let decap = prepared(tunnels, |id| (Arrival::Wire(sender(id)), udp(dense(id), world(), SHORT)));
         judge_both(criterion, "decap", tunnels, &mut reader, decap, |v| matches!(v, Verdict::ToTun));
-        let encap = prepared(tunnels, |id| (Arrival::Tun, udp(world(), dense(id))));
+        let encap = prepared(tunnels, |id| (Arrival::Tun, udp(world(), dense(id), SHORT)));
         judge_both(criterion, "encap", tunnels, &mut reader, encap, |v| matches!(v, Verdict::ToWire(..)));
     }
 }
@@ -220,18 +154,8 @@ fn judge_both(
 ) {
     let mut group = criterion.benchmark_group(format!("judge_{name}"));
     group.throughput(Throughput::Elements(BATCH as u64));
-    let mut next = 0;
     group.bench_function(BenchmarkId::new("serial", tunnels), |b| {
-        b.iter(|| {
-            let view = reader.view();
-            let arena = &mut batch.arena;
-            for packet in &mut batch.packets[next..next + BATCH] {
-                let judged = judge(&view, packet, &mut arena[packet.range()]);
-                assert!(is_right(black_box(judged).verdict));
-            }
-            next = (next + BATCH) % PREPARED;
-            reader.quiescent();
-        });
+        judge_singly(b, reader, &mut batch, is_right)
     });
     let mut batch = Batches::of(batch);
     let mut judged = Vec::new();
@@ -338,7 +262,7 @@ fn insertions(
     host: fn(u32) -> Ipv6Addr,
 ) {
     // Twice the numbers: odd ones are there, even ones come and go.
-    let (mut editor, mut reader) = empty(2 * MILLION);
+    let (mut editor, mut reader) = empty_tables(2 * MILLION);
     let odd: Vec<_> = (0..MILLION).map(|id| upsert(2 * id + 1, host)).collect();
     editor.apply(&odd).unwrap();
     for many in [1, 1000] {
@@ -380,7 +304,7 @@ fn while_it_changes(criterion: &mut Criterion) {
 }
 
 fn quiescence(criterion: &mut Criterion) {
-    let (_editor, mut reader) = empty(1);
+    let (_editor, mut reader) = empty_tables(1);
     criterion.bench_function("quiescent_point", |b| b.iter(|| reader.quiescent()));
     criterion.bench_function("view", |b| b.iter(|| black_box(reader.view().policy().hairpin)));
 }

@@ -2,14 +2,19 @@
 //!
 //! Knows nothing of what is measured. Every bench is short, so that all of them together stay below five minutes.
 
+use std::hint::black_box;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
-use criterion::Criterion;
+use criterion::{Bencher, Criterion};
 use etherparse::PacketBuilder;
+use sixway_dataplane::forward::judge;
 use sixway_dataplane::packet::batch::{Arrival, Batch, Merged, Offload, Packet, Sender};
+use sixway_dataplane::table::editor::Editor;
 use sixway_dataplane::table::slab::{Encap, Learn, Path};
+use sixway_dataplane::table::{Reader, tables};
 use sixway_dataplane::update::{Ipv6Prefix, Outer, Tunnel, TunnelId, UdpLocal, UdpRemote, Update};
+use sixway_dataplane::verdict::Verdict;
 
 /// The UDP port of all tunnels.
 pub(crate) const PORT: u16 = 3653;
@@ -64,12 +69,25 @@ pub(crate) fn sender(id: u32) -> Sender {
     Sender { encap: Encap::Udp, remote: peer(id), local: SocketAddrV4::new(OURS, PORT), tos: 0 }
 }
 
-/// A UDP tunnel with one /64.
+/// A UDP tunnel with one /64, where [`host`] lives.
 pub(crate) fn tunnel(id: u32) -> Update {
+    tunnel_for(id, vec![Ipv6Prefix::new(host(id), 64).unwrap()])
+}
+
+/// A UDP tunnel with these prefixes.
+pub(crate) fn tunnel_for(id: u32, prefixes: Vec<Ipv6Prefix>) -> Update {
     let local = UdpLocal { addr: Some(OURS), port: PORT };
     let outer = Outer::Udp { local, remote: UdpRemote::Fixed(peer(id)) };
-    let prefixes = vec![Ipv6Prefix::new(host(id), 64).unwrap()];
     Update::Upsert(Tunnel { id: TunnelId(id), outer, prefixes, mtu: MTU })
+}
+
+/// Tables with room for so many tunnels and one reader, online.
+pub(crate) fn empty_tables(capacity: u32) -> (Editor, Reader) {
+    let (mut editor, mut readers) = tables(capacity, 1, 42);
+    editor.name_socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), 0);
+    let mut reader = readers.pop().unwrap();
+    reader.online();
+    (editor, reader)
 }
 
 /// The same tunnel as the packet path sees it.
@@ -126,4 +144,35 @@ pub(crate) fn batch(packets: impl IntoIterator<Item = (Arrival, Vec<u8>)>) -> Ba
         assert!(batch.push(Packet { start, len: bytes.len(), arrival, offload: Offload::default() }));
     }
     batch
+}
+
+/// Packets that are prepared: many times what a cache holds.
+pub(crate) const PREPARED: usize = 16_384;
+/// Packets that are judged in one go.
+pub(crate) const BATCH: usize = 64;
+
+/// [`PREPARED`] packets, each of or for a random one of the tunnels.
+pub(crate) fn prepared(tunnels: u32, packet: impl Fn(u32) -> (Arrival, Vec<u8>)) -> Batch {
+    let mut dice = Dice(7);
+    batch((0..PREPARED).map(|_| packet(dice.below(tunnels))))
+}
+
+/// Judges one prepared packet after the other, [`BATCH`] of them between two quiescent points.
+pub(crate) fn judge_singly(
+    bencher: &mut Bencher<'_>,
+    reader: &mut Reader,
+    batch: &mut Batch,
+    is_right: fn(Verdict) -> bool,
+) {
+    let mut next = 0;
+    bencher.iter(|| {
+        let view = reader.view();
+        let arena = &mut batch.arena;
+        for packet in &mut batch.packets[next..next + BATCH] {
+            let judged = judge(&view, packet, &mut arena[packet.range()]);
+            assert!(is_right(black_box(judged).verdict));
+        }
+        next = (next + BATCH) % PREPARED;
+        reader.quiescent();
+    });
 }
