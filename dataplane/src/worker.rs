@@ -137,8 +137,7 @@ impl<I: PacketIo> Worker<I> {
     pub(crate) fn run(mut self) {
         self.reader.online();
         while !self.stopping {
-            let more = self.turn();
-            if more || self.worked > 0 {
+            if self.turn() {
                 self.io.wait(Some(Duration::ZERO), &mut self.tally);
             } else if !self.linger() {
                 self.reader.offline();
@@ -151,20 +150,22 @@ impl<I: PacketIo> Worker<I> {
 
     /// Looks again and again for a little while. Returns whether there is something to do now; `false`: better sleep.
     fn linger(&mut self) -> bool {
+        if self.patience.is_zero() {
+            return false;
+        }
         let began = Instant::now();
         let mut last = began;
-        while last.duration_since(began) < self.patience {
-            std::thread::yield_now();
+        loop {
             if self.io.wait(Some(Duration::ZERO), &mut self.tally) || !self.commands.is_empty() {
                 return true;
             }
+            std::thread::yield_now();
             let now = Instant::now();
-            if now.duration_since(last) > CONTENDED {
+            if now.duration_since(began) >= self.patience || now.duration_since(last) > CONTENDED {
                 return false;
             }
             last = now;
         }
-        false
     }
 
     /// Makes this worker's reader count; [`Self::turn`] may be called from now on.
