@@ -16,7 +16,8 @@ pub fn explain(error: StartError) -> anyhow::Error {
     let next = match &error {
         StartError::Tun { source, .. } => tun_advice(source),
         StartError::Proto41(source) if is_denied(source) => {
-            "protocol 41 needs root or CAP_NET_RAW: run with sudo, or `sudo setcap cap_net_admin,cap_net_raw+ep sixway`, \
+            "protocol 41 needs root or CAP_NET_RAW: run with sudo, or `sudo setcap cap_net_admin,cap_net_raw,cap_bpf+ep sixway` \
+             (cap_bpf only lets trains leave whole: proto41_gso), \
              or use UDP tunnels only and set [proto41] enabled = false"
         }
         StartError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {

@@ -104,6 +104,8 @@ struct DropNote {
 struct Counts {
     drops: CachePadded<[AtomicU64; Reason::COUNT]>,
     events: CachePadded<[AtomicU64; Event::ALL.len()]>,
+    /// Super-packets that each offload has moved.
+    trains: CachePadded<[AtomicU64; knobs::COUNT]>,
     /// Until when each offload rests here, in seconds since the start.
     pauses: [AtomicU32; knobs::COUNT],
     tunnels: Box<[OnceLock<Chunk>]>,
@@ -117,6 +119,7 @@ impl Counts {
         Self {
             drops: CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0))),
             events: CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0))),
+            trains: CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0))),
             pauses: std::array::from_fn(|_| AtomicU32::new(0)),
             tunnels: (0..(capacity as usize).div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
             notes: (0..DROP_SLOTS).map(note).collect(),
@@ -191,6 +194,11 @@ impl Tally {
     /// Counts an event.
     pub fn event(&mut self, event: Event, times: u64) {
         bump(&self.0.events[event as usize], times);
+    }
+
+    /// Counts super-packets that an offload has moved.
+    pub fn trains(&mut self, knob: Knob, how_many: u64) {
+        bump(&self.0.trains[knob as usize], how_many);
     }
 
     /// Notes that an offload rests until then, counted from the start.
@@ -287,6 +295,11 @@ impl CounterReader {
         self.0.iter().map(|w| w.events[event as usize].load(Ordering::Relaxed)).sum()
     }
 
+    /// How many super-packets an offload has moved.
+    pub fn trains(&self, knob: Knob) -> u64 {
+        self.0.iter().map(|w| w.trains[knob as usize].load(Ordering::Relaxed)).sum()
+    }
+
     /// How many more seconds an offload rests, somewhere, at second `now` since the start; `None`: nowhere.
     pub fn paused(&self, knob: Knob, now: u32) -> Option<u32> {
         let until = self.0.iter().map(|w| w.pauses[knob as usize].load(Ordering::Relaxed)).max();
@@ -338,6 +351,14 @@ mod tests {
         assert_eq!(reader.drops(), vec![(Reason::TooBig, 5)]);
         assert_eq!(reader.tunnel(TunnelId(1)).last_seen, None);
         assert_eq!(reader.tunnel(TunnelId(99_999_999)), TunnelTotals::default());
+    }
+
+    #[test]
+    fn trains_are_counted_for_each_offload() {
+        let (reader, mut tallies) = counters(2, 1);
+        tallies[0].trains(Knob::UdpGro, 2);
+        tallies[1].trains(Knob::UdpGro, 3);
+        assert_eq!((reader.trains(Knob::UdpGro), reader.trains(Knob::UdpGso)), (5, 0));
     }
 
     #[test]

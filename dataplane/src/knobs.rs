@@ -149,14 +149,20 @@ impl Fuse {
         self.failed = 0;
     }
 
+    /// It is known not to work now. Returns until when it is left alone.
+    pub fn blow(&mut self, now: Duration) -> Duration {
+        let until = now + PAUSE;
+        self.blown = Some(until);
+        until
+    }
+
     /// It failed. Returns until when it is left alone, if this failure was the one that counts.
     pub fn failed(&mut self, now: Duration) -> Option<Duration> {
         self.failed = self.failed.saturating_add(1);
         if self.failed < self.strikes || self.blown.is_some() {
             return None;
         }
-        self.blown = Some(now + PAUSE);
-        self.blown
+        Some(self.blow(now))
     }
 }
 
@@ -184,6 +190,8 @@ mod tests {
         assert!(fuse.holds(again + PAUSE));
         fuse.worked();
         assert_eq!(fuse.failed(again), None, "and one success forgives");
+        assert_eq!(fuse.blow(again), again + PAUSE);
+        assert!(!fuse.holds(again) && fuse.holds(again + PAUSE));
     }
 
     #[test]

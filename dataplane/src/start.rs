@@ -272,6 +272,14 @@ impl Door {
     }
 }
 
+/// The sockets on one endpoint.
+#[derive(Debug)]
+struct Listening {
+    number: u16,
+    /// The workers' sockets once more, to make all of them deaf before the first is closed.
+    group: Vec<UdpSocket>,
+}
+
 /// The only one who may change the tables; not `Clone`.
 #[derive(Debug)]
 pub struct TableWriter {
@@ -280,7 +288,7 @@ pub struct TableWriter {
     doors: Arc<[Door]>,
     settings: Settings,
     spread: Spread,
-    listening: HashMap<SocketAddrV4, u16>,
+    listening: HashMap<SocketAddrV4, Listening>,
     next_socket: u16,
     free_sockets: Vec<u16>,
     sealed: bool,
@@ -393,7 +401,9 @@ impl TableWriter {
             self.next_socket += 1;
             self.next_socket - 1
         });
-        self.listening.insert(at, number);
+        // Without descriptors to spare, they will be closed one after the other, hearing.
+        let group = sockets.iter().map(UdpSocket::try_clone).collect::<io::Result<_>>().unwrap_or_default();
+        self.listening.insert(at, Listening { number, group });
         self.editor.name_socket(at, number);
         for (door, socket) in self.doors.iter().zip(sockets) {
             door.command(Command::Open(number, at, socket));
@@ -401,7 +411,8 @@ impl TableWriter {
     }
 
     fn close_sockets(&mut self, at: SocketAddrV4) {
-        let Some(number) = self.listening.remove(&at) else { return };
+        let Some(Listening { number, group }) = self.listening.remove(&at) else { return };
+        udp::deafen(&group);
         self.editor.forget_socket(at);
         self.doors.iter().for_each(|door| door.command(Command::Close(number)));
         self.free_sockets.push(number);
@@ -412,7 +423,7 @@ impl TableWriter {
             let Update::Unlisten(at) = update else { continue };
             let why = match self.listening.get(at) {
                 None => "nothing listens there",
-                Some(number) if self.editor.uses_socket(*number) => "tunnels still end there",
+                Some(open) if self.editor.uses_socket(open.number) => "tunnels still end there",
                 Some(_) => continue,
             };
             return Err(Rejected::Unlisten { at: *at, why: why.to_owned() });

@@ -97,8 +97,29 @@ fn expect_states(router: &Router, off: &[&str]) {
     }
 }
 
+/// How many super-packets an offload has moved.
+fn trains(router: &Router, knob: &str) -> u64 {
+    router.status()["offload"][knob]["trains"].as_u64().unwrap()
+}
+
+/// What is off moves no train; while all are on, each that has a part in this encapsulation does: so a knob that nobody
+/// heeds is found out.
+fn expect_trains(router: &Router, encap: &str, off: &[&str]) {
+    let has_part = |knob: &str| match encap {
+        "udp" => knob != "proto41_gso",
+        _ => !knob.starts_with("udp_"),
+    };
+    for knob in OFFLOADS {
+        let moved = trains(router, knob);
+        let must_move = off.is_empty() && has_part(knob);
+        assert!(!must_move || moved > 0, "{knob} is on and moved nothing: {}", router.status());
+        assert!(!off.contains(&knob) || moved == 0, "{knob} is off and moved {moved} trains");
+    }
+}
+
 /// Without a proof that trains went that way, on and off would be the same story.
 fn expect_use(router: &Router, encap: &str, off: &[&str]) {
+    expect_trains(router, encap, off);
     let (tun, wire) = (router.event("tun_merged"), router.event("wire_merged"));
     match off {
         [] if encap == "udp" => assert!(tun > 0 && wire > 0, "no trains: {}", router.status()),

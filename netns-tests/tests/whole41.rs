@@ -146,6 +146,61 @@ fn an_ipsec_policy_is_not_passed_by() {
     drop(client);
 }
 
+/// What the kernel's own tools do with `bpftool link detach`: BPF_LINK_GET_FD_BY_ID and BPF_LINK_DETACH.
+const DETACH: &str = "
+import ctypes, struct, sys
+call = ctypes.CDLL(None, use_errno=True).syscall
+def bpf(command, *words):
+    attr = struct.pack('%dI' % len(words), *words)
+    got = call(321, command, attr, len(attr))
+    if got < 0: sys.exit('bpf(%d): errno %d' % (command, ctypes.get_errno()))
+    return got
+bpf(34, bpf(30, int(sys.argv[1]), 0, 0))
+";
+
+#[test]
+fn they_are_cut_after_somebody_has_detached_the_program() {
+    let Some(rig) = Rig::new_or_skip("somebody detaches the program that keeps super-packets whole") else {
+        return;
+    };
+    if !cfg!(target_arch = "x86_64") {
+        return println!("    SKIPPED: the detaching script knows the system call's number on x86_64 only");
+    }
+    let (server, client) = (rig.server(&Rig::alice("proto41", "mtu = 1480")), rig.client("proto41", 1480));
+    expect_whole(&server);
+    transfer(&rig.u, &rig.c, ALICE, BYTES);
+    assert!(trains(&server) > 20, "{} trains", trains(&server));
+    let script = rig.lab.write("detach.py", DETACH);
+    rig.s.run(&format!("python3 {} {}", script.display(), link_of(server.pid())));
+    // Noticed within a second of traffic; TCP has to repeat what was lost until then.
+    transfer(&rig.u, &rig.c, ALICE, BYTES);
+    assert_eq!(standing(&server)["state"], "paused", "{}", server.status());
+    let before = trains(&server);
+    let ping = rig.u.attempt(&format!("ping -6 -c 2 -i 0.2 -W 1 -s 1300 {ALICE}"));
+    assert!(ping.ok, "{}", ping.text);
+    transfer(&rig.u, &rig.c, ALICE, BYTES);
+    assert_eq!(trains(&server), before, "trains vanish on the loopback device");
+    assert!(server.event("offload_paused") > 0);
+    // A minute later it is attached again.
+    let back = |burst: u64| {
+        transfer(&rig.u, &rig.c, ALICE, burst);
+        (trains(&server) > before).then_some(())
+    };
+    wait_for("trains again", Duration::from_secs(90), || {
+        std::thread::sleep(Duration::from_secs(2));
+        back(1 << 20)
+    });
+    drop(client);
+}
+
+/// The number of the link that holds the program of this process in its place (proc(5), `fdinfo`).
+fn link_of(pid: u32) -> u32 {
+    let all = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap().flatten();
+    let texts = all.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let number = |text: String| text.lines().find_map(|l| l.strip_prefix("link_id:")?.trim().parse().ok());
+    texts.filter(|text| text.contains("tcx")).find_map(number).unwrap()
+}
+
 #[test]
 fn nothing_stays_on_the_loopback_device() {
     let Some(rig) = Rig::new_or_skip("the program on the loopback device goes with its process") else {

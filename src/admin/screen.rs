@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn offloads_that_are_not_just_on_say_why() {
         let state = |name: &str, state: &str, why: &str| {
-            (name.to_owned(), OffloadState { state: state.to_owned(), why: why.to_owned() })
+            (name.to_owned(), OffloadState { state: state.to_owned(), trains: 0, why: why.to_owned() })
         };
         let all = |knobs: Vec<_>| Offload {
             proto41: "off".to_owned(),

@@ -126,6 +126,9 @@ pub struct Offload {
 pub struct OffloadState {
     /// `on`; `off` by configuration; `refused` by the kernel; `paused` somewhere after errors.
     pub state: String,
+    /// Super-packets that it has moved so far.
+    #[serde(default)]
+    pub trains: u64,
     /// What the kernel said, why it could not be tested, or when a pause ends.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
@@ -271,7 +274,9 @@ impl Sources<'_> {
     }
 
     fn offload_state(&self, knob: Knob) -> OffloadState {
-        let state = |state: &str, why: &str| OffloadState { state: state.to_owned(), why: why.to_owned() };
+        let trains = self.counters.trains(knob);
+        let state =
+            |state: &str, why: &str| OffloadState { state: state.to_owned(), trains, why: why.to_owned() };
         let now = u32::try_from(self.uptime_s).unwrap_or(u32::MAX);
         match (self.facts.offload.of(knob), self.counters.paused(knob, now)) {
             (Standing::Off, _) => state("off", ""),

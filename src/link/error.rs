@@ -20,7 +20,7 @@ pub enum LinkError {
     /// The kernel wants a capability that we lack.
     #[error(
         "cannot {what}: the kernel refused (EPERM), it needs CAP_NET_ADMIN in this network namespace; run as root, \
-         give the binary the right with `sudo setcap cap_net_admin,cap_net_raw+ep sixway`, or run `sixway demo`, \
+         give the binary the right with `sudo setcap cap_net_admin,cap_net_raw,cap_bpf+ep sixway`, or run `sixway demo`, \
          which works in a user namespace of its own"
     )]
     Denied {

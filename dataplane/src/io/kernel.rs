@@ -151,15 +151,22 @@ impl KernelIo {
         layout: &Layout,
         tally: &mut Tally,
     ) -> bool {
-        if self.proto41.as_mut().and_then(Proto41Port::whole).is_none() {
-            return false;
+        let way = self.proto41.as_mut().and_then(|port| port.whole(self.now));
+        let Some((plain, whole)) = way else { return false };
+        if !self.proto41_out.is_empty() {
+            // What came before it goes before it.
+            let _has_no_trains = self.proto41_out.flush(plain, &batch.arena, tally);
         }
-        // What came before it goes before it.
-        self.flush(Encap::Proto41, batch, tally);
-        let Some(whole) = self.proto41.as_mut().and_then(Proto41Port::whole) else { return false };
         let segments = layout.segments() as u64;
-        match whole.send(path, tos, batch.bytes(packet), &packet.offload, layout) {
+        let sent = whole.send(path, tos, batch.bytes(packet), &packet.offload, layout);
+        if let Sent::Whole | Sent::Refused = sent
+            && let Some(until) = whole.note(sent == Sent::Refused, self.now)
+        {
+            tally.pause(Knob::Proto41Gso, until);
+        }
+        match sent {
             Sent::Whole => {
+                tally.trains(Knob::Proto41Gso, 1);
                 let octets = packet.len as u64 + (segments - 1) * layout.headers as u64;
                 tally.event(Event::WireWrites, 1);
                 tally.event(Event::WireMerged, 1);
@@ -170,7 +177,7 @@ impl KernelIo {
                 tally.drop(Reason::SendFailed, Some(path.tunnel), segments);
                 true
             }
-            Sent::Refused => {
+            Sent::TooLong | Sent::Refused => {
                 tally.event(Event::WireSplit, 1);
                 false
             }
@@ -242,11 +249,11 @@ impl KernelIo {
         }
     }
 
-    fn keep_house(&mut self) {
+    fn keep_house(&mut self, tally: &mut Tally) {
         if self.kept.elapsed() >= HOUSEKEEPING {
             self.kept = Instant::now();
             if let Some(port) = &mut self.proto41 {
-                port.refresh();
+                port.refresh(self.now, tally);
             }
         }
     }
@@ -337,7 +344,7 @@ impl PacketIo for KernelIo {
         // Interrupted or not: the next turn looks at what is ready.
         let _woken = self.poll.poll(&mut self.events, most);
         self.note_events();
-        self.keep_house();
+        self.keep_house(tally);
         self.tun_ready || self.wire_ready()
     }
 }

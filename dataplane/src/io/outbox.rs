@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::sys::{Outbox as Messages, Outgoing, Part};
 use crate::counters::{Event, Tally};
+use crate::knobs::{self, Knob};
 use crate::offload::segment::{Layout, cut};
 use crate::table::slab::Path;
 use crate::update::TunnelId;
@@ -72,6 +73,8 @@ pub struct Outbox {
     messages: Messages,
     trains: bool,
     narrow: [Narrow; NARROW],
+    /// The last tunnel whose device could not cut its trains, and until when that is believed of this tunnel alone.
+    uncut: Option<(TunnelId, Duration)>,
     now: Duration,
 }
 
@@ -93,6 +96,7 @@ impl Outbox {
             messages: Messages::new(MOST_MESSAGES, MOST_PARTS),
             trains: false,
             narrow: [nobody; NARROW],
+            uncut: None,
             now: Duration::ZERO,
         }
     }
@@ -210,9 +214,10 @@ impl Outbox {
                 }
                 Err(e) if is_backpressure(&e) && !tried_again => tried_again = true,
                 Err(e) if self.outgoing[at].segment != 0 && is_refusal(&e) => {
-                    // A path too narrow is about this train; a device that cannot cut is about all.
-                    suspect = e.raw_os_error() == Some(libc::EIO);
-                    self.note_narrow(at, suspect);
+                    // A path too narrow is about this peer, and so may be a way that cannot cut (IPsec, another device); a
+                    // second such peer makes it the socket's.
+                    suspect = e.raw_os_error() == Some(libc::EIO) && self.is_second_uncut(at);
+                    self.note_narrow(at, e.raw_os_error() == Some(libc::EIO));
                     self.split(at..if suspect { self.outgoing.len() } else { at + 1 }, tally);
                     tried_again = false;
                 }
@@ -239,12 +244,18 @@ impl Outbox {
         }
     }
 
-    fn note_narrow(&mut self, at: usize, about_all: bool) {
+    fn note_narrow(&mut self, at: usize, uncut: bool) {
         let ticket = self.tickets[at];
-        let narrow = Narrow { tunnel: ticket.tunnel, size: ticket.size, until: self.now + NARROW_FOR };
-        if !about_all {
-            self.narrow[ticket.tunnel.0 as usize % NARROW] = narrow;
-        }
+        let (size, pause) = if uncut { (0, knobs::PAUSE) } else { (ticket.size, NARROW_FOR) };
+        let narrow = Narrow { tunnel: ticket.tunnel, size, until: self.now + pause };
+        self.narrow[ticket.tunnel.0 as usize % NARROW] = narrow;
+    }
+
+    /// Notes that nothing on the way to this peer cuts trains; whether that was found of another one a short while ago.
+    fn is_second_uncut(&mut self, at: usize) -> bool {
+        let tunnel = self.tickets[at].tunnel;
+        let before = self.uncut.replace((tunnel, self.now + knobs::PAUSE));
+        before.is_some_and(|(other, until)| other != tunnel && self.now < until)
     }
 
     /// Puts the single packets in the place of the trains among these messages.
@@ -288,6 +299,7 @@ impl Outbox {
             tally.sent(ticket.tunnel, u64::from(ticket.packets), u64::from(ticket.octets));
             if ticket.packets > 1 {
                 tally.event(Event::WireMerged, 1);
+                tally.trains(Knob::UdpGso, 1);
             }
         }
     }
@@ -478,7 +490,9 @@ mod tests {
     /// RFC: R3 (EMSGSIZE)
     #[test]
     fn a_narrow_path_is_one_peer_s_and_remembered_for_a_while() {
-        for error in [libc::EMSGSIZE, libc::EINVAL] {
+        // So is a way on which nothing cuts, as IPsec's, until a second peer shows that it is the device.
+        let errors = [(libc::EMSGSIZE, NARROW_FOR), (libc::EINVAL, NARROW_FOR), (libc::EIO, knobs::PAUSE)];
+        for (error, lasts) in errors {
             let (mut outbox, reader, mut tally) = loaded();
             let narrow = |m: &Outgoing| m.segment == 100 && m.first_part < 3;
             let mut took = Vec::new();
@@ -490,7 +504,7 @@ mod tests {
             load(&mut outbox);
             assert_eq!(segments(&outbox), [0, 0, 0, 100, 0, 80, 0, 0]);
             outbox.forget();
-            outbox.begin(true, NARROW_FOR);
+            outbox.begin(true, lasts);
             load(&mut outbox);
             assert_eq!(segments(&outbox), [100, 100, 0, 80, 100]);
         }

@@ -10,6 +10,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
@@ -227,9 +228,10 @@ impl Proto41Port {
         self.sockets.raw.as_fd()
     }
 
-    /// The way out for super-packets, if there is one.
-    pub fn whole(&mut self) -> Option<&mut WholeSender> {
-        self.sockets.whole.as_mut()
+    /// The way out for super-packets, if there is one at `now`, counted from the start; and the socket to send with.
+    pub fn whole(&mut self, now: Duration) -> Option<(BorrowedFd<'_>, &mut WholeSender)> {
+        let whole = self.sockets.whole.as_mut()?;
+        whole.holds(now).then_some((self.sockets.raw.as_fd(), whole))
     }
 
     /// The socket to receive from, if this worker does.
@@ -238,10 +240,14 @@ impl Proto41Port {
         self.sockets.packet.as_ref().map(|s| s.as_fd()).or(raw)
     }
 
-    /// Once a second: an address that was not ours may have become so.
-    pub fn refresh(&mut self) {
+    /// Once a second: an address that was not ours may have become so, and the way out for super-packets be gone.
+    pub fn refresh(&mut self, now: Duration, tally: &mut Tally) {
         if self.at_home && self.sockets.addresses.missed {
             self.sockets.addresses.refresh();
+        }
+        let at_home = self.at_home;
+        if let Some(until) = self.sockets.whole.as_mut().and_then(|whole| whole.look_after(at_home, now)) {
+            tally.pause(Knob::Proto41Gso, until);
         }
     }
 

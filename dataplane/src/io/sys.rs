@@ -477,6 +477,33 @@ pub fn attach_egress(program: BorrowedFd<'_>, interface: u32) -> io::Result<Owne
     unsafe { bpf(BPF_LINK_CREATE, &attr) }
 }
 
+/// The interface that a link made by [`attach_egress`] hangs on; 0: somebody has detached it, or the interface is gone.
+pub fn attached_to(link: BorrowedFd<'_>) -> io::Result<u32> {
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    /// `struct bpf_link_info` up to `tcx`: type, number, program, padding, interface, attach type.
+    #[repr(C)]
+    struct About([u32; 6]);
+    #[repr(C)]
+    struct Question {
+        link: u32,
+        len: u32,
+        answer: u64,
+    }
+    let mut about = About([0; 6]);
+    let question = Question {
+        link: link.as_raw_fd().cast_unsigned(),
+        len: size_of::<About>() as u32,
+        answer: (&raw mut about) as u64,
+    };
+    // SAFETY: `question` has the layout that the command reads and lives through the call; the kernel writes no more than `len`
+    // octets to `answer`, which points to a live structure of that size that nobody else touches.
+    let done = unsafe {
+        let size = size_of::<Question>();
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, (&raw const question), size)
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(std::hint::black_box(about).0[4]) }
+}
+
 /// # Safety
 ///
 /// `attr` must be the C structure that `command`, which must return a new descriptor, expects, and its pointers valid.

@@ -10,8 +10,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::sys;
 
@@ -22,10 +22,15 @@ pub const OUTER_HEADER: usize = 20;
 /// The loopback device's number in every network namespace.
 pub const LOOPBACK: u32 = 1;
 
+/// What the kernel is told of the program's licence. It calls no function that is for GPL programs only.
+const LICENCE: &std::ffi::CStr = c"MIT OR Apache-2.0";
+
 /// The program, attached; detached when the last clone is dropped or the process ends.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
-    _link: Arc<OwnedFd>,
+    program: Arc<OwnedFd>,
+    /// Looked at about once a second, never for a packet.
+    link: Arc<Mutex<OwnedFd>>,
     secret: [u8; 8],
     identification: Arc<AtomicU16>,
 }
@@ -34,11 +39,27 @@ impl Forwarding {
     /// Loads and attaches the program in the network namespace of the calling thread.
     pub fn attach(seed: u64) -> io::Result<Self> {
         let secret = secret(seed);
-        let program = sys::load_program("sixway_proto41", &program(secret), c"Dual MIT/GPL")?;
+        let program = sys::load_program("sixway_proto41", &program(secret), LICENCE)?;
         let link = sys::attach_egress(program.as_fd(), LOOPBACK)?;
         // Far from where the kernel's own counters and other instances are likely to be.
         let identification = Arc::new(AtomicU16::new((seed >> 24) as u16));
-        Ok(Self { _link: Arc::new(link), secret, identification })
+        Ok(Self { program: Arc::new(program), link: Arc::new(Mutex::new(link)), secret, identification })
+    }
+
+    /// Whether the program is still where it was attached: an administrator may detach it.
+    pub fn is_attached(&self) -> bool {
+        let link = self.link.lock();
+        link.is_ok_and(|link| sys::attached_to(link.as_fd()).is_ok_and(|interface| interface == LOOPBACK))
+    }
+
+    /// Attaches the program once more, in the network namespace of the calling thread, unless another worker has done so.
+    pub fn attach_again(&self) -> io::Result<()> {
+        if !self.is_attached() {
+            let new = sys::attach_egress(self.program.as_fd(), LOOPBACK)?;
+            let mut link = self.link.lock().map_err(|_| io::ErrorKind::Other)?;
+            *link = new;
+        }
+        Ok(())
     }
 
     /// Takes the Identifications of so many segments: segments may be fragmented on their way, so all workers count as one

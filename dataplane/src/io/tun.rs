@@ -158,7 +158,14 @@ impl TunQueue {
         let mut header = [0; vnet::LEN];
         header.copy_from_slice(&batch.arena[start..start + vnet::LEN]);
         let Ok(offload) = vnet::parse(&header, 0) else { return tally.drop(Reason::BadOffload, None, 1) };
-        tally.event(Event::TunMerged, u64::from(offload.merged.is_some()));
+        if let Some((kind, _)) = offload.merged {
+            tally.event(Event::TunMerged, 1);
+            let knob = match kind {
+                Merged::Tcp => Knob::TunTcp,
+                Merged::Udp => Knob::TunUdp,
+            };
+            tally.trains(knob, 1);
+        }
         let packet =
             Packet { start: start + vnet::LEN, len: len - vnet::LEN, arrival: Arrival::Tun, offload };
         if !batch.push(packet) {
@@ -277,7 +284,9 @@ impl TunQueue {
     fn train_taken(&mut self, kind: Merged, tally: &mut Tally) {
         tally.event(Event::TunWrites, 1);
         tally.event(Event::TunMerged, 1);
-        self.gate(kind).fuse.worked();
+        let gate = self.gate(kind);
+        gate.fuse.worked();
+        tally.trains(gate.knob, 1);
     }
 
     /// A device that takes no piece either (it is down, or gone) says nothing about trains.

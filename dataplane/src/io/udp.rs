@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use super::spread::{self, Spread};
 use super::sys::{Inbox, Name, Received, set_option};
 use crate::counters::{Event, Tally};
-use crate::knobs::Fuse;
+use crate::knobs::{Fuse, Knob};
 use crate::packet::batch::{Arrival, BUFFER, Batch, HEADROOM, Offload, Packet, Sender};
 use crate::table::slab::Encap;
 use crate::verdict::Reason;
@@ -33,6 +33,15 @@ pub fn open_group(at: SocketAddrV4, workers: usize, gro: bool, spread: Spread) -
     }
     all.iter().try_for_each(|socket| SockRef::from(socket).detach_filter())?;
     Ok(all)
+}
+
+/// Makes all sockets of a group refuse what comes, before the first of them is closed: with each that leaves, the choice
+/// among the others changes, and a sender would be in two workers' queues.
+pub fn deafen(group: &[UdpSocket]) {
+    for socket in group {
+        // One that goes on hearing loses nothing; what it hears may be out of order.
+        let _is_deaf = SockRef::from(socket).attach_filter(&[REFUSE]);
+    }
 }
 
 /// One socket of a group, bound, which still refuses every datagram.
@@ -129,6 +138,7 @@ impl UdpPort {
         let sender = Sender { encap: Encap::Udp, remote, local, tos: message.tos };
         let slice = message.merged.map_or(message.len.max(1), usize::from);
         tally.event(Event::WireMerged, u64::from(message.merged.is_some()));
+        tally.trains(Knob::UdpGro, u64::from(message.merged.is_some()));
         // An empty datagram is a packet too short, not nothing.
         for at in (0..message.len.max(1)).step_by(slice) {
             let len = slice.min(message.len - at);
@@ -200,6 +210,15 @@ mod tests {
         let all = open_group(at, 2, false, Spread::ByKernel).unwrap();
         send(at, false);
         assert_eq!(all.iter().filter(|s| s.recv_from(&mut [0; 8]).is_ok()).count(), 1);
+    }
+
+    #[test]
+    fn a_closing_group_hears_nothing_more() {
+        let at = free_endpoint();
+        let all = open_group(at, 3, false, Spread::BySender).unwrap();
+        deafen(&all);
+        (0..20).for_each(|_| assert_ne!(send(at, false), at));
+        assert!(all.iter().all(|s| s.recv_from(&mut [0; 8]).is_err()));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use std::io::{self, IoSlice};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, sendmsg};
@@ -19,6 +20,7 @@ use super::sys::{bind_packet, set_option};
 use super::tcx::{Forwarding, LINK_HEADER, LOOPBACK, OUTER_HEADER};
 use super::{udp, vnet};
 use crate::encap::proto41;
+use crate::knobs::Fuse;
 use crate::offload::segment::{Layout, cut};
 use crate::packet::batch::{Merged, Offload};
 use crate::packet::checksum::Sum;
@@ -34,15 +36,23 @@ pub enum Sent {
     Whole,
     /// The kernel has no room; trying again in pieces would not help.
     Full,
-    /// Its segments are too long for the interface, or the kernel does not take it: it must be cut.
+    /// Its segments are too long for the interface: it must be cut.
+    TooLong,
+    /// The kernel does not take it: it must be cut.
     Refused,
     /// There is no way for it to go whole: it must be cut.
     Not,
 }
 
+/// Super-packets that the kernel refuses in a row before they are cut without asking.
+const STRIKES: u8 = 8;
+
 /// One worker's way out for super-packets.
 #[derive(Debug)]
 pub struct WholeSender {
+    fuse: Fuse,
+    /// The program was found detached and has not been seen attached since.
+    was_detached: bool,
     socket: Socket,
     forwarding: Forwarding,
     routes: Routes,
@@ -57,14 +67,47 @@ impl WholeSender {
         set_option(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
         bind_packet(socket.as_fd(), 0, LOOPBACK)?;
         let routes = Routes::open()?;
-        Ok(Self { socket, forwarding: forwarding.clone(), routes })
+        let forwarding = forwarding.clone();
+        Ok(Self { fuse: Fuse::new(STRIKES), was_detached: false, socket, forwarding, routes })
+    }
+
+    /// Whether it may be used at `now`, counted from the start.
+    pub fn holds(&mut self, now: Duration) -> bool {
+        self.fuse.holds(now) && !self.was_detached
+    }
+
+    /// The kernel refused a super-packet, or took one. Returns until when all are cut, if this refusal was the one that counts.
+    pub fn note(&mut self, refused: bool, now: Duration) -> Option<Duration> {
+        if refused {
+            return self.fuse.failed(now);
+        }
+        self.fuse.worked();
+        None
+    }
+
+    /// About once a second: without the program, what is sent here vanishes on the loopback device. If somebody has taken it
+    /// off, all is cut for a while; then it is attached again, if that `may` be done here. Returns until when the pause is.
+    pub fn look_after(&mut self, may_attach: bool, now: Duration) -> Option<Duration> {
+        if self.forwarding.is_attached() {
+            self.was_detached = false;
+            return None;
+        }
+        if self.was_detached && !self.fuse.holds(now) {
+            return None;
+        }
+        if self.was_detached && may_attach && self.forwarding.attach_again().is_ok() {
+            self.was_detached = false;
+            return None;
+        }
+        self.was_detached = true;
+        Some(self.fuse.blow(now))
     }
 
     /// Sends a super-packet with an incomplete checksum to the peer of `path`.
     pub fn send(&mut self, path: &Path, tos: u8, packet: &[u8], offload: &Offload, layout: &Layout) -> Sent {
         let Some(way) = self.routes.way(path.remote, path.local) else { return Sent::Not };
         if OUTER_HEADER + layout.largest() > way.mtu as usize {
-            return Sent::Refused;
+            return Sent::TooLong;
         }
         self.send_by(way, path.remote, tos, packet, offload, layout)
     }
