@@ -15,6 +15,7 @@ pub mod forward;
 pub mod io;
 pub mod knobs;
 mod limit;
+mod memory;
 pub mod offload;
 pub mod packet;
 pub mod punt;

@@ -9,6 +9,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -379,6 +380,21 @@ pub fn bind_packet(fd: BorrowedFd<'_>, ethertype: u16, interface: u32) -> io::Re
         libc::bind(fd.as_raw_fd(), (&raw const at).cast(), len)
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Wishes for large pages where this memory lies, which has not been used yet (madvise(2)); too little of it stays as it is.
+pub fn prefer_large_pages<T>(memory: &mut [MaybeUninit<T>]) {
+    const LARGE: usize = 2 << 20;
+    let range = memory.as_mut_ptr_range();
+    let (first, last) = (range.start as usize, range.end as usize);
+    let (start, end) = (first.next_multiple_of(LARGE), last & !(LARGE - 1));
+    if start < end && !cfg!(miri) {
+        // SAFETY: the range lies within memory that is exclusively borrowed, and the advice changes neither what is in it nor
+        // whether it may be used. A system without large pages refuses; nothing depends on it.
+        unsafe {
+            libc::madvise(range.start.byte_add(start - first).cast(), end - start, libc::MADV_HUGEPAGE)
+        };
+    }
 }
 
 /// Tells a TUN device which super-packets it may hand over (TUN_F_ flags); device-wide.

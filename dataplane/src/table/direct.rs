@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::memory;
 use crate::sync::{AtomicU32, Ordering};
 use crate::update::mask;
 
@@ -25,14 +26,14 @@ pub(super) struct Direct {
     base: u128,
     mask: u128,
     shift: u32,
-    slots: Arc<[AtomicU32]>,
+    slots: Arc<Box<[AtomicU32]>>,
 }
 
 impl Direct {
     /// All free.
     pub(super) fn new(block: Block, len: u8) -> Self {
         let shift = 128 - u32::from(len);
-        let slots = (0..1usize << block.width).map(|_| AtomicU32::new(0)).collect();
+        let slots = Arc::new(memory::fill(1 << block.width, |_| AtomicU32::new(0)));
         Self { base: block.first << shift, mask: mask(len - block.width), shift, slots }
     }
 

@@ -5,6 +5,7 @@
 //! Slots never move inside an index: growing builds a new one beside it. The hash is seeded, because outer addresses are
 //! chosen by strangers.
 
+use crate::memory;
 use crate::sync::{AtomicU32, Ordering};
 
 const EMPTY: u32 = 0;
@@ -57,7 +58,7 @@ impl Index {
     /// An index that `items` entries fill to at most a half.
     pub fn for_items(items: usize) -> Self {
         let slots = (items * 2).next_power_of_two().max(8);
-        Self { slots: (0..slots).map(|_| AtomicU32::new(EMPTY)).collect() }
+        Self { slots: memory::fill(slots, |_| AtomicU32::new(EMPTY)) }
     }
 
     /// How many slots there are.

@@ -7,11 +7,14 @@
 use std::net::Ipv4Addr;
 use std::sync::OnceLock;
 
+use crate::memory;
 use crate::sync::{AtomicU64, Ordering};
 use crate::update::{Holder, Ipv6Prefix, TunnelId};
 
 /// Records of one chunk; every word of a chunk is an object to loom, which can follow only a few.
 const CHUNK: usize = if cfg!(loom) { 2 } else { 4096 };
+/// So often chunks double: the last are 16 MiB, in large pages.
+const DOUBLED: usize = if cfg!(loom) { 0 } else { 6 };
 const WORDS: usize = 8;
 
 /// What a record says.
@@ -159,32 +162,51 @@ impl Record {
 #[derive(Debug)]
 pub struct Slab {
     chunks: Box<[OnceLock<Box<[Record]>>]>,
+    most: usize,
+}
+
+/// In which chunk record `number` lies, and where in it: chunks double in size until they do not any more.
+fn place(number: usize) -> (usize, usize) {
+    let doubled = (number / CHUNK + 1).ilog2() as usize;
+    if doubled < DOUBLED {
+        return (doubled, number - ((1 << doubled) - 1) * CHUNK);
+    }
+    let rest = number - ((1 << DOUBLED) - 1) * CHUNK;
+    (DOUBLED + rest / (CHUNK << DOUBLED), rest % (CHUNK << DOUBLED))
+}
+
+/// Records of a chunk.
+fn size(chunk: usize) -> usize {
+    CHUNK << chunk.min(DOUBLED)
 }
 
 impl Slab {
     /// Room for `most` records; memory is taken a chunk at a time as they are written.
     pub fn new(most: usize) -> Self {
-        Self { chunks: (0..most.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect() }
+        let most = most.next_multiple_of(CHUNK);
+        let chunks = most.checked_sub(1).map_or(0, |last| place(last).0 + 1);
+        Self { chunks: (0..chunks).map(|_| OnceLock::new()).collect(), most }
     }
 
     /// How many records fit.
     pub fn most(&self) -> usize {
-        self.chunks.len() * CHUNK
+        self.most
     }
 
-    /// Whether more records were ever in use than the nearer caches hold, half a mebibyte.
+    /// Whether more records were ever in use than the nearer caches hold, three quarters of a mebibyte.
     pub fn is_large(&self) -> bool {
         self.chunks.get(2).is_some_and(|chunk| chunk.get().is_some())
     }
 
     /// Octets allocated so far.
     pub fn allocated(&self) -> usize {
-        self.chunks.iter().filter(|c| c.get().is_some()).count() * CHUNK * size_of::<Record>()
+        let used = self.chunks.iter().enumerate().filter(|(_, chunk)| chunk.get().is_some());
+        used.map(|(n, _)| size(n) * size_of::<Record>()).sum()
     }
 
     fn record(&self, number: u32) -> Option<&Record> {
-        let number = number as usize;
-        self.chunks.get(number / CHUNK)?.get()?.get(number % CHUNK)
+        let (chunk, at) = place(number as usize);
+        self.chunks.get(chunk)?.get()?.get(at)
     }
 
     /// The prefix of record `number`: what the index compares.
@@ -212,10 +234,11 @@ impl Slab {
 
     /// Writes record `number`, which no reader can find yet. `false` when it is beyond the slab.
     pub fn write(&self, number: u32, entry: &Entry) -> bool {
-        let Some(chunk) = self.chunks.get(number as usize / CHUNK) else { return false };
-        let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| Record::empty()).collect());
+        let (n, at) = place(number as usize);
+        let Some(chunk) = self.chunks.get(n).filter(|_| (number as usize) < self.most) else { return false };
+        let chunk = chunk.get_or_init(|| memory::fill(size(n), |_| Record::empty()));
         let words = encode(entry);
-        for (slot, word) in chunk[number as usize % CHUNK].0.iter().zip(words) {
+        for (slot, word) in chunk[at].0.iter().zip(words) {
             slot.store(word, Ordering::Relaxed);
         }
         true
@@ -298,6 +321,18 @@ mod tests {
         assert_eq!(slab.read(0), Some(local));
         assert_eq!(slab.prefix(0), Some((u128::MAX - 5, 128)));
         assert!(!slab.write(10 * CHUNK as u32, &entry));
-        assert_eq!(slab.allocated(), 2 * CHUNK * 64);
+        assert_eq!(slab.allocated(), 3 * CHUNK * 64);
+    }
+
+    #[test]
+    fn every_record_has_a_place_of_its_own() {
+        let mut expected = (0, 0);
+        for number in 0..1_000_000 {
+            assert_eq!(place(number), expected, "{number}");
+            expected.1 += 1;
+            if expected.1 == size(expected.0) {
+                expected = (expected.0 + 1, 0);
+            }
+        }
     }
 }
