@@ -1,4 +1,4 @@
-//! `sixway connect` and `dtcpc`: a tunnel from a DTCP server, for as long as this runs.
+//! `sixway connect` and `dtcpc`: a tunnel from a DTCP server, for as long as this runs. From a TSP server: [`super::tspc`].
 //!
 //! Asks the server, then runs the router with what was granted: the TUN device, the address, the default route. What was
 //! changed is put back at the end. Comes back by itself when the connection is lost; a device that still fits stays.
@@ -17,6 +17,7 @@ use super::background::detach;
 use super::password;
 use super::print_line;
 use super::run::start_log;
+use super::tspc;
 use crate::config::{Config, DEFAULT_TUN};
 use crate::dtcp::client::{Backoff, Client, End, Output, Wish, configuration};
 use crate::dtcp::codec::{Kind, PORT, UdpWish, Up};
@@ -32,29 +33,36 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// Arguments of `sixway connect`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "dtcp://alice@broker.example[:20200][?type=network|host|tunnelonly][&udp[=PORT]][&nat][&mtu=1280]\n\nThe password: --password-file, else SIXWAY_PASSWORD, else it is asked for. Behind a NAT that forwards\nprotocol 41 say `nat`; `udp` works with sixway's server only. The password itself is never sent, but MD5 of\nit is: whoever listens can try passwords against that, so let it be long and random."
+    after_help = "tsp://alice@broker.example[:3653][?tunnel=v6anyv4|v6v4|v6udpv4][&prefix=56][&keepalive=30]\n    [&auth=scram-sha-256|digest-md5|plain][&client=ADDR][&mtu=1280]; without a user: anonymously\ndtcp://alice@broker.example[:20200][?type=network|host|tunnelonly][&udp[=PORT]][&nat][&mtu=1280]\n\nThe password: --password-file, else SIXWAY_PASSWORD, else it is asked for. TSP finds\nout by itself whether a NAT is between. For DTCP, behind a NAT that forwards protocol 41 say `nat`;\n`udp` works with sixway's server only. The password itself is never sent, but MD5 of\nit is: whoever listens can try passwords against that, so let it be long and random."
 )]
 pub struct ConnectArgs {
     /// Server, user and what is asked for
-    url: String,
+    #[arg(required_unless_present = "gogoc_conf", conflicts_with = "gogoc_conf")]
+    pub(super) url: Option<String>,
+    /// Ask as this configuration file of gogoc (gw6c) says
+    #[arg(long, value_name = "FILE")]
+    pub(super) gogoc_conf: Option<PathBuf>,
+    /// TSP: let this script give the device its addresses and routes; it is told by gogoc's TSP_* variables
+    #[arg(long, value_name = "FILE")]
+    pub(super) script: Option<PathBuf>,
     /// Read the password from this file, or from standard input (-)
     #[arg(long, value_name = "FILE")]
-    password_file: Option<PathBuf>,
+    pub(super) password_file: Option<PathBuf>,
     /// Name of the TUN device
     #[arg(long, value_name = "NAME", default_value = DEFAULT_TUN)]
-    tun: String,
+    pub(super) tun: String,
     /// Ask the server, show the configuration that would run, give the tunnel back
     #[arg(long)]
-    print: bool,
+    pub(super) print: bool,
     /// Set no default route
     #[arg(long)]
-    no_route: bool,
+    pub(super) no_route: bool,
     /// Exit when the connection is lost
     #[arg(long)]
-    once: bool,
+    pub(super) once: bool,
     /// Admin socket [default: /run/sixway/NAME.sock]
     #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
+    pub(super) socket: Option<PathBuf>,
 }
 
 /// Where to, and what for.
@@ -99,8 +107,12 @@ pub struct Job {
 
 /// Keeps a tunnel until a signal ends it.
 pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
-    let target = Target::parse(&args.url)?;
-    let secret = secret(args.password_file.as_deref(), &target)?;
+    if let Some(job) = tspc::job(args)? {
+        return tspc::keep(job);
+    }
+    anyhow::ensure!(args.script.is_none(), "--script is for TSP: there are no scripts for DTCP");
+    let target = Target::parse(args.url.as_deref().unwrap_or_default())?;
+    let secret = secret(args.password_file.as_deref(), &target.user, &target.host)?;
     let (tun, socket) = (args.tun.clone(), args.socket.clone());
     keep(Job {
         target,
@@ -115,13 +127,13 @@ pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
 }
 
 /// The password: from the file, else out of the environment, else asked for.
-pub fn secret(file: Option<&Path>, target: &Target) -> anyhow::Result<zeroize::Zeroizing<Vec<u8>>> {
+pub fn secret(file: Option<&Path>, user: &str, host: &str) -> anyhow::Result<zeroize::Zeroizing<Vec<u8>>> {
     if let Some(file) = file {
         return password::from_file(file);
     }
     match std::env::var_os(PASSWORD) {
         Some(word) => Ok(zeroize::Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(word))),
-        None => password::ask(&format!("Password of {} at {}: ", target.user, target.host)),
+        None => password::ask(&format!("Password of {user} at {host}: ")),
     }
 }
 
@@ -202,10 +214,10 @@ struct Keeper {
     started: Instant,
 }
 
-struct Signals([Signal; 3]);
+pub(super) struct Signals([Signal; 3]);
 
 impl Signals {
-    fn new() -> anyhow::Result<Self> {
+    pub(super) fn new() -> anyhow::Result<Self> {
         let [term, int, hup] =
             [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
         let taken = Self([term?, int?, hup?]);
@@ -214,7 +226,7 @@ impl Signals {
     }
 
     /// SIGTERM and Ctrl-C end it (true), SIGHUP connects anew (false).
-    async fn ends(&mut self) -> bool {
+    pub(super) async fn ends(&mut self) -> bool {
         let [term, int, hup] = &mut self.0;
         tokio::select! {
             _ = term.recv() => true,
@@ -295,7 +307,7 @@ impl Keeper {
                     Ok(_) | Err(_) => client.handle_end(),
                 },
                 () = tokio::time::sleep_until((self.started + due).into()) => client.handle_timeout(self.started.elapsed()),
-                () = ended(&self.up) => bail!("the router has ended by itself; its log says why"),
+                () = ended(|| self.up.as_ref().is_some_and(|(_, router)| router.has_ended())) => bail!("the router has ended by itself; its log says why"),
                 stop = signals.ends() => {
                     client.quit();
                     for output in client.poll_output() {
@@ -361,10 +373,10 @@ fn shown(up: &Up) -> String {
 }
 
 /// Waits until the router has ended by itself, which it should not.
-async fn ended(up: &Option<(String, Router)>) {
+pub(super) async fn ended(has_ended: impl Fn() -> bool) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        if up.as_ref().is_some_and(|(_, router)| router.has_ended()) {
+        if has_ended() {
             return;
         }
     }

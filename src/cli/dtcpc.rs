@@ -116,7 +116,7 @@ pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
     };
     let secret = match known(&target)? {
         Some(secret) if args.password_file.is_none() => secret,
-        Some(_) | None => secret(args.password_file.as_deref(), &target)?,
+        Some(_) | None => secret(args.password_file.as_deref(), &target.user, &target.host)?,
     };
     // Kernel interfaces of the old system are not devices that can be made here.
     let tun = args.interface.clone().filter(|name| !name.starts_with("gif") && !name.starts_with("ng"));

@@ -12,12 +12,15 @@ pub mod dtcpc;
 pub mod dtcps;
 pub mod kick;
 mod password;
+mod pinger;
 pub mod reload;
 pub mod run;
+mod script;
 pub mod sessions;
 pub mod snippet;
 pub mod socket;
 pub mod status;
+mod tspc;
 pub mod user;
 
 use std::ffi::OsString;
@@ -55,7 +58,7 @@ enum Command {
     Kick(kick::KickArgs),
     /// Measure what a running router stands: tunnels that come and go at a pace
     Bench(bench::BenchArgs),
-    /// Have a tunnel from a DTCP server, for as long as this runs
+    /// Have a tunnel from a TSP or DTCP server, for as long as this runs
     Connect(connect::ConnectArgs),
     /// The DTCP server with the flags of dtcps(8); also by that name
     Dtcps(dtcps::DtcpsArgs),

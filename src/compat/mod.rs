@@ -4,5 +4,6 @@
 
 pub mod accounts;
 pub mod dtcps;
+pub mod gogoc;
 pub mod popauth;
 pub mod routetable;

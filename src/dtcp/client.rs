@@ -219,14 +219,27 @@ impl Client {
     }
 }
 
-/// How long to wait before the next connection: from one second on, twice as long each time, a minute at most. A little
-/// less or more, so that not all clients of a server come back in the same moment.
-#[derive(Debug, Default)]
+/// How long to wait before the next connection: twice as long each time, from one second up to a minute if nothing else is
+/// said. A little less or more, so that not all clients of a server come back in the same moment.
+#[derive(Debug)]
 pub struct Backoff {
     failures: u32,
+    first: Duration,
+    most: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::between(Duration::from_secs(1), Duration::from_secs(60))
+    }
 }
 
 impl Backoff {
+    /// From `first` up to `most`.
+    pub fn between(first: Duration, most: Duration) -> Self {
+        Self { failures: 0, first, most: most.max(first) }
+    }
+
     /// The tunnel was up: the next failure is the first.
     pub fn reset(&mut self) {
         self.failures = 0;
@@ -234,7 +247,7 @@ impl Backoff {
 
     /// How long to wait now; `random` is any number.
     pub fn wait(&mut self, random: u64) -> Duration {
-        let full = Duration::from_secs(1 << self.failures.min(6)).min(Duration::from_secs(60));
+        let full = self.first.saturating_mul(1 << self.failures.min(16)).min(self.most);
         self.failures = self.failures.saturating_add(1);
         full * 3 / 4 + full * u32::try_from(random % 1000).unwrap_or(0) / 2000
     }

@@ -1,0 +1,669 @@
+//! `sixway connect tsp://`: a tunnel from a TSP server, for as long as this runs.
+//!
+//! Finds a broker that gives one ([`crate::tsp::search`]), runs the router with what was granted, or a script in gogoc's
+//! style beside it, sends signs of life, renews the tunnel at half its lifetime and comes back when it dies. A tunnel in UDP
+//! runs from the port that has asked for it: the socket that talked is closed, and the router listens there. What was
+//! changed is put back at the end.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use zeroize::Zeroizing;
+
+use super::connect::{ConnectArgs, Signals, ended, secret};
+use super::pinger::Pinger;
+use super::print_line;
+use super::run::start_log;
+use super::script::Script;
+use crate::auth::Identity;
+use crate::broker::Mechanism;
+use crate::compat::gogoc::Gogoc;
+use crate::config::{Config, DEFAULT_TUN};
+use crate::dtcp::client::Backoff;
+use crate::router::{Router, Start, hold_signals};
+use crate::tsp::client::{Client, End, Granted, Login, Output, Transport, Wish, echo_request, is_echo_reply};
+use crate::tsp::codec::{Mode, PORT, Version};
+use crate::tsp::keepalive::{Keepalive, Sign};
+use crate::tsp::search::{Place, Search, Step};
+use crate::tsp::setup::{House, Occasion, Side, configuration, variables};
+use crate::tsp::xml::Name;
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(10);
+/// The most addresses of one name that are tried.
+const MOST_ADDRESSES: usize = 3;
+/// How often brokers of a list are asked how near they are, and how long each question waits.
+const ECHOES: u32 = 3;
+const ECHO_PATIENCE: Duration = Duration::from_secs(2);
+/// A lifetime is not taken to be shorter than this.
+const SHORTEST_LIFE: Duration = Duration::from_secs(60);
+
+/// Where to, and what for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    /// The broker that is asked first.
+    pub(super) place: Place,
+    /// The same as the user wrote it.
+    pub(super) text: String,
+    /// On whose account; empty: nobody's.
+    pub(super) user: String,
+    /// What type of tunnel.
+    pub(super) mode: Mode,
+    /// The prefix length of a network, if one is wanted.
+    pub(super) prefix: Option<u8>,
+    /// Seconds between signs of life; 0: none unless the server wants them.
+    pub(super) keepalive: u32,
+    /// The only mechanism to log in by.
+    pub(super) only: Option<Mechanism>,
+    /// Our own IPv4 address, if it is not to be found out.
+    pub(super) claimed: Option<Ipv4Addr>,
+    /// Name servers for reverse names.
+    pub(super) dns: Vec<Name>,
+    /// Largest inner packet in octets.
+    pub(super) mtu: u16,
+}
+
+/// All that the client needs to run.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// Where to, and what for.
+    pub(super) target: Target,
+    /// What proves the user.
+    pub(super) secret: Zeroizing<Vec<u8>>,
+    /// The TUN device.
+    pub(super) tun: String,
+    /// Whether the default route leads into the tunnel.
+    pub(super) routes: bool,
+    /// Whether to come back when the tunnel is lost.
+    pub(super) again: bool,
+    /// Whether only to show it.
+    pub(super) print: bool,
+    /// The admin socket, if not the usual one.
+    pub(super) socket: Option<PathBuf>,
+    /// What gives the device its addresses and routes, instead of the router.
+    pub(super) script: Option<Script>,
+    /// How long to wait after a failure, at first and at most.
+    pub(super) delays: (Duration, Duration),
+}
+
+impl Target {
+    /// Reads `tsp://[USER@]HOST[:PORT][?KEY=VALUE&...]`.
+    pub(super) fn parse(url: &str) -> anyhow::Result<Self> {
+        let form = "write tsp://alice@broker.example?tunnel=v6anyv4";
+        let rest =
+            url.strip_prefix("tsp://").with_context(|| format!("'{url}' is no TSP address; {form}"))?;
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let place = place.trim_end_matches('/');
+        let (user, host) = place.rsplit_once('@').unwrap_or(("", place));
+        anyhow::ensure!(
+            !user.contains(':'),
+            "a password has no place in an address, where everybody sees it; {form}"
+        );
+        let found = Place::parse(host);
+        let place = found.with_context(|| {
+            format!("'{host}' is no server: a name or IPv4 address, or with :PORT; {form}")
+        })?;
+        let (only, text) = (user.is_empty().then_some(Mechanism::Anonymous), host.to_owned());
+        let mut target = Self::new(place, text, user.to_owned());
+        target.only = only;
+        query.split('&').filter(|word| !word.is_empty()).try_for_each(|word| target.set(word))?;
+        Ok(target)
+    }
+
+    /// What is asked for if nothing more is said.
+    pub(super) fn new(place: Place, text: String, user: String) -> Self {
+        let (mode, prefix, keepalive, only) = (Mode::V6AnyV4, None, 30, None);
+        Self { place, text, user, mode, prefix, keepalive, only, claimed: None, dns: Vec::new(), mtu: 1280 }
+    }
+
+    fn set(&mut self, word: &str) -> anyhow::Result<()> {
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
+        match (key, value) {
+            ("tunnel", mode) => self.mode = mode_of(mode)?,
+            ("prefix", bits) => {
+                let bits = bits.trim_start_matches('/').parse().ok().filter(|n| (1..=128).contains(n));
+                self.prefix =
+                    Some(bits.with_context(|| format!("'{value}' is no prefix length, such as 56"))?);
+            }
+            ("keepalive", seconds) => {
+                let seconds = seconds.parse().with_context(|| format!("'{seconds}' is no number of seconds"));
+                self.keepalive = seconds?;
+            }
+            ("auth", name) => self.only = Some(self.mechanism(name)?),
+            ("client", addr) => {
+                self.claimed = Some(addr.parse().with_context(|| format!("'{addr}' is no IPv4 address"))?);
+            }
+            ("mtu", mtu) => self.mtu = mtu.parse().with_context(|| format!("'{mtu}' is no MTU"))?,
+            _ => {
+                bail!("'{word}' is not known here; known are tunnel, prefix, keepalive, auth, client and mtu")
+            }
+        }
+        Ok(())
+    }
+
+    fn mechanism(&self, name: &str) -> anyhow::Result<Mechanism> {
+        let found = Mechanism::parse(name).filter(|one| *one != Mechanism::Apop);
+        let one = found.with_context(|| {
+            format!("'{name}' is no mechanism of TSP: scram-sha-256, digest-md5, plain or anonymous")
+        })?;
+        let is_nobody = self.user.is_empty();
+        anyhow::ensure!(!is_nobody || one == Mechanism::Anonymous, "{name} needs a user: tsp://alice@...");
+        Ok(one)
+    }
+
+    /// Whether a password is needed.
+    pub(super) fn is_anonymous(&self) -> bool {
+        self.user.is_empty() || self.only == Some(Mechanism::Anonymous)
+    }
+}
+
+fn mode_of(name: &str) -> anyhow::Result<Mode> {
+    match name.parse() {
+        Ok(mode @ (Mode::V6AnyV4 | Mode::V6V4 | Mode::V6UdpV4)) => Ok(mode),
+        Ok(Mode::V4V6) | Err(()) => bail!("'{name}' is no type of tunnel: v6anyv4, v6v4 or v6udpv4"),
+    }
+}
+
+/// What the command line asks of a TSP server; `None`: it asks another one.
+pub(super) fn job(args: &ConnectArgs) -> anyhow::Result<Option<Job>> {
+    match (&args.gogoc_conf, &args.url) {
+        (Some(file), _) => from_gogoc(args, file).map(Some),
+        (None, Some(url)) if !url.starts_with("dtcp://") => from_url(args, url).map(Some),
+        (None, _) => Ok(None),
+    }
+}
+
+fn from_url(args: &ConnectArgs, url: &str) -> anyhow::Result<Job> {
+    let target = Target::parse(url)?;
+    let script = args.script.as_deref().map(|path| Script::find(path, house(path, None)));
+    Ok(Job {
+        secret: password(args, &target, None)?,
+        target,
+        tun: args.tun.clone(),
+        routes: !args.no_route,
+        again: !args.once,
+        print: args.print,
+        socket: args.socket.clone(),
+        script: script.transpose()?,
+        delays: (Duration::from_secs(1), Duration::from_secs(60)),
+    })
+}
+
+fn from_gogoc(args: &ConnectArgs, file: &Path) -> anyhow::Result<Job> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let found = Gogoc::parse(&file.display().to_string(), &Zeroizing::new(text))?;
+    for note in &found.notes {
+        eprintln!("{note}");
+    }
+    let known = Some(Zeroizing::new(found.secret.0.as_bytes().to_vec())).filter(|word| !word.is_empty());
+    let target = Target {
+        mode: found.mode,
+        prefix: found.router.then_some(found.prefix_len),
+        keepalive: found.keepalive,
+        only: found.mechanism,
+        claimed: found.client,
+        dns: found.dns,
+        ..Target::new(found.server, found.server_text, found.user)
+    };
+    let own = found.template.map(|name| Path::new(&found.folder).join("template").join(format!("{name}.sh")));
+    let home = found.home.filter(|_| found.router);
+    let script = args
+        .script
+        .clone()
+        .or(own)
+        .map(|path| Script::find(&path, House { folder: found.folder.clone(), home: home.clone() }));
+    // A device that the file names is what its user knows; another one can be said on the command line.
+    let named = found.tun.filter(|_| args.tun == DEFAULT_TUN);
+    Ok(Job {
+        secret: password(args, &target, known)?,
+        target,
+        tun: named.unwrap_or_else(|| args.tun.clone()),
+        routes: !args.no_route,
+        again: found.retry && !args.once,
+        print: args.print,
+        socket: args.socket.clone(),
+        script: script.transpose()?,
+        delays: found.delays,
+    })
+}
+
+fn house(script: &Path, home: Option<String>) -> House {
+    let folder = script.parent().map(|folder| folder.display().to_string()).unwrap_or_default();
+    House { folder, home }
+}
+
+fn password(
+    args: &ConnectArgs,
+    target: &Target,
+    known: Option<Zeroizing<Vec<u8>>>,
+) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    match known {
+        _ if target.is_anonymous() => Ok(Zeroizing::default()),
+        Some(word) if args.password_file.is_none() => Ok(word),
+        Some(_) | None => secret(args.password_file.as_deref(), &target.user, &target.place.host),
+    }
+}
+
+/// Finds a tunnel, keeps it, and comes back, until a signal or a refusal.
+pub(super) fn keep(job: Job) -> anyhow::Result<()> {
+    start_log(None);
+    hold_signals()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut keeper = Keeper { job, up: None, started: Instant::now() };
+    runtime.block_on(async {
+        let kept = keeper.keep().await;
+        let put_back = keeper.take_down().await;
+        kept.and(put_back)
+    })
+}
+
+/// A tunnel that is set up.
+struct Up {
+    config: String,
+    router: Router,
+    /// What the script was told, for when it goes.
+    farewell: Vec<(&'static str, String)>,
+}
+
+struct Keeper {
+    job: Job,
+    up: Option<Up>,
+    started: Instant,
+}
+
+/// A session that has given a tunnel.
+struct Won {
+    granted: Granted,
+    local: SocketAddrV4,
+    server: SocketAddrV4,
+    /// Kept open as long as the tunnel lives: servers of old may look at it.
+    _stream: Option<TcpStream>,
+}
+
+/// How one life of the tunnel ended.
+enum Left {
+    Stopped,
+    Anew,
+    Ended(End),
+}
+
+impl Keeper {
+    async fn keep(&mut self) -> anyhow::Result<()> {
+        let mut signals = Signals::new()?;
+        let (first, most) = self.job.delays;
+        let mut backoff = Backoff::between(first, most);
+        loop {
+            let why = match self.live(&mut signals, &mut backoff).await? {
+                Left::Stopped => return Ok(()),
+                Left::Anew => continue,
+                Left::Ended(End::Lost(why)) if self.job.again && !self.job.print => why,
+                Left::Ended(end) => bail!("{end}"),
+            };
+            let wait = backoff.wait(rand::random());
+            tracing::warn!("{why}; trying again in {:.1} s", wait.as_secs_f32());
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                stop = signals.ends() => if stop { return Ok(()) },
+            }
+        }
+    }
+
+    /// From the first question to the end of the tunnel.
+    async fn live(&mut self, signals: &mut Signals, backoff: &mut Backoff) -> anyhow::Result<Left> {
+        let won = tokio::select! {
+            found = self.find() => match found? {
+                Ok(won) => won,
+                Err(end) => return Ok(Left::Ended(end)),
+            },
+            stop = signals.ends() => return Ok(if stop { Left::Stopped } else { Left::Anew }),
+        };
+        if self.set_up(&won).await? {
+            return Ok(Left::Stopped);
+        }
+        let began = Instant::now();
+        let left = self.watch(&won.granted, signals).await?;
+        if began.elapsed() > Duration::from_secs(60) {
+            backoff.reset();
+        }
+        Ok(left)
+    }
+
+    /// Asks brokers until one gives a tunnel.
+    async fn find(&self) -> anyhow::Result<Result<Won, End>> {
+        let mut search = Search::new(self.job.target.place.clone(), self.job.target.mode);
+        loop {
+            match search.step() {
+                Step::Over(end) => return Ok(Err(end)),
+                Step::Time(places) => search.handle_times(&self.time_all(&places).await),
+                Step::Ask { at, over, version } => {
+                    tracing::debug!("asking {at} by {over:?}, TSP {version}");
+                    match self.ask(&at, over, version).await? {
+                        Ok(won) => return Ok(Ok(won)),
+                        Err(end) => {
+                            tracing::debug!("{at} by {over:?}: {end}");
+                            search.handle_end(end);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A session with each address of a broker, until one answers.
+    async fn ask(&self, at: &Place, over: Transport, version: Version) -> anyhow::Result<Result<Won, End>> {
+        let addresses = match find(at).await {
+            Ok(addresses) => addresses,
+            Err(why) => return Ok(Err(End::Lost(format!("{why:#}")))),
+        };
+        for server in addresses {
+            let done = match over {
+                Transport::Udp => self.ask_by_udp(at, server, version).await?,
+                Transport::Tcp => self.ask_by_tcp(at, server, version).await?,
+            };
+            if !matches!(done, Err(End::Silent)) {
+                return Ok(done);
+            }
+        }
+        Ok(Err(End::Silent))
+    }
+
+    async fn ask_by_udp(
+        &self,
+        at: &Place,
+        server: SocketAddrV4,
+        version: Version,
+    ) -> anyhow::Result<Result<Won, End>> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.context("cannot open a UDP socket")?;
+        if let Err(why) = socket.connect(server).await {
+            return Ok(Err(End::Lost(format!("cannot reach {server}: {why}"))));
+        }
+        let SocketAddr::V4(local) = socket.local_addr()? else { return Ok(Err(End::Silent)) };
+        let mut client = self.client(at, *local.ip(), version, Transport::Udp);
+        let mut octets = vec![0; 8192];
+        loop {
+            for output in client.poll_output() {
+                match output {
+                    // What cannot be sent now is sent again.
+                    Output::Send(datagram) => drop(socket.send(&datagram).await),
+                    Output::Up(granted) => return Ok(Ok(Won { granted, local, server, _stream: None })),
+                    Output::Over(end) => return Ok(Err(end)),
+                }
+            }
+            let Some(due) = client.poll_timeout() else { return Ok(Err(End::Silent)) };
+            tokio::select! {
+                read = socket.recv(&mut octets) => match read {
+                    Ok(len) => client.handle_datagram(&octets[..len], self.started.elapsed()),
+                    // Nobody listens there.
+                    Err(_) => client.handle_end(),
+                },
+                () = tokio::time::sleep_until((self.started + due).into()) => {
+                    client.handle_timeout(self.started.elapsed());
+                }
+            }
+        }
+    }
+
+    async fn ask_by_tcp(
+        &self,
+        at: &Place,
+        server: SocketAddrV4,
+        version: Version,
+    ) -> anyhow::Result<Result<Won, End>> {
+        let Ok(Ok(mut stream)) = tokio::time::timeout(CONNECT, TcpStream::connect(server)).await else {
+            return Ok(Err(End::Silent));
+        };
+        let SocketAddr::V4(local) = stream.local_addr()? else { return Ok(Err(End::Silent)) };
+        let _or_slower = stream.set_nodelay(true);
+        let mut client = self.client(at, *local.ip(), version, Transport::Tcp);
+        let mut octets = vec![0; 4096];
+        loop {
+            for output in client.poll_output() {
+                match output {
+                    Output::Send(said) => {
+                        if stream.write_all(&said).await.is_err() {
+                            client.handle_end();
+                        }
+                    }
+                    Output::Up(granted) => {
+                        return Ok(Ok(Won { granted, local, server, _stream: Some(stream) }));
+                    }
+                    Output::Over(end) => return Ok(Err(end)),
+                }
+            }
+            // The end of a session is in its outputs: none is left behind.
+            let Some(due) = client.poll_timeout() else { continue };
+            tokio::select! {
+                read = stream.read(&mut octets) => match read {
+                    Ok(len) if len > 0 => client.handle_input(&octets[..len], self.started.elapsed()),
+                    Ok(_) | Err(_) => client.handle_end(),
+                },
+                () = tokio::time::sleep_until((self.started + due).into()) => {
+                    client.handle_timeout(self.started.elapsed());
+                }
+            }
+        }
+    }
+
+    fn client(&self, at: &Place, local: Ipv4Addr, version: Version, over: Transport) -> Client {
+        let Job { target, secret, print, .. } = &self.job;
+        let login = match target.is_anonymous() {
+            true => Login::Anonymous,
+            false => {
+                let who = Identity { user: target.user.clone(), secret: secret.clone() };
+                Login::Account { who, only: target.only }
+            }
+        };
+        // The old servers know themselves by the name that their users write.
+        let place = if *at == target.place { target.text.clone() } else { at.to_string() };
+        let wish = Wish {
+            login,
+            mode: target.mode,
+            claimed: target.claimed.unwrap_or(local),
+            keepalive: target.keepalive,
+            prefix: target.prefix,
+            dns: target.dns.clone(),
+            place,
+            decline: *print,
+        };
+        Client::new(wish, version, over, rand::random(), self.started.elapsed())
+    }
+
+    /// How long each of the brokers takes to answer.
+    async fn time_all(&self, places: &[Place]) -> Vec<Option<Duration>> {
+        let timed = places.iter().map(|place| time(place, self.started));
+        futures_util::future::join_all(timed).await
+    }
+
+    /// Runs what was granted; true: it was only to be shown.
+    async fn set_up(&mut self, won: &Won) -> anyhow::Result<bool> {
+        let Won { granted, local, server, .. } = won;
+        let Job { target, tun, routes, script, socket, .. } = &self.job;
+        let side = Side {
+            local: *local,
+            server: *server,
+            tun: tun.clone(),
+            mtu: target.mtu,
+            default_route: *routes,
+            scripted: script.is_some(),
+        };
+        let mut text = configuration(granted, &side);
+        if let Some(socket) = socket {
+            text += &format!("\n[admin]\nsocket = \"{}\"\n", socket.display());
+        }
+        if self.job.print {
+            text.lines().for_each(print_line);
+            return Ok(true);
+        }
+        if self.up.as_ref().is_some_and(|up| up.config == text && !up.router.has_ended()) {
+            tracing::info!("the tunnel is renewed, with the same addresses");
+            return Ok(false);
+        }
+        self.take_down().await?;
+        let config = Config::parse("what the server granted", &text)?;
+        let router = Router::start(Start { config, file: None, prepared: None, signals: false })?;
+        let mut up = Up { config: text, router, farewell: Vec::new() };
+        if let Some(script) = &self.job.script {
+            up.farewell = variables(granted, &side, &script.house, Occasion::Down);
+            let told = variables(granted, &side, &script.house, Occasion::Up);
+            if let Err(why) = script.run(&told).await {
+                let _the_script_is_what_failed = up.router.stop();
+                return Err(why);
+            }
+        }
+        tracing::info!("the tunnel is up: {}", shown(granted, *server));
+        self.up = Some(up);
+        Ok(false)
+    }
+
+    /// Puts back what [`Self::set_up`] has done.
+    async fn take_down(&mut self) -> anyhow::Result<()> {
+        let Some(Up { router, farewell, .. }) = self.up.take() else { return Ok(()) };
+        let said = match &self.job.script {
+            Some(script) => script.run(&farewell).await,
+            None => Ok(()),
+        };
+        router.stop()?;
+        said
+    }
+
+    /// Waits until the tunnel has to be asked for again.
+    async fn watch(&self, granted: &Granted, signals: &mut Signals) -> anyhow::Result<Left> {
+        let renewal = granted.lifetime.map(|lasts| lasts.max(SHORTEST_LIFE) / 2);
+        let renewal = tokio::time::sleep(renewal.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
+        tokio::pin!(renewal);
+        let asked = granted.keepalive.1.or(granted.server_v6);
+        let pinger = match (granted.keepalive.0, asked) {
+            (interval @ 1.., Some(whom)) => match Pinger::to(whom, granted.client_v6, &self.job.tun) {
+                Ok(pinger) => Some((pinger, Duration::from_secs(u64::from(interval)))),
+                Err(why) => {
+                    tracing::warn!("no signs of life are sent, so the server may end the tunnel: {why:#}");
+                    None
+                }
+            },
+            (_, _) => None,
+        };
+        tokio::select! {
+            () = self.stay_alive(pinger) => {
+                tracing::warn!("the server does not answer through the tunnel; asking for it again");
+                Ok(if self.job.again { Left::Anew } else { Left::Ended(End::Lost("the tunnel is dead".to_owned())) })
+            }
+            () = &mut renewal => Ok(Left::Anew),
+            () = ended(|| self.up.as_ref().is_some_and(|up| up.router.has_ended())) => {
+                bail!("the router has ended by itself; its log says why")
+            }
+            stop = signals.ends() => Ok(if stop { Left::Stopped } else { Left::Anew }),
+        }
+    }
+
+    /// Sends signs of life; returns when nobody answers any more.
+    async fn stay_alive(&self, pinger: Option<(Pinger, Duration)>) {
+        let Some((pinger, interval)) = pinger else { return std::future::pending().await };
+        let rng = StdRng::from_rng(&mut rand::rng());
+        let mut keepalive = Keepalive::new(interval, rng, self.started.elapsed());
+        loop {
+            let due = self.started + keepalive.poll_timeout();
+            tokio::select! {
+                sequence = pinger.answer() => keepalive.handle_answer(sequence, self.started.elapsed()),
+                () = tokio::time::sleep_until(due.into()) => match keepalive.poll(self.started.elapsed()) {
+                    Some(Sign::Ask(sequence)) => pinger.ask(sequence).await,
+                    Some(Sign::Dead) => return,
+                    None => {}
+                },
+            }
+        }
+    }
+}
+
+/// The IPv4 addresses of a broker.
+async fn find(at: &Place) -> anyhow::Result<Vec<SocketAddrV4>> {
+    let Place { host, port } = at;
+    let found = tokio::net::lookup_host((host.as_str(), *port)).await;
+    let found = found.with_context(|| format!("cannot find {host}"))?;
+    let ipv4 = |addr: SocketAddr| match addr {
+        SocketAddr::V4(addr) => Some(addr),
+        SocketAddr::V6(_) => None,
+    };
+    let all: Vec<SocketAddrV4> = found.filter_map(ipv4).take(MOST_ADDRESSES).collect();
+    anyhow::ensure!(!all.is_empty(), "{host} has no IPv4 address");
+    Ok(all)
+}
+
+/// How long a broker takes to answer `ECHO REQUEST`, which it does at the usual port whatever port it is asked at else.
+async fn time(place: &Place, clock: Instant) -> Option<Duration> {
+    let addr = *find(place).await.ok()?.first()?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
+    socket.connect((*addr.ip(), PORT)).await.ok()?;
+    let mut octets = [0; 256];
+    for _ in 0..ECHOES {
+        let asked = Instant::now();
+        let _or_asked_again = socket.send(&echo_request(clock.elapsed())).await;
+        let answered = async {
+            loop {
+                let len = socket.recv(&mut octets).await?;
+                if is_echo_reply(&octets[..len]) {
+                    return std::io::Result::Ok(());
+                }
+            }
+        };
+        match tokio::time::timeout(ECHO_PATIENCE, answered).await {
+            Ok(Ok(())) => return Some(asked.elapsed()),
+            Ok(Err(_)) => return None,
+            Err(_) => {}
+        }
+    }
+    None
+}
+
+/// What the server gave, for the log.
+fn shown(granted: &Granted, server: SocketAddrV4) -> String {
+    let Granted { mode, client_v6, prefix, .. } = granted;
+    let network = prefix.map(|(addr, len)| format!(" and {addr}/{len}")).unwrap_or_default();
+    format!("{client_v6}{network} by {}, {}", server.ip(), mode.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_say_where_to_and_what_for() {
+        let plain = Target::parse("tsp://alice@broker.example").unwrap();
+        assert_eq!((plain.mode, plain.prefix, plain.keepalive, plain.mtu), (Mode::V6AnyV4, None, 30, 1280));
+        assert!(!plain.is_anonymous() && plain.place.port == PORT);
+        let all = "tsp://a@Broker.Example:99/?tunnel=v6udpv4&prefix=56&keepalive=0&auth=digest-md5&mtu=1400&client=10.0.0.2";
+        let all = Target::parse(all).unwrap();
+        assert_eq!(
+            (all.text.as_str(), all.place.to_string().as_str()),
+            ("Broker.Example:99", "broker.example:99")
+        );
+        assert_eq!((all.mode, all.prefix, all.keepalive), (Mode::V6UdpV4, Some(56), 0));
+        assert_eq!(
+            (all.only, all.mtu, all.claimed),
+            (Some(Mechanism::DigestMd5), 1400, Some([10, 0, 0, 2].into()))
+        );
+        assert!(Target::parse("tsp://broker.example").unwrap().is_anonymous());
+        for (wrong, word) in [
+            ("http://a@b", "no TSP address"),
+            ("tsp://a:pw@b", "password"),
+            ("tsp://a@", "no server"),
+            ("tsp://a@b:x", "no server"),
+            ("tsp://a@[2001:db8::1]", "no server"),
+            ("tsp://a@b?tunnel=x", "no type"),
+            ("tsp://a@b?tunnel=v4v6", "no type"),
+            ("tsp://a@b?prefix=0", "no prefix length"),
+            ("tsp://a@b?auth=apop", "no mechanism"),
+            ("tsp://b?auth=plain", "needs a user"),
+            ("tsp://a@b?mtu=x", "no MTU"),
+            ("tsp://a@b?x", "not known"),
+        ] {
+            let why = format!("{:#}", Target::parse(wrong).unwrap_err());
+            assert!(why.contains(word), "{wrong}: {why}");
+        }
+    }
+}
