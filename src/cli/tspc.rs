@@ -534,7 +534,9 @@ impl Keeper {
 
     /// Waits until the tunnel has to be asked for again.
     async fn watch(&self, granted: &Granted, signals: &mut Signals) -> anyhow::Result<Left> {
-        let renewal = granted.lifetime.map(|lasts| lasts.max(SHORTEST_LIFE) / 2);
+        // Nobody in particular is somebody else the next time: only signs of life keep such a tunnel.
+        let lifetime = granted.lifetime.filter(|_| !self.job.target.is_anonymous());
+        let renewal = lifetime.map(|lasts| lasts.max(SHORTEST_LIFE) / 2);
         let renewal = tokio::time::sleep(renewal.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
         tokio::pin!(renewal);
         let asked = granted.keepalive.1.or(granted.server_v6);
