@@ -10,6 +10,7 @@ mod offload;
 mod packets;
 mod texts;
 mod tsp;
+mod tsp_client;
 
 #[cfg(test)]
 pub(crate) use offload::round_trip;
@@ -35,6 +36,7 @@ pub(crate) const ALL: &[(&str, Body)] = &[
     ("routetable", texts::routetable),
     ("segment", offload::segment),
     ("tsp", tsp::tsp),
+    ("tsp_client", tsp_client::tsp_client),
     ("view", packets::view),
 ];
 

@@ -13,6 +13,7 @@ use super::connect::kind_of;
 use super::{password, print_line};
 use crate::load::dtcp::Users;
 use crate::load::sockets::DtcpDial;
+use crate::load::tsp::{self, TspDial};
 use crate::load::{Dial, Memory, Round, keep_pace, memory, open_all, ping_all, resident};
 use crate::privileges::raise_open_files;
 
@@ -28,6 +29,8 @@ const REST: Duration = Duration::from_millis(500);
 enum Protocol {
     /// Dynamic Tunnel Configuration Protocol, over TCP
     Dtcp,
+    /// Tunnel Setup Protocol, over UDP, all clients out of one socket; nobody says good-bye
+    Tsp,
 }
 
 /// Arguments of `sixway bench sessions`.
@@ -57,6 +60,12 @@ pub struct SessionsArgs {
     /// What type of tunnel
     #[arg(long = "type", value_name = "TYPE", default_value = "network")]
     kind: String,
+    /// TSP: the prefix length of the network that each wants [default: none]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=128))]
+    prefix: Option<u8>,
+    /// TSP: seconds between signs of life that each asks for
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    keepalive: u32,
     /// Clients that connect at the same time
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     at_once: u32,
@@ -127,14 +136,9 @@ fn in_memory(args: &SessionsArgs) -> anyhow::Result<Seen> {
 fn over_sockets(args: &SessionsArgs) -> anyhow::Result<Seen> {
     let server = args.server.context("name the server")?;
     let secret = password::from_file(args.secret_file.as_deref().context("--secret-file is needed")?)?;
-    let most = if args.rate.is_some() { 8192 } else { args.count.into() };
-    let (_, files) = raise_open_files(most + FILES_BESIDE)?;
-    anyhow::ensure!(
-        files >= most + FILES_BESIDE,
-        "{most} connections need a limit of {} open files, and this process may have {files}: ask for fewer, or raise it \
-         (`ulimit -n`)",
-        most + FILES_BESIDE
-    );
+    if args.protocol == Protocol::Dtcp {
+        raise_files(args)?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match args.protocol {
         Protocol::Dtcp => {
@@ -143,7 +147,31 @@ fn over_sockets(args: &SessionsArgs) -> anyhow::Result<Seen> {
             let dial = Arc::new(DtcpDial { server, from: args.from, users });
             Ok(runtime.block_on(come(args, &dial)))
         }
+        Protocol::Tsp => runtime.block_on(async {
+            let users = tsp::Users {
+                name: args.users.clone(),
+                secret: secret.to_vec(),
+                prefix: args.prefix,
+                keepalive: args.keepalive,
+            };
+            let from = args.from.context("clients by UDP need --from: each has an address of its own")?;
+            let dial = TspDial::open(server, from, users).context("cannot open a UDP socket")?;
+            Ok(come(args, &Arc::new(dial)).await)
+        }),
     }
+}
+
+/// Room for a connection each.
+fn raise_files(args: &SessionsArgs) -> anyhow::Result<()> {
+    let most = if args.rate.is_some() { 8192 } else { args.count.into() };
+    let (_, files) = raise_open_files(most + FILES_BESIDE)?;
+    anyhow::ensure!(
+        files >= most + FILES_BESIDE,
+        "{most} connections need a limit of {} open files, and this process may have {files}: ask for fewer, or raise it \
+         (`ulimit -n`)",
+        most + FILES_BESIDE
+    );
+    Ok(())
 }
 
 async fn come<D: Dial>(args: &SessionsArgs, dial: &Arc<D>) -> Seen {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   sockets.rs   from outside, over TCP, each client from an address of its own     ┐
+//!   tsp.rs       the same by UDP, all out of one socket                             │
 //!   memory.rs    in one process, over the in-memory transport                       ├─ a Dial for each protocol
 //!   dtcp.rs      one client: logs in, has a tunnel, pings                           ┘
 //! ```
@@ -12,6 +13,7 @@
 pub mod dtcp;
 pub mod memory;
 pub mod sockets;
+pub mod tsp;
 
 use std::collections::BTreeMap;
 use std::future::Future;
