@@ -15,6 +15,8 @@ use crate::update::{Holder, Ipv6Prefix, TunnelId};
 const CHUNK: usize = if cfg!(loom) { 2 } else { 4096 };
 /// So often chunks double: the last are 16 MiB, in large pages.
 const DOUBLED: usize = if cfg!(loom) { 0 } else { 6 };
+/// The chunk whose use makes a table large.
+const LARGE: usize = if cfg!(loom) { 2 } else { 1 };
 const WORDS: usize = 8;
 
 /// What a record says.
@@ -193,9 +195,9 @@ impl Slab {
         self.most
     }
 
-    /// Whether more records were ever in use than the nearer caches hold, three quarters of a mebibyte.
+    /// Whether more records were ever in use than a part of the nearer caches holds, a quarter of a mebibyte.
     pub fn is_large(&self) -> bool {
-        self.chunks.get(2).is_some_and(|chunk| chunk.get().is_some())
+        self.chunks.get(LARGE).is_some_and(|chunk| chunk.get().is_some())
     }
 
     /// Octets allocated so far.
