@@ -123,6 +123,11 @@ fn update(step: u64, tunnels: u32) -> Change {
     }
 }
 
+/// Whether a tunnel of this name is a measurement's.
+pub fn is_churn(name: &str) -> bool {
+    name.starts_with(NAME)
+}
+
 fn name(n: u32) -> Box<str> {
     format!("{NAME}{n}").into()
 }
@@ -158,6 +163,10 @@ fn check(registry: &Registry) -> Result<(), String> {
     };
     if let Some(addr) = registry.local().iter().find(|a| range().contains(**a)) {
         return Err(says(format!("the router's own address {addr}")));
+    }
+    // What is reserved only now would be in a measurement's way, and what it grants in the pool's.
+    if let Some(pool) = registry.pools().iter().find(|pool| range().covers(**pool) || pool.covers(range())) {
+        return Err(says(format!("the pool {pool}")));
     }
     let theirs = registry.iter().find(|(_, live)| overlaps(live));
     theirs.map_or(Ok(()), |(_, live)| Err(says(format!("tunnel '{}'", live.config.name))))

@@ -28,6 +28,8 @@ pub struct Dispatch {
     counters: CounterReader,
     /// Packets that had come from a tunnel's peer when its last probe began: one for each tunnel that ever was probed.
     heard: HashMap<TunnelId, u64>,
+    /// Tunnels whose peers have moved since that was asked last.
+    movers: Vec<TunnelId>,
     alive: u64,
     moved: u64,
     unclaimed: u64,
@@ -38,7 +40,18 @@ impl Dispatch {
     /// With a prober whose randomness is secret.
     pub fn new(prober: Prober<StdRng>, injector: Injector, counters: CounterReader) -> Self {
         let (nd, heard) = (NdServer::new(), HashMap::new());
-        Self { nd, prober, injector, counters, heard, alive: 0, moved: 0, unclaimed: 0, inject_full: 0 }
+        Self {
+            nd,
+            prober,
+            injector,
+            counters,
+            heard,
+            movers: Vec::new(),
+            alive: 0,
+            moved: 0,
+            unclaimed: 0,
+            inject_full: 0,
+        }
     }
 
     /// Tunnels came, went or changed: advertise where it is wanted, and no longer where it is not.
@@ -157,6 +170,7 @@ impl Dispatch {
                     match registry.move_endpoint(tunnel, remote, local) {
                         Some(Ok(())) => {
                             self.moved += 1;
+                            self.movers.push(tunnel);
                             tracing::info!("tunnel {name}: its peer is at {remote}, proven by echo");
                         }
 
@@ -172,6 +186,11 @@ impl Dispatch {
 
     fn inject(&mut self, inject: Inject) {
         self.inject_full += u64::from(self.injector.inject(inject).is_err());
+    }
+
+    /// Tunnels whose peers have moved since the last call.
+    pub fn take_movers(&mut self) -> Vec<TunnelId> {
+        std::mem::take(&mut self.movers)
     }
 
     /// Packets that nobody wanted.

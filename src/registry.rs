@@ -440,6 +440,11 @@ impl Registry {
         &self.local
     }
 
+    /// What is reserved for tunnels that are granted.
+    pub fn pools(&self) -> &[Ipv6Prefix] {
+        &self.unassigned
+    }
+
     /// Octets of the tables, without counters.
     pub fn table_memory(&self) -> usize {
         self.writer.memory()

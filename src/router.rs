@@ -24,7 +24,7 @@ use crate::admin::server::{AdminSocket, Question};
 use crate::admin::status::{BrokerStatus, Reloaded, Sources};
 use crate::admin::{Request, Response};
 use crate::broker::UserName;
-use crate::churn::{Batch, Churn, MOST_TUNNELS};
+use crate::churn::{Batch, Churn, MOST_TUNNELS, is_churn};
 use crate::config::{self, Config};
 use crate::dtcp::front::Front;
 use crate::endpoint::session::Prober;
@@ -265,10 +265,7 @@ impl Control {
             tracing::warn!("{note}");
         }
         // Leases that have outlived the process before forward again before anybody hears of this one.
-        while self.office.as_ref().is_some_and(|office| !office.is_idle()) {
-            let written = next_written(&mut self.office).await;
-            self.settle(written).await;
-        }
+        self.settle_all().await;
         if let (Some(config), Some(office)) = (&self.config.dtcp, &self.office) {
             let most = self.config.limits.tunnels_per_account;
             self.dtcp = Some(Front::open(config, office.desk(), most)?);
@@ -283,6 +280,14 @@ impl Control {
         let pins = self.office.as_mut().and_then(Office::new_pins);
         if let (Some(pins), Some(dtcp)) = (pins, &self.dtcp) {
             dtcp.server.hall().pin(pins);
+        }
+    }
+
+    /// Until nothing waits to be written.
+    async fn settle_all(&mut self) {
+        while self.office.as_ref().is_some_and(|office| !office.is_idle()) {
+            let written = next_written(&mut self.office).await;
+            self.settle(written).await;
         }
     }
 
@@ -367,6 +372,7 @@ impl Control {
                     // An answer that has come counts before the time that it was given.
                     self.take_punts(&mut punts.reader);
                     self.dispatch.handle_timeout(&mut self.registry, self.started.elapsed());
+                    self.keep_moves();
                 }
                 _ = health.tick() => {
                     self.check_health(workers)?;
@@ -400,9 +406,17 @@ impl Control {
     }
 
     fn take_punts(&mut self, punts: &mut PuntReader) {
-        for _ in 0..PUNTS_A_TURN {
-            let Some(punt) = punts.take() else { return };
+        for punt in std::iter::from_fn(|| punts.take()).take(PUNTS_A_TURN) {
             self.dispatch.handle(&mut self.registry, &punt, self.started.elapsed());
+        }
+        self.keep_moves();
+    }
+
+    /// Where peers of leased tunnels are now survives a restart.
+    fn keep_moves(&mut self) {
+        let Some(office) = &mut self.office else { return drop(self.dispatch.take_movers()) };
+        for live in self.dispatch.take_movers().into_iter().filter_map(|id| self.registry.tunnel(id)) {
+            live.lease.iter().for_each(|lease| office.moved(*lease, &live.outer));
         }
     }
 
@@ -447,6 +461,11 @@ impl Control {
         let by_name = self.registry.by_name(who).and_then(|id| self.registry.tunnel(id));
         if let Some(live) = by_name {
             let Some(lease) = live.lease else {
+                if is_churn(who) {
+                    return Response::Error(format!(
+                        "tunnel '{who}' belongs to a running `sixway bench churn`, and goes when that ends"
+                    ));
+                }
                 let advice = "take it out of the configuration and run `sixway reload`";
                 return Response::Error(format!(
                     "tunnel '{who}' is in the configuration; to end it, {advice}"
@@ -481,6 +500,8 @@ impl Control {
         let mut wanted = Config::load(file)?;
         let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
         self.check_encapsulations(&wanted)?;
+        // The first [store] or [[pool]]: before anything is changed it must be there.
+        let opened = if self.office.is_none() { open_office(&wanted, rand::random())? } else { None };
         // All or nothing here too: what the kernel or the tables refuse leaves the configuration before in force.
         match self.network.apply(&wanted).await {
             Ok(advice) => notes.extend(advice),
@@ -503,6 +524,10 @@ impl Control {
             dtcp.server.hall().limit(wanted.limits.tunnels_per_account);
         }
         self.config = wanted;
+        if opened.is_some() {
+            self.office = opened;
+            self.settle_all().await;
+        }
         self.churn.forget();
         touched.into_iter().for_each(|id| self.dispatch.forget(id));
         self.dispatch.follow(&self.registry);
@@ -557,14 +582,12 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     keep("[admin] socket", now.admin != wanted.admin);
     keep("[proto41]", now.proto41 != wanted.proto41);
     keep("[offload]", now.offload != wanted.offload);
-    keep("[store] path", now.store.path != wanted.store.path);
-    keep("the first [store] or [[pool]]", !now.store.wanted && wanted.store.wanted);
+    keep("[store] path", now.store.wanted && now.store.path != wanted.store.path);
     keep("[dtcp]", now.dtcp != wanted.dtcp);
     wanted.put_dtcp(now.dtcp.clone());
-    wanted.store.path.clone_from(&now.store.path);
-    wanted.store.wanted = now.store.wanted;
-    if !now.store.wanted {
-        wanted.pools.clear();
+    // The first store is opened by a reload; one that is open stays.
+    if now.store.wanted {
+        wanted.store = now.store.clone();
     }
     wanted.router.tun.clone_from(&now.router.tun);
     wanted.router.workers = now.router.workers;

@@ -126,6 +126,10 @@ impl Twin {
                 let lease = memory.leases.iter_mut().find(|lease| lease.grant.lease == id).unwrap();
                 lease.grant.expires = Some(at);
             }
+            Record::Moved(id, outer) => {
+                let lease = memory.leases.iter_mut().find(|lease| lease.grant.lease == id).unwrap();
+                lease.grant.outer = outer;
+            }
             Record::Ended(id) => memory.leases.retain(|lease| lease.grant.lease != id),
             Record::Assigned { prefix, user, since } => {
                 memory.assigned.retain(|(p, ..)| *p != prefix);
@@ -260,7 +264,7 @@ impl World {
 
     fn adopt(&mut self) {
         self.twin.memory.accounts.clone_from(&self.accounts);
-        let outcome = self.broker.adopt(self.now, self.accounts.clone());
+        let outcome = self.broker.adopt(self.now, self.accounts.clone(), &[]);
         self.twin.take(outcome);
         for grant in &self.twin.tables {
             assert!(self.accounts.iter().any(|account| account.name == grant.user), "{grant:?}");

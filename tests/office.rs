@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use office_lab::{Folder, Twin, account, drive, open, prefix, terms, user, wish, with_users};
-use sixway::broker::{Account, End, Keep, LeaseId, Mechanism, Memory, Record, Refusal, Wants};
+use sixway::broker::{Account, End, Keep, LeaseId, Mechanism, Memory, Record, Refusal, Wants, Wish};
 use sixway::config::Hooks;
 use sixway::office::Office;
-use sixway::store::{Sqlite, Store, StoreError};
+use sixway::store::{Changed, Sqlite, Store, StoreError};
 
-use sixway_dataplane::update::{Ipv6Prefix, Rejected};
+use sixway_dataplane::update::{Ipv6Prefix, Outer, Rejected, UdpLocal, UdpRemote};
 
 mod office_lab;
 
@@ -179,7 +179,7 @@ impl Store for Full {
         self.0.append(batch)
     }
 
-    fn watch(&mut self) -> Result<Option<Vec<Account>>, StoreError> {
+    fn watch(&mut self) -> Result<Option<Changed>, StoreError> {
         self.0.watch()
     }
 }
@@ -236,4 +236,64 @@ fn what_the_tables_refuse_is_taken_back_in_the_store() {
     assert!(twin.0.lock().unwrap().is_empty());
     let memory = Sqlite::open_beside(&folder.store()).unwrap().load().unwrap();
     assert!(memory.leases.is_empty() && memory.assigned.len() == 2, "{:?}", memory.assigned);
+}
+
+#[test]
+fn where_a_peer_was_found_last_survives_a_restart() {
+    let folder = Folder::new("moved");
+    with_users(&folder.store(), 1);
+    let twin = Twin::default();
+    let outer = |remote| Outer::Udp { local: UdpLocal { addr: None, port: 3653 }, remote };
+    let (mut office, lease) = drive(open(&folder.store(), terms("2001:db8::/64", 66)), &twin, async |desk| {
+        let learned = Wish { outer: outer(UdpRemote::Learned(None)), ..wish(0, HOUR) };
+        desk.grant(learned).await.unwrap().grant.lease
+    });
+    let here = Some("192.0.2.7:4000".parse().unwrap());
+    let seen = Outer::Udp {
+        local: UdpLocal { addr: Some("192.0.2.1".parse().unwrap()), port: 3653 },
+        remote: UdpRemote::Learned(here),
+    };
+    office.moved(lease, &seen);
+    office.moved(LeaseId(99), &seen);
+    let (office, ()) = drive(office, &twin, async |_| ());
+    office.close();
+    let memory = Sqlite::open_beside(&folder.store()).unwrap().load().unwrap();
+    // Our own side stays as it was granted: a peer may come to another address of ours again.
+    assert_eq!(memory.leases[0].grant.outer, outer(UdpRemote::Learned(here)));
+}
+
+#[test]
+fn who_is_removed_and_added_again_at_once_is_somebody_else() {
+    let folder = Folder::new("again");
+    with_users(&folder.store(), 2);
+    let twin = Twin::default();
+    let gone = Record::AccountGone(user(0));
+    let (office, ()) = drive(open(&folder.store(), terms("2001:db8::/64", 66)), &twin, async |desk| {
+        let mut first = desk.grant(wish(0, HOUR)).await.unwrap();
+        let other = desk.grant(wish(1, HOUR)).await.unwrap();
+        // Longer than a clock's millisecond, shorter than the router takes to look.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let mut beside = Sqlite::open_beside(&folder.store()).unwrap();
+        beside.append(&[gone.clone()]).unwrap();
+        beside.append(&[Record::Account(account(0))]).unwrap();
+        assert_eq!(first.ended().await, End::AccountGone);
+        let mut again = desk.grant(wish(0, HOUR)).await.unwrap();
+        // Any other change of accounts leaves the new one alone.
+        beside.append(&[Record::Account(account(7))]).unwrap();
+        let ended = tokio::time::timeout(Duration::from_millis(1200), again.ended()).await;
+        assert!(ended.is_err(), "{ended:?}");
+        drop((again, other));
+    });
+    office.close();
+    // The same while nobody runs.
+    let mut store = Sqlite::open_beside(&folder.store()).unwrap();
+    std::thread::sleep(Duration::from_millis(5));
+    store.append(&[gone, Record::Account(account(0))]).unwrap();
+    let (office, ()) =
+        drive(open(&folder.store(), terms("2001:db8::/64", 66)), &Twin::default(), async |_| ());
+    assert_eq!(
+        (office.broker().leases_of(&user(0)).len(), office.broker().leases_of(&user(1)).len()),
+        (0, 1)
+    );
+    office.close();
 }

@@ -151,3 +151,22 @@ fn a_store_of_the_first_format_is_brought_up_to_date() {
     desk.done(&["mechanisms", "alice", "apop"], "");
     assert!(!desk.account("alice").unwrap().mechanisms.is_any());
 }
+
+#[test]
+fn what_dtcpauth_exports_is_imported() {
+    let desk = Desk::new("export");
+    let (file, table) = (desk.0.join("pop.auth"), desk.0.join("routetable"));
+    let users =
+        "format=bytevalue\ntype=hash\nHEADER=END\n 666f6f00\n 9d9e8d0000\n 65766500\n 9a899a00\nDATA=END\n";
+    std::fs::write(&file, users).unwrap();
+    std::fs::write(&table, "foo 2001:db8:7::/48,2001:db8:8::/48 gif12\neve -\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sixway"));
+    command.args(["dtcpauth", "--export", "--file"]).arg(&file).arg("--routetable").arg(&table);
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let lines = String::from_utf8(out.stdout).unwrap();
+    assert!(desk.done(&["import", "-"], &lines).contains("added: 2"), "{lines}");
+    let (foo, eve) = (desk.account("foo").unwrap(), desk.account("eve").unwrap());
+    assert_eq!((foo.secret.expose(), foo.prefixes.len(), foo.pair), (&b"bar"[..], 2, Some(12)));
+    assert_eq!((eve.secret.expose(), eve.prefixes.len(), eve.pair), (&b"eve"[..], 0, None));
+}

@@ -35,6 +35,8 @@ pub struct Memory {
     pub leases: Vec<Lease>,
     /// What is in mind for whom, in use or not, and since when.
     pub assigned: Vec<(Ipv6Prefix, Option<UserName>, Time)>,
+    /// Accounts that were removed, and when: one of the same name that was added since is another.
+    pub departed: Vec<(UserName, Time)>,
 }
 
 /// What the configuration says to the broker.
@@ -99,6 +101,7 @@ impl Broker {
     /// Takes over what an earlier process left in the store. Leases that last go up again, the others end.
     pub fn recall(&mut self, now: Time, memory: Memory) -> Outcome {
         self.accounts.replace(memory.accounts);
+        let departed = memory.departed;
         self.elsewhere.extend(memory.assigned.into_iter().map(|(prefix, user, at)| (prefix, (user, at))));
         for (prefix, lease) in memory.leases.iter().flat_map(|l| l.grant.prefixes().map(move |p| (p, l))) {
             let user = lease.grant.user.clone();
@@ -116,7 +119,21 @@ impl Broker {
                 Some(_) => outcome.routes.push(Route::Up(lease.grant.clone())),
             }
         }
+        outcome.append(self.bury(now, &departed));
         outcome.append(self.withdraw(now));
+        outcome
+    }
+
+    /// Ends what accounts had that were removed since, even if others of their names have been added.
+    fn bury(&mut self, now: Time, departed: &[(UserName, Time)]) -> Outcome {
+        let mut outcome = Outcome::default();
+        for (user, at) in departed {
+            for id in self.leases_of(user) {
+                if self.leases.get(&id).is_some_and(|lease| lease.granted <= *at) {
+                    outcome.append(self.end(now, id, End::AccountGone));
+                }
+            }
+        }
         outcome
     }
 
@@ -130,10 +147,11 @@ impl Broker {
         self.withdraw(now)
     }
 
-    /// The accounts have changed: those that are gone, and those that were given other prefixes, lose their leases.
-    pub fn adopt(&mut self, now: Time, accounts: Vec<Account>) -> Outcome {
+    /// The accounts have changed: those that are gone, those that were gone for a moment (`departed`), and those that were
+    /// given other prefixes, lose their leases.
+    pub fn adopt(&mut self, now: Time, accounts: Vec<Account>, departed: &[(UserName, Time)]) -> Outcome {
         let gone = self.accounts.replace(accounts);
-        let mut outcome = Outcome::default();
+        let mut outcome = self.bury(now, departed);
         for user in &gone {
             for id in self.leases_of(user) {
                 outcome.append(self.end(now, id, End::AccountGone));
@@ -219,6 +237,30 @@ impl Broker {
         self.deadlines.remove(&(before, id));
         self.deadlines.insert((expires, id));
         Ok((Some(expires), Outcome { records: vec![Record::Until(id, expires)], routes: Vec::new() }))
+    }
+
+    /// A tunnel's peer was proven to be elsewhere. Kept for a lease that lasts, so that it forwards there after a restart; our
+    /// own side stays as it was granted.
+    pub fn moved(&mut self, id: LeaseId, to: &Outer) -> Outcome {
+        let Some(lease) = self.leases.get_mut(&id) else { return Outcome::default() };
+        let was = lease.grant.outer;
+        let (Outer::Udp { local, .. }, Outer::Udp { remote, .. }) = (was, *to) else {
+            return Outcome::default();
+        };
+        let outer = Outer::Udp { local, remote };
+        if outer == was {
+            return Outcome::default();
+        }
+        lease.grant.outer = outer;
+        let lasts = lease.grant.expires.is_some();
+        if let Some(peer) = peer(&was) {
+            forget(&mut self.by_address, &peer, id);
+        }
+        if let Some(peer) = peer(&outer) {
+            self.by_address.entry(peer).or_default().insert(id);
+        }
+        let records = if lasts { vec![Record::Moved(id, outer)] } else { Vec::new() };
+        Outcome { records, routes: Vec::new() }
     }
 
     /// Ends a lease; nothing happens when it has ended before.

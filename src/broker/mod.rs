@@ -276,6 +276,8 @@ pub enum Record {
     Lease(Lease),
     /// This lease is in force until then.
     Until(LeaseId, Time),
+    /// The outer side of this lease is this one now: its peer was proven to be elsewhere.
+    Moved(LeaseId, Outer),
     /// This lease has ended.
     Ended(LeaseId),
     /// This prefix is in mind for this account, in use or not, since.

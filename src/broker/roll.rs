@@ -3,12 +3,14 @@
 //! Prefixes of an account are its own alone: not another account's, not inside one or around one, and not in use by
 //! somebody else at the moment. Pure: what is there comes in, records go out.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::account::{MAX_OWN_PREFIXES, Secret};
 use super::mechanism::Mechanisms;
 use super::pool::PAIRS;
-use super::{Account, Lease, Memory, Record, UserName};
+use super::{Account, Memory, Record, UserName};
 
 /// Why the accounts are not changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,23 +63,82 @@ pub enum RollError {
     TooMany(UserName),
 }
 
-/// Adds an account.
-///
-/// # Errors
-/// What stands against it.
-pub fn add(memory: &Memory, account: &Account) -> Result<Record, RollError> {
-    if find(memory, &account.name).is_some() {
-        return Err(RollError::Exists(account.name.clone()));
+/// Who has what: made once, so that adding many accounts takes no longer for each the more there are.
+#[derive(Debug, Default)]
+pub struct Roll {
+    names: HashSet<UserName>,
+    pairs: HashMap<u32, UserName>,
+    own: Taken,
+    leased: Taken,
+}
+
+/// Prefixes and whose they are, by their first address. None lies within another.
+#[derive(Debug, Default)]
+struct Taken(BTreeMap<u128, (Ipv6Prefix, UserName)>);
+
+impl Taken {
+    fn put(&mut self, prefix: Ipv6Prefix, user: &UserName) {
+        self.0.insert(prefix.addr().to_bits(), (prefix, user.clone()));
     }
-    if account.prefixes.len() > MAX_OWN_PREFIXES {
-        return Err(RollError::TooMany(account.name.clone()));
+
+    /// One that `prefix` meets: the last that begins before it, or the first that begins within it.
+    fn meets(&self, prefix: Ipv6Prefix) -> Option<&(Ipv6Prefix, UserName)> {
+        let start = prefix.addr().to_bits();
+        let before = self.0.range(..=start).next_back();
+        let within = self.0.range(start..).next();
+        let near = before.into_iter().chain(within).map(|(_, taken)| taken);
+        near.into_iter().find(|(other, _)| prefix.covers(*other) || other.covers(prefix))
     }
-    if let Some(pair) = account.pair.filter(|pair| *pair >= PAIRS) {
-        return Err(RollError::NoPair(pair));
+}
+
+impl Roll {
+    /// Of all that is remembered.
+    pub fn new(memory: &Memory) -> Self {
+        let mut roll = Self::default();
+        memory.accounts.iter().for_each(|account| roll.enter(account));
+        for grant in memory.leases.iter().map(|lease| &lease.grant) {
+            grant.prefixes().for_each(|prefix| roll.leased.put(prefix, &grant.user));
+        }
+        roll
     }
-    memory.accounts.iter().try_for_each(|other| beside(account, other))?;
-    memory.leases.iter().try_for_each(|lease| free_of(account, lease))?;
-    Ok(Record::Account(account.clone()))
+
+    fn enter(&mut self, account: &Account) {
+        self.names.insert(account.name.clone());
+        self.pairs.extend(account.pair.map(|pair| (pair, account.name.clone())));
+        account.prefixes.iter().for_each(|prefix| self.own.put(*prefix, &account.name));
+    }
+
+    /// Adds an account.
+    ///
+    /// # Errors
+    /// What stands against it; nothing has changed then.
+    pub fn add(&mut self, account: &Account) -> Result<Record, RollError> {
+        let name = || account.name.clone();
+        if self.names.contains(&account.name) {
+            return Err(RollError::Exists(name()));
+        }
+        if account.prefixes.len() > MAX_OWN_PREFIXES {
+            return Err(RollError::TooMany(name()));
+        }
+        if let Some(pair) = account.pair.filter(|pair| *pair >= PAIRS) {
+            return Err(RollError::NoPair(pair));
+        }
+        for prefix in account.prefixes.iter().copied() {
+            if let Some((other, owner)) = self.own.meets(prefix).cloned() {
+                return Err(RollError::Prefix { user: name(), prefix, other, owner });
+            }
+            if let Some((other, owner)) = self.leased.meets(prefix).cloned() {
+                return Err(RollError::InUse { prefix, other, owner });
+            }
+        }
+        if let Some((pair, owner)) =
+            account.pair.and_then(|pair| Some((pair, self.pairs.get(&pair)?.clone())))
+        {
+            return Err(RollError::Pair { pair, owner });
+        }
+        self.enter(account);
+        Ok(Record::Account(account.clone()))
+    }
 }
 
 /// Changes a secret.
@@ -115,33 +176,6 @@ fn find<'m>(memory: &'m Memory, user: &UserName) -> Option<&'m Account> {
     memory.accounts.iter().find(|account| account.name == *user)
 }
 
-fn meets(a: &Ipv6Prefix, b: &Ipv6Prefix) -> bool {
-    a.covers(*b) || b.covers(*a)
-}
-
-fn beside(account: &Account, other: &Account) -> Result<(), RollError> {
-    for prefix in &account.prefixes {
-        if let Some(theirs) = other.prefixes.iter().find(|theirs| meets(prefix, theirs)) {
-            let (user, owner) = (account.name.clone(), other.name.clone());
-            return Err(RollError::Prefix { user, prefix: *prefix, other: *theirs, owner });
-        }
-    }
-    match account.pair.filter(|pair| other.pair == Some(*pair)) {
-        Some(pair) => Err(RollError::Pair { pair, owner: other.name.clone() }),
-        None => Ok(()),
-    }
-}
-
-fn free_of(account: &Account, lease: &Lease) -> Result<(), RollError> {
-    for prefix in &account.prefixes {
-        if let Some(theirs) = lease.grant.prefixes().find(|theirs| meets(prefix, theirs)) {
-            let owner = lease.grant.user.clone();
-            return Err(RollError::InUse { prefix: *prefix, other: theirs, owner });
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use zeroize::Zeroizing;
@@ -160,7 +194,7 @@ mod tests {
     }
 
     fn refused(memory: &Memory, account: &Account) -> String {
-        add(memory, account).unwrap_err().to_string()
+        Roll::new(memory).add(account).unwrap_err().to_string()
     }
 
     #[test]
@@ -173,7 +207,13 @@ mod tests {
         assert!(refused(&memory, &account("bob", &[], Some(7))).contains("pinned to 'alice'"));
         assert!(refused(&memory, &account("bob", &[], Some(PAIRS))).contains("beyond"));
         let bob = account("bob", &["2001:db8:2::/48"], Some(8));
-        assert_eq!(add(&memory, &bob), Ok(Record::Account(bob)));
+        let mut roll = Roll::new(&memory);
+        assert_eq!(roll.add(&bob), Ok(Record::Account(bob)));
+        let inside = account("carol", &["2001:db8:2:1::/64"], None);
+        assert!(
+            roll.add(&inside).unwrap_err().to_string().contains("of 'bob'"),
+            "the roll knows whom it added"
+        );
     }
 
     #[test]

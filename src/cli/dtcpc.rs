@@ -21,7 +21,7 @@ const PASSWORDS: &str = "/usr/local/etc/dtcpc.auth";
 #[derive(Debug, Args)]
 #[command(
     disable_version_flag = true,
-    after_help = "Passwords: /usr/local/etc/dtcpc.auth (server:user:password), else SIXWAY_PASSWORD, else asked for.\nNot done: -P (prefixes on other interfaces), -r solicit, -R with other destinations, -A."
+    after_help = "Passwords: /usr/local/etc/dtcpc.auth (server:user:password), else SIXWAY_PASSWORD, else asked for.\nNot done: -P (prefixes on other interfaces), -R with other destinations, -A."
 )]
 pub struct DtcpcArgs {
     /// The server
@@ -53,8 +53,8 @@ pub struct DtcpcArgs {
     /// UDP port that is sent from
     #[arg(short = 'b', value_name = "PORT", default_value_t = UDP_PORT)]
     udp_port: u16,
-    /// Routes: static sets the default route, none sets no route
-    #[arg(short, value_name = "static|none", default_value = "static")]
+    /// Routes: static and solicit set the default route (a tunnel has one router), none sets no route
+    #[arg(short, value_name = "static|solicit|none", default_value = "static")]
     routes: String,
     /// What to route: only `default` is known
     #[arg(short = 'R', value_name = "LIST", default_value = "default")]
@@ -91,9 +91,10 @@ pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
         bail!("-R {}: only the default route is set here; add others by hand", args.destinations);
     }
     let routes = match args.routes.as_str() {
-        "static" => true,
+        // A tunnel has one router: whom soliciting would find is whom the default route leads to.
+        "static" | "solicit" => true,
         "none" => false,
-        other => bail!("-r {other}: known are static and none; router solicitation is not done here"),
+        other => bail!("-r {other}: known are static, solicit and none"),
     };
     if args.daemon && !args.child {
         return into_background("dtcpc");

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use super::print_line;
 use crate::admin::table::columns;
 use crate::broker::account::MAX_SECRET;
+use crate::broker::roll::Roll;
 use crate::broker::{Account, Mechanisms, Memory, Record, Secret, UserName, roll};
 use crate::config::Config;
 use crate::store::{Sqlite, Store};
@@ -106,7 +107,7 @@ pub fn run(args: &UserArgs) -> anyhow::Result<()> {
             let name = UserName::parse(name)?;
             let (pair, mechanisms) = (*interface, *mechanisms);
             let account = Account { name, secret: secret.clone(), prefixes, pair, mechanisms };
-            store.append(&[roll::add(&memory, &account)?])?;
+            store.append(&[Roll::new(&memory).add(&account)?])?;
             print_line(&format!("added: {}", account.name));
             print_made(&secret, made);
         }
@@ -129,7 +130,7 @@ pub fn run(args: &UserArgs) -> anyhow::Result<()> {
         }
         What::List => list(&memory),
         What::Import { file } => {
-            let records = import(memory, file)?;
+            let records = import(&memory, file)?;
             store.append(&records)?;
             print_line(&format!("added: {}", records.len()));
         }
@@ -204,10 +205,10 @@ fn or_dash(text: String) -> String {
 }
 
 /// All accounts of the file as records, or the first line that is wrong.
-fn import(mut memory: Memory, file: &Path) -> anyhow::Result<Vec<Record>> {
+fn import(memory: &Memory, file: &Path) -> anyhow::Result<Vec<Record>> {
     let octets = read(file, MOST_IMPORTED)?;
     let text = std::str::from_utf8(&octets).with_context(|| format!("{} is no text", file.display()))?;
-    let mut records = Vec::new();
+    let (mut roll, mut records) = (Roll::new(memory), Vec::new());
     for (n, line) in text.lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -215,8 +216,7 @@ fn import(mut memory: Memory, file: &Path) -> anyhow::Result<Vec<Record>> {
         }
         let place = || format!("{}:{}", file.display(), n + 1);
         let account = parse_account(line).with_context(place)?;
-        records.push(roll::add(&memory, &account).with_context(place)?);
-        memory.accounts.push(account);
+        records.push(roll.add(&account).with_context(place)?);
     }
     Ok(records)
 }

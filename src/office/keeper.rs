@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::broker::{Account, Record};
-use crate::store::{Store, StoreError};
+use crate::broker::Record;
+use crate::store::{Changed, Store, StoreError};
 
 /// How often accounts are looked after.
 const WATCH: Duration = Duration::from_millis(500);
@@ -20,7 +20,7 @@ pub(super) enum Told {
     /// The batch is on disk, or is not.
     Kept(Result<(), StoreError>),
     /// These are the accounts now.
-    Accounts(Vec<Account>),
+    Accounts(Changed),
 }
 
 /// The office's hold on the thread.

@@ -19,7 +19,7 @@ pub mod lent;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use sixway_dataplane::update::{Rejected, TunnelId};
+use sixway_dataplane::update::{Outer, Rejected, TunnelId};
 use tokio::sync::oneshot;
 
 use crate::admin::status::ends;
@@ -28,7 +28,7 @@ use crate::broker::{
 };
 use crate::config;
 use crate::registry::Registry;
-use crate::store::{Store, StoreError};
+use crate::store::{Changed, Store, StoreError};
 use batch::{Answer, Batch, Step};
 pub use desk::{Ask, Desk, Held, Visit};
 use desk::{Counter, now};
@@ -175,7 +175,7 @@ impl Office {
     /// Looks whether the files that lend accounts have changed. Call it now and then.
     pub fn look(&mut self) {
         if self.lent.look() {
-            self.adopt();
+            self.adopt(&[]);
         }
     }
 
@@ -194,6 +194,12 @@ impl Office {
         self.desk.configure(terms.limits);
         self.hooks.configure(hooks);
         let outcome = self.broker.configure(now(), terms);
+        self.open.add(outcome);
+    }
+
+    /// The peer of a leased tunnel was proven to be elsewhere.
+    pub fn moved(&mut self, lease: LeaseId, to: &Outer) {
+        let outcome = self.broker.moved(lease, to);
         self.open.add(outcome);
     }
 
@@ -222,9 +228,9 @@ impl Office {
                         let batch = self.writing.take().unwrap_or_default();
                         return Written { batch, kept };
                     }
-                    Told::Accounts(accounts) => {
+                    Told::Accounts(Changed { accounts, departed }) => {
                         self.lent.own(accounts);
-                        self.adopt();
+                        self.adopt(&departed);
                     }
                 },
                 Some((lease, why)) = self.counter.dropped.recv() => self.end(lease, why, None),
@@ -253,11 +259,11 @@ impl Office {
         self.writing = Some(batch);
     }
 
-    fn adopt(&mut self) {
+    fn adopt(&mut self, departed: &[(UserName, Time)]) {
         let accounts = self.lent.accounts();
         self.pins_changed = true;
         tracing::info!(event = "accounts_changed", accounts = accounts.len());
-        let outcome = self.broker.adopt(now(), accounts);
+        let outcome = self.broker.adopt(now(), accounts, departed);
         self.open.add(outcome);
     }
 

@@ -9,7 +9,7 @@ mod text;
 
 use std::path::PathBuf;
 
-use crate::broker::{Account, Memory, Record};
+use crate::broker::{Account, Memory, Record, Time, UserName};
 
 pub use sqlite::Sqlite;
 
@@ -31,7 +31,16 @@ pub trait Store: Send {
     ///
     /// # Errors
     /// That it cannot be read, or makes no sense.
-    fn watch(&mut self) -> Result<Option<Vec<Account>>, StoreError>;
+    fn watch(&mut self) -> Result<Option<Changed>, StoreError>;
+}
+
+/// The accounts after somebody else has changed something.
+#[derive(Clone, Debug, Default)]
+pub struct Changed {
+    /// All there are.
+    pub accounts: Vec<Account>,
+    /// Those that were removed at some time, and when; others of their names may have been added since.
+    pub departed: Vec<(UserName, Time)>,
 }
 
 /// Why a store cannot be used.

@@ -14,7 +14,7 @@ use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 use zeroize::Zeroizing;
 
 use super::text::{emit_outer, emit_prefixes, parse_outer, parse_prefixes};
-use super::{Store, StoreError};
+use super::{Changed, Store, StoreError};
 use crate::broker::{
     Account, Grant, Lease, LeaseId, Mechanisms, Memory, Pair, Protocol, Record, Secret, Time, UserName,
 };
@@ -62,6 +62,18 @@ const SCHEMA: &str = "
 
 /// From format 1 to 2: how an account may prove itself; NULL is in whatever way.
 const FROM_1: &str = "ALTER TABLE account ADD COLUMN mechanisms TEXT";
+
+/// Beside the format: a version that does not know it loses nothing by it.
+const DEPARTED: &str = "
+    CREATE TABLE IF NOT EXISTS departed (
+        name TEXT PRIMARY KEY,
+        at   INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+";
+const DEPART: &str =
+    "INSERT OR REPLACE INTO departed (name, at) VALUES (?1, CAST(unixepoch('subsec') * 1000 AS INTEGER))";
+const FORGET: &str =
+    "DELETE FROM departed WHERE at < (unixepoch() - 3600) * 1000 AND name NOT IN (SELECT user FROM lease)";
 
 /// An open store.
 #[derive(Debug)]
@@ -126,6 +138,7 @@ impl Sqlite {
         if found < FORMAT {
             changes.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
         }
+        changes.execute_batch(DEPARTED).map_err(failed)?;
         changes.commit().map_err(failed)
     }
 
@@ -156,6 +169,12 @@ impl Sqlite {
     }
 }
 
+impl Sqlite {
+    fn departed(&self) -> Result<Vec<(UserName, Time)>, StoreError> {
+        self.all("SELECT name, at FROM departed", |row| Ok((user(row.get(0)?)?, time(row, 1)?)))
+    }
+}
+
 impl Store for Sqlite {
     fn load(&mut self) -> Result<Memory, StoreError> {
         self.seen = self.version()?;
@@ -165,6 +184,7 @@ impl Store for Sqlite {
             accounts: self.accounts()?,
             leases: self.all(leases, read_lease)?,
             assigned: self.all("SELECT prefix, user, since FROM assigned", read_assigned)?,
+            departed: self.departed()?,
         })
     }
 
@@ -178,12 +198,12 @@ impl Store for Sqlite {
         changes.commit().map_err(failed)
     }
 
-    fn watch(&mut self) -> Result<Option<Vec<Account>>, StoreError> {
+    fn watch(&mut self) -> Result<Option<Changed>, StoreError> {
         let now = self.version()?;
         if std::mem::replace(&mut self.seen, now) == now {
             return Ok(None);
         }
-        self.accounts().map(Some)
+        Ok(Some(Changed { accounts: self.accounts()?, departed: self.departed()? }))
     }
 }
 
@@ -239,10 +259,18 @@ fn write(changes: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
                 Some(account.mechanisms).filter(|some| !some.is_any()).map(|some| some.to_string()),
             ],
         ),
-        Record::AccountGone(name) => run("DELETE FROM account WHERE name = ?1", params![name.as_str()]),
+        Record::AccountGone(name) => {
+            run("DELETE FROM account WHERE name = ?1", params![name.as_str()])?;
+            // What is old and has no lease any more has nothing to end.
+            run(FORGET, &[])?;
+            run(DEPART, params![name.as_str()])
+        }
         Record::Lease(lease) => write_lease(changes, lease),
         Record::Until(id, at) => {
             run("UPDATE lease SET expires = ?2 WHERE id = ?1", params![number(id.0), number(at.0)])
+        }
+        Record::Moved(id, outer) => {
+            run("UPDATE lease SET outside = ?2 WHERE id = ?1", params![number(id.0), emit_outer(outer)])
         }
         Record::Ended(id) => {
             run("DELETE FROM held WHERE lease = ?1", params![number(id.0)])?;
