@@ -274,7 +274,7 @@ fn who_is_removed_and_added_again_at_once_is_somebody_else() {
         // Longer than a clock's millisecond, shorter than the router takes to look.
         tokio::time::sleep(Duration::from_millis(5)).await;
         let mut beside = Sqlite::open_beside(&folder.store()).unwrap();
-        beside.append(&[gone.clone()]).unwrap();
+        beside.append(std::slice::from_ref(&gone)).unwrap();
         beside.append(&[Record::Account(account(0))]).unwrap();
         assert_eq!(first.ended().await, End::AccountGone);
         let mut again = desk.grant(wish(0, HOUR)).await.unwrap();

@@ -111,15 +111,15 @@ fn what_of_a_pool_nobody_has_is_a_black_hole() {
 #[test]
 fn the_first_pool_comes_by_a_reload() {
     let Some(rig) = Rig::new_or_skip("a router without a broker, then with one") else { return };
-    let server = Router::start(&rig.lab, &rig.s, &Rig::server_config("", &Rig::alice("udp", "")));
+    let server = Router::start(&rig.lab, &rig.s, &Rig::server_config("", &Rig::bob("")));
     assert!(server.status()["broker"].is_null());
-    let (store, config) = config(&rig, &Rig::alice("udp", ""));
+    let (store, config) = config(&rig, "");
     with_leases(&store);
     let done = server.reload(&config);
     assert!(done.ok && !done.text.contains("next start"), "{}", done.text);
     assert_eq!(server.status()["broker"]["leases"], 2, "{}", server.log());
     assert_eq!(server.tunnel("alice@tsp")["mtu"], 1280);
-    assert!(rig.alice_peer("udp").ping(U6, PATIENCE).is_some(), "the tunnel of the configuration stays");
+    assert!(alice(&rig).ping(U6, PATIENCE).is_some(), "{}", server.log());
     server.stop();
 }
 

@@ -108,7 +108,7 @@ impl Client {
             }
             Stage::Asking => "the server closed the connection without an answer",
             Stage::Up | Stage::Pinged => {
-                "the server ended the tunnel: a newer session of this user may have taken over"
+                "the server ended the tunnel: a newer session of this user may have taken over, or its operator did"
             }
             Stage::Over => return,
         };
