@@ -14,6 +14,7 @@
 //! | [`auth`] | proofs of who somebody is, shared by protocols |
 //! | [`dtcp`] | tunnels for those who ask by DTCP, and the asking side |
 //! | [`tsp`] | tunnels for those who ask by TSP |
+//! | [`dhcp6ctl`] | orders to a DHCPv6 server or client: both ends |
 //! | [`compat`] | the old programs' files, read as they are |
 //! | [`nd`] | neighbour discovery and echo inside each tunnel |
 //! | [`endpoint`] | proves where a peer is before its tunnel moves there |
@@ -40,6 +41,7 @@ pub mod compat;
 pub mod config;
 
 pub mod demo;
+pub mod dhcp6ctl;
 pub mod dtcp;
 pub mod endpoint;
 pub mod link;

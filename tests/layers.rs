@@ -86,6 +86,20 @@ const RULES: &[(&str, &str, &[&str])] = &[
     ),
     ("src/auth/", ".rs", PURE_CONTROL),
     ("src/auth/", ".rs", &["crate::dtcp", "crate::tsp", "crate::store", "crate::office", "rand::rng()"]),
+    (
+        "src/dhcp6ctl/",
+        ".rs",
+        &[
+            "crate::nd",
+            "crate::endpoint",
+            "crate::dtcp",
+            "crate::tsp",
+            "crate::dhcpv6",
+            "crate::registry",
+            "crate::office",
+            "sixway_dataplane",
+        ],
+    ),
     ("src/dtcp/client.rs", "", PURE_CONTROL),
     ("src/dtcp/interfaces.rs", "", PURE_CONTROL),
     (

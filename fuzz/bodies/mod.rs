@@ -4,6 +4,7 @@
 //! A body panics when something that must hold does not. It keeps nothing from one call to the next that could change
 //! what the next one finds.
 
+mod dhcp6;
 mod dtcp;
 mod forward;
 mod offload;
@@ -25,6 +26,8 @@ pub(crate) const ALL: &[(&str, Body)] = &[
     ("admin", texts::admin),
     ("coalesce", offload::coalesce),
     ("config", texts::config),
+    ("dhcp6ctl", dhcp6::dhcp6ctl),
+    ("dhcp6sconf", dhcp6::dhcp6sconf),
     ("dtcp", dtcp::dtcp),
     ("forward", forward::forward),
     ("icmp", packets::icmp),

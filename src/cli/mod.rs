@@ -7,6 +7,7 @@ pub mod bench;
 pub mod check;
 pub mod connect;
 pub mod demo;
+pub mod dhcp6ctl;
 pub mod dtcpauth;
 pub mod dtcpc;
 pub mod dtcps;
@@ -66,13 +67,15 @@ enum Command {
     Dtcpc(dtcpc::DtcpcArgs),
     /// Users and passwords of pop.auth, as dtcpauth(8) and qpopauth(8); also by the first name
     Dtcpauth(dtcpauth::DtcpauthArgs),
+    /// Tell a DHCPv6 server or client what to do, as dhcp6ctl(8); also by that name
+    Dhcp6ctl(dhcp6ctl::Dhcp6ctlArgs),
     /// See the whole thing work: three hosts in one process, both encapsulations, measured
     Demo(demo::DemoArgs),
 }
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse_from(words(std::env::args_os().collect())).command {
+    let done = match understood(words(std::env::args_os().collect())).command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Dtcps(args) => dtcps::run(&args),
         Command::Dtcpc(args) => dtcpc::run(&args),
         Command::Dtcpauth(args) => dtcpauth::run(&args),
+        Command::Dhcp6ctl(args) => dhcp6ctl::run(&args),
         Command::Demo(args) => demo::run(args, &crate::demo::tunnels::InProcess),
     };
     match done {
@@ -97,7 +101,22 @@ pub fn main() -> ExitCode {
 }
 
 /// Commands that the program is also called by.
-const NAMES: [&str; 3] = ["dtcps", "dtcpc", "dtcpauth"];
+const NAMES: [&str; 4] = ["dtcps", "dtcpc", "dtcpauth", "dhcp6ctl"];
+/// Those of them that exit with 1, not 2, where the command line is wrong, as scripts expect.
+const ONE_CODE: [&str; 1] = ["dhcp6ctl"];
+
+/// The command line taken apart; if that cannot be done, what is expected is said, and the program ends.
+fn understood(words: Vec<OsString>) -> Cli {
+    let one_code = words.get(1).is_some_and(|word| ONE_CODE.iter().any(|name| word == name));
+    Cli::try_parse_from(words).unwrap_or_else(|why| {
+        if !one_code || !why.use_stderr() {
+            why.exit();
+        }
+        // If standard error is gone, nobody can be told.
+        let _unsaid = why.print();
+        std::process::exit(1)
+    })
+}
 
 /// The command line with the command in it that the program's name stands for.
 fn words(mut words: Vec<OsString>) -> Vec<OsString> {
@@ -106,9 +125,9 @@ fn words(mut words: Vec<OsString>) -> Vec<OsString> {
         words.insert(1, name.into());
     }
     if words.get(1).is_some_and(|word| word == "dtcpauth") {
-        let understood =
+        let long =
             |word: OsString| word.into_string().map_or_else(|odd| odd, |w| dtcpauth::long_words(w).into());
-        words = words.into_iter().map(understood).collect();
+        words = words.into_iter().map(long).collect();
     }
     words
 }

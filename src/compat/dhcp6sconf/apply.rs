@@ -1,0 +1,411 @@
+//! Statements to a configuration: what must hold between them, in the old program's order (keys, authentication, pools,
+//! interfaces, hosts, options).
+//!
+//! All mistakes are found, not only the first. Of two statements with one name the first counts, as ever.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+
+use sixway_dataplane::update::Ipv6Prefix;
+
+use super::parser::{
+    AuthDecl, Block, HostDecl, InterfaceDecl, KeyDecl, Life, PoolRef, PrefixPoolDecl, Statement,
+};
+use super::values::{self, Lifetimes};
+use super::{
+    Host, Interface, Key, Notes, Options, Place, PoolUse, PrefixPool, Remark, ServerConf, Surroundings,
+};
+use crate::compat::base64;
+
+/// The least refresh time in seconds (RFC 8415 section 21.23).
+const MIN_REFRESH: u32 = 600;
+/// The longest prefix that is cut from a pool.
+const MAX_DELEGATED: u8 = 64;
+
+/// The configuration that the statements make together.
+pub(super) fn apply(
+    statements: Vec<Statement>,
+    around: &dyn Surroundings,
+    notes: &mut Notes,
+) -> Result<ServerConf, Vec<Remark>> {
+    let sorted = Sorted::of(statements, notes);
+    let mut whole = Whole { around, notes, wrong: Vec::new(), keys: BTreeMap::new(), pools: BTreeMap::new() };
+    sorted.keys.into_iter().for_each(|block| whole.key(block));
+    sorted.authentications.into_iter().for_each(|block| whole.authentication(&block));
+    sorted.pools.into_iter().for_each(|block| whole.pool(block));
+    let interfaces = sorted.interfaces.into_iter().filter_map(|block| whole.interface(block)).collect();
+    let hosts = sorted.hosts.into_iter().filter_map(|block| whole.host(block)).collect();
+    let options = whole.options(sorted.options);
+    let mut wrong = whole.wrong;
+    wrong.sort_by(|a, b| a.place.cmp(&b.place));
+    if wrong.is_empty() { Ok(ServerConf { options, interfaces, hosts }) } else { Err(wrong) }
+}
+
+/// Statements by their kinds, without those whose name has been there before.
+#[derive(Default)]
+struct Sorted {
+    options: Vec<Statement>,
+    interfaces: Vec<Block<InterfaceDecl>>,
+    hosts: Vec<Block<HostDecl>>,
+    pools: Vec<Block<(Ipv6Addr, Ipv6Addr)>>,
+    keys: Vec<Block<KeyDecl>>,
+    authentications: Vec<Block<AuthDecl>>,
+}
+
+impl Sorted {
+    fn of(statements: Vec<Statement>, notes: &mut Notes) -> Self {
+        let mut all = Self::default();
+        let mut names = BTreeSet::new();
+        for statement in statements {
+            match statement {
+                Statement::Interface(block) => {
+                    keep(&mut all.interfaces, "interface", block, &mut names, notes);
+                }
+                Statement::Host(block) => keep(&mut all.hosts, "host", block, &mut names, notes),
+                Statement::Pool(block) => keep(&mut all.pools, "pool", block, &mut names, notes),
+                Statement::Key(block) => keep(&mut all.keys, "keyinfo", block, &mut names, notes),
+                Statement::Authentication(block) => {
+                    keep(&mut all.authentications, "authentication", block, &mut names, notes);
+                }
+                Statement::Addresses(..) | Statement::Name(..) | Statement::Refresh(..) => {
+                    all.options.push(statement);
+                }
+            }
+        }
+        all
+    }
+}
+
+fn keep<T>(
+    list: &mut Vec<Block<T>>,
+    kind: &'static str,
+    block: Block<T>,
+    names: &mut BTreeSet<(&'static str, String)>,
+    notes: &mut Notes,
+) {
+    if names.insert((kind, block.name.clone())) {
+        list.push(block);
+    } else {
+        let what =
+            format!("there is a {kind} '{}' before this, which counts; this one is ignored", block.name);
+        notes.push(&block.place, what);
+    }
+}
+
+/// What has been resolved so far, and what was wrong.
+struct Whole<'a> {
+    around: &'a dyn Surroundings,
+    notes: &'a mut Notes,
+    wrong: Vec<Remark>,
+    keys: BTreeMap<String, Arc<Key>>,
+    pools: BTreeMap<String, (Ipv6Addr, Ipv6Addr)>,
+}
+
+impl Whole<'_> {
+    fn refuse(&mut self, place: &Place, what: impl Into<String>) {
+        self.wrong.push(Remark { place: place.clone(), what: what.into() });
+    }
+
+    /// What `made` says, or nothing and the mistake put down.
+    fn taken<T>(&mut self, place: &Place, made: Result<T, String>) -> Option<T> {
+        made.map_err(|what| self.refuse(place, what)).ok()
+    }
+
+    fn key(&mut self, block: Block<KeyDecl>) {
+        let Block { place, name, decls } = block;
+        let (mut realm, mut id, mut secret, mut expires) = (None, None, None, None);
+        let before = self.wrong.len();
+        for (at, decl) in decls {
+            match decl {
+                KeyDecl::Realm(text) => realm = Some(text),
+                KeyDecl::Id(number) => {
+                    let number =
+                        u32::try_from(number).map_err(|_| format!("a key's number is 0 to {}", u32::MAX));
+                    id = self.taken(&at, number);
+                }
+                KeyDecl::Secret(text) => {
+                    let decoded = base64::decode(text.as_bytes());
+                    secret =
+                        self.taken(&at, decoded.map_err(|why| format!("the secret is no base64: {why}")));
+                }
+                KeyDecl::Expire(text) => {
+                    expires = self.taken(&at, values::expiry(&text, self.around)).flatten();
+                }
+            }
+        }
+        match (realm, id, secret) {
+            (Some(realm), Some(id), Some(secret)) => {
+                let key = Key { name: name.clone(), realm, id, secret, expires };
+                self.keys.insert(name, Arc::new(key));
+            }
+            // What has been said already is not said as missing.
+            _ if self.wrong.len() > before => {}
+            (realm, id, secret) => {
+                let needed =
+                    [("realm", realm.is_none()), ("keyid", id.is_none()), ("secret", secret.is_none())];
+                let missing: Vec<&str> = needed.iter().filter(|(_, no)| *no).map(|(word, _)| *word).collect();
+                self.refuse(&place, format!("keyinfo '{name}' has no {}", missing.join(", no ")));
+            }
+        }
+    }
+
+    fn authentication(&mut self, block: &Block<AuthDecl>) {
+        let protocol = block
+            .decls
+            .iter()
+            .rev()
+            .find(|(_, decl)| matches!(decl, AuthDecl::Delayed | AuthDecl::Reconfigure));
+        match protocol {
+            None => {
+                let what =
+                    format!("authentication '{}' has no protocol; write 'protocol reconfig;'", block.name);
+                self.refuse(&block.place, what);
+            }
+            Some((at, AuthDecl::Delayed)) => {
+                self.refuse(at, "'protocol delayed' is for clients; a server has 'delayedkey' in its hosts");
+            }
+            Some(_) => self.notes.push(&block.place, "'authentication' has no effect in a server"),
+        }
+    }
+
+    fn pool(&mut self, block: Block<(Ipv6Addr, Ipv6Addr)>) {
+        let Block { place, name, mut decls } = block;
+        let ranges = decls.len();
+        let Some((at, (first, last))) = decls.pop() else {
+            self.refuse(&place, format!("pool '{name}' has no range; write 'range ADDRESS to ADDRESS;'"));
+            return;
+        };
+        if ranges > 1 {
+            self.notes.push(&at, format!("of the {ranges} ranges of pool '{name}' only this one counts"));
+        }
+        if first > last {
+            self.refuse(&at, format!("the range ends ({last}) below its beginning ({first})"));
+        } else if [first, last].iter().any(|addr| addr.is_multicast() || addr.is_unicast_link_local()) {
+            self.notes.push(&at, "link-local and multicast addresses are not given to anybody");
+        }
+        // Known in any case, so that whoever uses it is not refused for this.
+        self.pools.insert(name, (first, last));
+    }
+
+    fn interface(&mut self, block: Block<InterfaceDecl>) -> Option<(String, Interface)> {
+        let Block { place, name, decls } = block;
+        if !self.around.has_interface(&name) {
+            self.refuse(
+                &place,
+                format!("there is no interface '{name}'; `ip link` names those that there are"),
+            );
+        }
+        let mut interface = Interface::default();
+        let mut decided = BTreeSet::new();
+        for (at, decl) in decls {
+            match decl {
+                InterfaceDecl::AllowRapidCommit => interface.rapid_commit = true,
+                InterfaceDecl::SendRapidCommit => {
+                    self.notes.push(&at, "'send' is for clients and says nothing here");
+                }
+                InterfaceDecl::Preference(number) => {
+                    self.last_counts(&at, &mut decided, "preference");
+                    let number =
+                        u8::try_from(number).map_err(|_| format!("a preference is 0 to 255, not {number}"));
+                    interface.preference = self.taken(&at, number).or(interface.preference);
+                }
+                InterfaceDecl::Pool(pool) => {
+                    self.last_counts(&at, &mut decided, "address-pool");
+                    interface.pool = self.pool_use(&at, pool).or(interface.pool);
+                }
+                InterfaceDecl::PrefixPool(pool) => self.prefix_pool(&at, &pool, &mut interface.prefix_pools),
+            }
+        }
+        Some((name, interface))
+    }
+
+    fn last_counts(&mut self, at: &Place, decided: &mut BTreeSet<&'static str>, what: &'static str) {
+        if !decided.insert(what) {
+            self.notes.push(at, format!("a second '{what}': the last one counts"));
+        }
+    }
+
+    fn pool_use(&mut self, at: &Place, wanted: PoolRef) -> Option<PoolUse> {
+        let PoolRef { name, life } = wanted;
+        let lifetimes = self.lifetimes(at, life)?;
+        let Some(&(first, last)) = self.pools.get(&name) else {
+            self.refuse(
+                at,
+                format!("there is no pool '{name}'; write 'pool {name} {{ range ... to ...; }};'"),
+            );
+            return None;
+        };
+        Some(PoolUse { name, first, last, lifetimes })
+    }
+
+    fn prefix_pool(&mut self, at: &Place, wanted: &PrefixPoolDecl, list: &mut Vec<PrefixPool>) {
+        let Some(space) = self.prefix(at, wanted.space.0, wanted.space.1) else { return };
+        let Some(lifetimes) = self.lifetimes(at, wanted.life) else { return };
+        let fits = |len: &u8| (space.prefix_len()..=MAX_DELEGATED).contains(len);
+        let Some(len) = u8::try_from(wanted.len).ok().filter(fits) else {
+            let from = space.prefix_len();
+            self.refuse(
+                at,
+                format!("prefixes of {space} are /{from} to /{MAX_DELEGATED}, not /{}", wanted.len),
+            );
+            return;
+        };
+        if list.iter().any(|other| other.space.covers(space) || space.covers(other.space)) {
+            self.refuse(at, format!("{space} lies in another pool of the same block, or around it"));
+            return;
+        }
+        list.push(PrefixPool { space, len, lifetimes });
+    }
+
+    fn host(&mut self, block: Block<HostDecl>) -> Option<Host> {
+        let Block { place, name, decls } = block;
+        let mut host = Host {
+            name,
+            duid: None,
+            prefixes: Vec::new(),
+            addresses: Vec::new(),
+            pool: None,
+            prefix_pools: Vec::new(),
+            key: None,
+        };
+        let mut decided = BTreeSet::new();
+        for (at, decl) in decls {
+            match decl {
+                HostDecl::Duid(_) if host.duid.is_some() => {
+                    self.refuse(&at, format!("host '{}' has a DUID already; write a second host", host.name));
+                }
+                HostDecl::Duid(duid) => host.duid = Some(duid),
+                HostDecl::Prefix(addr, len, life) => {
+                    let prefix =
+                        self.prefix(&at, addr, len).and_then(|p| Some((p, self.lifetimes(&at, life)?)));
+                    host.prefixes.extend(self.once(&at, prefix, &host.prefixes));
+                }
+                HostDecl::Address(addr, life) => {
+                    let addr = self.usable(&at, addr).and_then(|a| Some((a, self.lifetimes(&at, life)?)));
+                    host.addresses.extend(self.once(&at, addr, &host.addresses));
+                }
+                HostDecl::Pool(pool) => {
+                    self.last_counts(&at, &mut decided, "address-pool");
+                    host.pool = self.pool_use(&at, pool).or(host.pool);
+                }
+                HostDecl::PrefixPool(pool) => self.prefix_pool(&at, &pool, &mut host.prefix_pools),
+                HostDecl::DelayedKey(name) => {
+                    self.last_counts(&at, &mut decided, "delayedkey");
+                    host.key = self.keys.get(&name).cloned();
+                    if host.key.is_none() {
+                        self.refuse(&at, format!("there is no keyinfo '{name}', or it is wrong itself"));
+                    }
+                }
+            }
+        }
+        if host.duid.is_none() {
+            self.notes.push(&place, format!("host '{}' has no DUID, so nobody is this host", host.name));
+        }
+        Some(host)
+    }
+
+    /// What is not in the list yet.
+    fn once<T: PartialEq + std::fmt::Display + Copy>(
+        &mut self,
+        at: &Place,
+        new: Option<(T, Lifetimes)>,
+        list: &[(T, Lifetimes)],
+    ) -> Option<(T, Lifetimes)> {
+        let (value, lifetimes) = new?;
+        if list.iter().any(|(other, _)| *other == value) {
+            self.refuse(at, format!("{value} stands in this host twice"));
+            return None;
+        }
+        Some((value, lifetimes))
+    }
+
+    fn prefix(&mut self, at: &Place, addr: Ipv6Addr, len: u64) -> Option<Ipv6Prefix> {
+        let addr = self.usable(at, addr)?;
+        let prefix = u8::try_from(len).ok().and_then(|len| Ipv6Prefix::new(addr, len));
+        let Some(prefix) = prefix else {
+            self.refuse(at, format!("a prefix length is 0 to 128, not {len}"));
+            return None;
+        };
+        if prefix.addr() != addr {
+            self.notes.push(at, format!("bits are set behind the length of {addr}/{len}; {prefix} is taken"));
+        }
+        Some(prefix)
+    }
+
+    /// An address that somebody outside can have.
+    fn usable(&mut self, at: &Place, addr: Ipv6Addr) -> Option<Ipv6Addr> {
+        /// fec0::/10, which RFC 3879 has done away with.
+        const SITE_LOCAL: u16 = 0xfec0;
+        let kind = if addr.is_multicast() {
+            "a multicast"
+        } else if addr.is_unicast_link_local() {
+            "a link-local"
+        } else if addr.segments()[0] & 0xffc0 == SITE_LOCAL {
+            "a site-local"
+        } else {
+            return Some(addr);
+        };
+        self.refuse(at, format!("{addr} is {kind} address, which nobody can be given"));
+        None
+    }
+
+    fn lifetimes(&mut self, at: &Place, life: Life) -> Option<Lifetimes> {
+        let lifetimes = Lifetimes::new(life.preferred, life.valid);
+        if lifetimes.is_none() {
+            self.refuse(at, "the preferred lifetime (the first) is longer than the valid one (the second)");
+        }
+        lifetimes
+    }
+
+    fn options(&mut self, statements: Vec<Statement>) -> Options {
+        let mut options = Options::default();
+        let mut raw: BTreeSet<(u16, String)> = BTreeSet::new();
+        for statement in statements {
+            match statement {
+                Statement::Addresses(at, code, list) => {
+                    let all = options.addresses.entry(code).or_default();
+                    for addr in list {
+                        if all.contains(&addr) {
+                            self.refuse(&at, format!("{addr} stands in this option twice"));
+                        } else {
+                            all.push(addr);
+                        }
+                    }
+                }
+                Statement::Name(at, code, text) => {
+                    if !raw.insert((code, text.clone())) {
+                        self.refuse(&at, format!("\"{}\" stands in this option twice", text.escape_debug()));
+                        continue;
+                    }
+                    match values::domain_name(&text) {
+                        Ok(name) => options.names.entry(code).or_default().push(name),
+                        Err(why) => {
+                            let text = text.escape_debug();
+                            self.notes.push(&at, format!("\"{text}\" is no domain name and left out: {why}"));
+                        }
+                    }
+                }
+                Statement::Refresh(at, seconds) => self.refresh(&at, seconds, &mut options.refresh_time),
+                Statement::Interface(_)
+                | Statement::Host(_)
+                | Statement::Pool(_)
+                | Statement::Key(_)
+                | Statement::Authentication(_) => {}
+            }
+        }
+        options.addresses.retain(|_, list| !list.is_empty());
+        options
+    }
+
+    fn refresh(&mut self, at: &Place, seconds: u64, time: &mut Option<u32>) {
+        let Some(seconds) = u32::try_from(seconds).ok().filter(|seconds| *seconds >= MIN_REFRESH) else {
+            self.refuse(at, format!("a refresh time is {MIN_REFRESH} to {} s, not {seconds}", u32::MAX));
+            return;
+        };
+        if time.is_some() {
+            self.notes.push(at, "there is a refresh time before this, which counts; this one is ignored");
+        }
+        time.get_or_insert(seconds);
+    }
+}

@@ -1,0 +1,556 @@
+//! Tokens to statements, with all included files in their places.
+//!
+//! Form alone: whether a pool exists or a lifetime makes sense is `apply`'s business. The first mistake ends it.
+
+use std::io::ErrorKind;
+use std::net::Ipv6Addr;
+
+use super::lexer::{Lexer, Token};
+use super::values::{Duid, Lifetimes};
+use super::{MAX_DEPTH, MAX_INCLUDES, Notes, Place, Remark, Surroundings};
+
+/// One statement with its place.
+pub(super) enum Statement {
+    /// `option` with addresses, by option code.
+    Addresses(Place, u16, Vec<Ipv6Addr>),
+    /// `option` with a name, by option code.
+    Name(Place, u16, String),
+    /// `option refreshtime`, in seconds.
+    Refresh(Place, u64),
+    Interface(Block<InterfaceDecl>),
+    Host(Block<HostDecl>),
+    /// Each a range, from the lowest address to the highest.
+    Pool(Block<(Ipv6Addr, Ipv6Addr)>),
+    Key(Block<KeyDecl>),
+    Authentication(Block<AuthDecl>),
+}
+
+/// A statement with a name and declarations between braces.
+pub(super) struct Block<T> {
+    pub(super) place: Place,
+    pub(super) name: String,
+    pub(super) decls: Vec<(Place, T)>,
+}
+
+pub(super) enum InterfaceDecl {
+    AllowRapidCommit,
+    SendRapidCommit,
+    Preference(u64),
+    Pool(PoolRef),
+    PrefixPool(PrefixPoolDecl),
+}
+
+pub(super) enum HostDecl {
+    Duid(Duid),
+    Prefix(Ipv6Addr, u64, Life),
+    Address(Ipv6Addr, Life),
+    Pool(PoolRef),
+    PrefixPool(PrefixPoolDecl),
+    DelayedKey(String),
+}
+
+/// `address-pool NAME LIFE [LIFE]`.
+pub(super) struct PoolRef {
+    pub(super) name: String,
+    pub(super) life: Life,
+}
+
+/// `delegated-prefix-pool PREFIX/LENGTH LENGTH LIFE [LIFE]`.
+pub(super) struct PrefixPoolDecl {
+    pub(super) space: (Ipv6Addr, u64),
+    pub(super) len: u64,
+    pub(super) life: Life,
+}
+
+/// Preferred and valid lifetime as written, in seconds; whether the pair makes sense is not known yet.
+#[derive(Clone, Copy)]
+pub(super) struct Life {
+    pub(super) preferred: u32,
+    pub(super) valid: u32,
+}
+
+pub(super) enum KeyDecl {
+    Realm(String),
+    Id(u64),
+    Secret(String),
+    Expire(String),
+}
+
+pub(super) enum AuthDecl {
+    Delayed,
+    Reconfigure,
+    /// Algorithm, replay detection or key: nothing follows from them in a server.
+    Other,
+}
+
+/// Options with addresses, and their codes (the IANA registry of DHCPv6 options).
+const ADDRESSES: &[(&str, u16)] = &[
+    ("domain-name-servers", 23),
+    ("ntp-servers", 31),
+    ("sip-server-address", 22),
+    ("nis-server-address", 27),
+    ("nisp-server-address", 28),
+    ("bcmcs-server-address", 34),
+];
+
+/// Options with a name. The second spelling of NIS and NIS+ is in old files.
+const DOMAINS: &[(&str, u16)] = &[
+    ("domain-name", 24),
+    ("sip-server-domain-name", 21),
+    ("nis-domain-name", 29),
+    ("nis-server-domain-name", 29),
+    ("nisp-domain-name", 30),
+    ("nisp-server-domain-name", 30),
+    ("bcmcs-server-domain-name", 33),
+];
+
+/// Words that cannot stand where a pool or a key is meant, because the old program takes them as keywords.
+const KEYWORDS: &[&str] = &[
+    "interface",
+    "host",
+    "pool",
+    "keyinfo",
+    "authentication",
+    "include",
+    "profile",
+    "id-assoc",
+    "option",
+    "allow",
+    "send",
+    "request",
+    "information-only",
+    "script",
+    "preference",
+    "address-pool",
+    "rapid-commit",
+    "duid",
+    "prefix",
+    "address",
+    "delayedkey",
+    "range",
+    "to",
+    "realm",
+    "keyid",
+    "secret",
+    "expire",
+    "protocol",
+    "algorithm",
+    "rdm",
+    "key",
+    "delayed",
+    "reconfig",
+    "monocounter",
+    "hmac-md5",
+    "HMAC-MD5",
+    "hmacmd5",
+    "HMACMD5",
+    "infinity",
+    "refreshtime",
+    "ia-pd",
+    "ia-na",
+    "prefix-interface",
+    "sla-id",
+    "sla-len",
+    "ifid",
+    "ifid-random",
+];
+
+type Parsed<T> = Result<T, Remark>;
+
+/// All statements of a file and of those that it includes, in order.
+pub(super) fn parse(
+    file: &str,
+    text: &[u8],
+    around: &dyn Surroundings,
+    notes: &mut Notes,
+) -> Parsed<Vec<Statement>> {
+    let mut all = Vec::new();
+    let mut inner = Includes { around, read: 0, depth: 0 };
+    Parser::new(file, text, notes).statements(&mut inner, &mut all)?;
+    Ok(all)
+}
+
+struct Includes<'a> {
+    around: &'a dyn Surroundings,
+    read: usize,
+    depth: usize,
+}
+
+struct Parser<'a, 'n> {
+    lexer: Lexer<'a>,
+    notes: &'n mut Notes,
+    ahead: Option<(Token, Place)>,
+}
+
+impl<'a, 'n> Parser<'a, 'n> {
+    fn new(file: &str, text: &'a [u8], notes: &'n mut Notes) -> Self {
+        Self { lexer: Lexer::new(file, text), notes, ahead: None }
+    }
+
+    fn next(&mut self) -> (Token, Place) {
+        self.ahead.take().unwrap_or_else(|| self.lexer.next(self.notes))
+    }
+
+    fn sign(&mut self, sign: char, after: &str) -> Parsed<()> {
+        match self.next() {
+            (Token::Punct(found), _) if found == sign => Ok(()),
+            (found, place) => wrong(&place, &format!("'{sign}' {after}"), &found),
+        }
+    }
+
+    fn end(&mut self) -> Parsed<()> {
+        self.sign(';', "at the end of the statement")
+    }
+
+    fn statements(&mut self, inner: &mut Includes<'_>, all: &mut Vec<Statement>) -> Parsed<()> {
+        const WANTED: &str =
+            "'option', 'interface', 'host', 'pool', 'keyinfo', 'authentication' or 'include'";
+        loop {
+            let (token, place) = self.next();
+            let word = match token {
+                Token::End => return Ok(()),
+                Token::Word(word) => word,
+                found @ (Token::Name(_)
+                | Token::Number(_)
+                | Token::Quoted(_)
+                | Token::Duid(_)
+                | Token::Punct(_)) => {
+                    return wrong(&place, WANTED, &found);
+                }
+            };
+            let statement = match word.as_str() {
+                "option" => self.option(place)?,
+                "interface" => Statement::Interface(self.block(place, Self::interface_decl)?),
+                "host" => Statement::Host(self.block(place, Self::host_decl)?),
+                "pool" => Statement::Pool(self.block(place, Self::range)?),
+                "keyinfo" => Statement::Key(self.block(place, Self::key_decl)?),
+                "authentication" => Statement::Authentication(self.block(place, Self::auth_decl)?),
+                "include" => {
+                    self.include(&place, inner, all)?;
+                    continue;
+                }
+                "profile" | "id-assoc" => {
+                    self.foreign(&place, &word)?;
+                    continue;
+                }
+                _ => return wrong(&place, WANTED, &Token::Word(word)),
+            };
+            all.push(statement);
+        }
+    }
+
+    fn option(&mut self, place: Place) -> Parsed<Statement> {
+        let (token, at) = self.next();
+        let Token::Word(word) = &token else { return wrong(&at, &options(), &token) };
+        let code = |list: &[(&str, u16)]| list.iter().find(|(name, _)| name == word).map(|(_, code)| *code);
+        let statement = if let Some(code) = code(ADDRESSES) {
+            Statement::Addresses(place, code, self.addresses()?)
+        } else if let Some(code) = code(DOMAINS) {
+            Statement::Name(place, code, self.quoted("a name in quotes")?)
+        } else if word == "refreshtime" {
+            Statement::Refresh(place, self.number("a time in seconds, 600 to 4294967295")?)
+        } else {
+            return wrong(&at, &options(), &token);
+        };
+        self.end()?;
+        Ok(statement)
+    }
+
+    fn addresses(&mut self) -> Parsed<Vec<Ipv6Addr>> {
+        let mut list = Vec::new();
+        loop {
+            let (token, place) = self.next();
+            if token == Token::Punct(';') {
+                self.ahead = Some((token, place));
+                return Ok(list);
+            }
+            list.push(address(token, &place, "an IPv6 address, or ';' (addresses are parted by blanks)")?);
+        }
+    }
+
+    fn block<T>(&mut self, place: Place, decl: fn(&mut Self, &str, &Place) -> Parsed<T>) -> Parsed<Block<T>> {
+        let (token, at) = self.next();
+        let Token::Name(name) = token else { return wrong(&at, "a name", &token) };
+        self.sign('{', "behind the name")?;
+        let mut decls = Vec::new();
+        loop {
+            let (token, at) = self.next();
+            let word = match &token {
+                Token::Punct('}') => break,
+                Token::Word(word) => word.as_str(),
+                // What says nothing but itself is refused by the declaration, which knows what it wants.
+                Token::Name(_)
+                | Token::Number(_)
+                | Token::Quoted(_)
+                | Token::Duid(_)
+                | Token::Punct(_)
+                | Token::End => {
+                    return wrong(&at, "a declaration, or '}'", &token);
+                }
+            };
+            let said = decl(self, word, &at)?;
+            self.end()?;
+            decls.push((at, said));
+        }
+        self.sign(';', "behind '}'")?;
+        Ok(Block { place, name, decls })
+    }
+
+    fn interface_decl(&mut self, word: &str, place: &Place) -> Parsed<InterfaceDecl> {
+        Ok(match word {
+            "allow" => {
+                self.keyword("rapid-commit")?;
+                InterfaceDecl::AllowRapidCommit
+            }
+            "send" => {
+                self.keyword("rapid-commit")?;
+                InterfaceDecl::SendRapidCommit
+            }
+            "preference" => InterfaceDecl::Preference(self.number("a preference, 0 to 255")?),
+            "address-pool" => InterfaceDecl::Pool(self.pool_ref()?),
+            PREFIX_POOL => InterfaceDecl::PrefixPool(self.prefix_pool()?),
+            "request" | "information-only" | "script" => {
+                return remark(place, format!("'{word}' is for clients; remove it from a server's file"));
+            }
+            _ => {
+                const WANTED: &str =
+                    "'allow', 'preference', 'address-pool' or 'delegated-prefix-pool' (in an interface)";
+                return wrong(place, WANTED, &Token::Word(word.to_owned()));
+            }
+        })
+    }
+
+    fn host_decl(&mut self, word: &str, place: &Place) -> Parsed<HostDecl> {
+        Ok(match word {
+            "duid" => {
+                let (token, at) = self.next();
+                let Token::Duid(duid) = token else { return wrong(&at, "a DUID", &token) };
+                HostDecl::Duid(duid.or_else(|why| remark(&at, why.to_string()))?)
+            }
+            "prefix" => {
+                let (addr, len) = self.prefix()?;
+                HostDecl::Prefix(addr, len, self.life()?)
+            }
+            "address" => {
+                let (token, at) = self.next();
+                let addr = address(token, &at, "an IPv6 address")?;
+                HostDecl::Address(addr, self.life()?)
+            }
+            "address-pool" => HostDecl::Pool(self.pool_ref()?),
+            PREFIX_POOL => HostDecl::PrefixPool(self.prefix_pool()?),
+            "delayedkey" => HostDecl::DelayedKey(self.reference("a key")?),
+            _ => {
+                const WANTED: &str = "'duid', 'prefix', 'address', 'address-pool', 'delegated-prefix-pool' or \
+                                      'delayedkey' (in a host)";
+                return wrong(place, WANTED, &Token::Word(word.to_owned()));
+            }
+        })
+    }
+
+    fn range(&mut self, word: &str, place: &Place) -> Parsed<(Ipv6Addr, Ipv6Addr)> {
+        if word != "range" {
+            return wrong(place, "'range ADDRESS to ADDRESS' (in a pool)", &Token::Word(word.to_owned()));
+        }
+        let (token, at) = self.next();
+        let first = address(token, &at, "the lowest IPv6 address of the range")?;
+        self.keyword("to")?;
+        let (token, at) = self.next();
+        Ok((first, address(token, &at, "the highest IPv6 address of the range")?))
+    }
+
+    fn key_decl(&mut self, word: &str, place: &Place) -> Parsed<KeyDecl> {
+        Ok(match word {
+            "realm" => KeyDecl::Realm(self.quoted("a realm in quotes")?),
+            "keyid" => KeyDecl::Id(self.number("a key number, 0 to 4294967295")?),
+            "secret" => KeyDecl::Secret(self.quoted("a secret in quotes, in base64")?),
+            "expire" => KeyDecl::Expire(self.quoted("a time in quotes")?),
+            _ => {
+                const WANTED: &str = "'realm', 'keyid', 'secret' or 'expire' (in a keyinfo)";
+                return wrong(place, WANTED, &Token::Word(word.to_owned()));
+            }
+        })
+    }
+
+    fn auth_decl(&mut self, word: &str, place: &Place) -> Parsed<AuthDecl> {
+        match word {
+            "protocol" => match self.next() {
+                (Token::Word(word), _) if word == "delayed" => Ok(AuthDecl::Delayed),
+                (Token::Word(word), _) if word == "reconfig" => Ok(AuthDecl::Reconfigure),
+                (found, at) => wrong(&at, "'reconfig'", &found),
+            },
+            "algorithm" => self.one_of(&["hmac-md5", "HMAC-MD5", "hmacmd5", "HMACMD5"]),
+            "rdm" => self.one_of(&["monocounter"]),
+            "key" => self.reference("a key").map(|_| AuthDecl::Other),
+            _ => {
+                const WANTED: &str = "'protocol', 'algorithm', 'rdm' or 'key' (in an authentication)";
+                wrong(place, WANTED, &Token::Word(word.to_owned()))
+            }
+        }
+    }
+
+    fn one_of(&mut self, words: &[&str]) -> Parsed<AuthDecl> {
+        match self.next() {
+            (Token::Word(word), _) if words.contains(&word.as_str()) => Ok(AuthDecl::Other),
+            (found, at) => wrong(&at, &format!("'{}'", words.first().copied().unwrap_or_default()), &found),
+        }
+    }
+
+    fn keyword(&mut self, wanted: &str) -> Parsed<()> {
+        match self.next() {
+            (Token::Word(word), _) if word == wanted => Ok(()),
+            (found, place) => wrong(&place, &format!("'{wanted}'"), &found),
+        }
+    }
+
+    fn number(&mut self, wanted: &str) -> Parsed<u64> {
+        match self.next() {
+            (Token::Number(number), _) => Ok(number),
+            (found, place) => wrong(&place, wanted, &found),
+        }
+    }
+
+    fn quoted(&mut self, wanted: &str) -> Parsed<String> {
+        match self.next() {
+            (Token::Quoted(text), _) => Ok(text),
+            (found, place) => wrong(&place, wanted, &found),
+        }
+    }
+
+    /// The name of a pool or a key, where neither numbers nor keywords are understood.
+    fn reference(&mut self, what: &str) -> Parsed<String> {
+        match self.next() {
+            (Token::Word(word), _) if !is_keyword(&word) => Ok(word),
+            (found, place) => {
+                wrong(&place, &format!("the name of {what} (neither a number nor a keyword)"), &found)
+            }
+        }
+    }
+
+    fn pool_ref(&mut self) -> Parsed<PoolRef> {
+        Ok(PoolRef { name: self.reference("a pool")?, life: self.life()? })
+    }
+
+    fn prefix_pool(&mut self) -> Parsed<PrefixPoolDecl> {
+        let space = self.prefix()?;
+        let len = self.number("the length of each delegated prefix, as in 2001:db8::/40 56 3600 7200")?;
+        Ok(PrefixPoolDecl { space, len, life: self.life()? })
+    }
+
+    fn prefix(&mut self) -> Parsed<(Ipv6Addr, u64)> {
+        let (token, at) = self.next();
+        let addr = address(token, &at, "an IPv6 prefix, as in 2001:db8::/48")?;
+        self.sign('/', "behind the prefix's address")?;
+        Ok((addr, self.number("a prefix length, 0 to 128")?))
+    }
+
+    /// One lifetime for both, or two.
+    fn life(&mut self) -> Parsed<Life> {
+        const WANTED: &str = "a lifetime: seconds or 'infinity'";
+        let (token, place) = self.next();
+        let preferred =
+            self.one_life(&token, &place).ok_or(()).or_else(|()| wrong(&place, WANTED, &token))?;
+        let (token, place) = self.next();
+        let valid = match self.one_life(&token, &place) {
+            Some(valid) => valid,
+            None => {
+                self.ahead = Some((token, place));
+                preferred
+            }
+        };
+        Ok(Life { preferred, valid })
+    }
+
+    fn one_life(&mut self, token: &Token, place: &Place) -> Option<u32> {
+        match token {
+            Token::Word(word) if word == "infinity" => Some(Lifetimes::INFINITY),
+            Token::Number(seconds) => Some(u32::try_from(*seconds).unwrap_or_else(|_| {
+                self.notes.push(place, format!("a lifetime of {seconds} s is taken as 'infinity'"));
+                Lifetimes::INFINITY
+            })),
+            Token::Word(_)
+            | Token::Name(_)
+            | Token::Quoted(_)
+            | Token::Duid(_)
+            | Token::Punct(_)
+            | Token::End => None,
+        }
+    }
+
+    fn include(&mut self, place: &Place, inner: &mut Includes<'_>, all: &mut Vec<Statement>) -> Parsed<()> {
+        let file = self.quoted("a file's name in quotes")?;
+        self.end()?;
+        if inner.depth == MAX_DEPTH || inner.read == MAX_INCLUDES {
+            let what = format!(
+                "files include files {MAX_DEPTH} deep and {MAX_INCLUDES} in all at most; does one include itself?"
+            );
+            return remark(place, what);
+        }
+        inner.read += 1;
+        let text = match inner.around.read(&file) {
+            Ok(text) => text,
+            Err(why) if why.kind() == ErrorKind::NotFound => {
+                self.notes.push(place, format!("'{file}' is not there and left out"));
+                return Ok(());
+            }
+            Err(why) => return remark(place, format!("cannot read '{file}': {why}")),
+        };
+        inner.depth += 1;
+        Parser::new(&file, &text, self.notes).statements(inner, all)?;
+        inner.depth -= 1;
+        Ok(())
+    }
+
+    /// A client's statement: read to its end, without effect.
+    fn foreign(&mut self, place: &Place, word: &str) -> Parsed<()> {
+        self.notes.push(place, format!("'{word}' is for clients and says nothing here"));
+        let mut deep = 0_usize;
+        let mut opened = false;
+        loop {
+            match self.next() {
+                (Token::Punct('{'), _) => {
+                    deep += 1;
+                    opened = true;
+                }
+                (Token::Punct('}'), _) if deep > 0 => deep -= 1,
+                (Token::Punct(';'), _) if deep == 0 && opened => return Ok(()),
+                (found @ (Token::Punct('}' | ';') | Token::End), at) if deep == 0 || found == Token::End => {
+                    return wrong(&at, "'{', declarations, '}' and ';'", &found);
+                }
+                (found, at) if deep == 0 && opened => return wrong(&at, "';' behind '}'", &found),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Our own keyword.
+const PREFIX_POOL: &str = "delegated-prefix-pool";
+
+fn is_keyword(word: &str) -> bool {
+    KEYWORDS.contains(&word) || ADDRESSES.iter().chain(DOMAINS).any(|(name, _)| *name == word)
+}
+
+fn options() -> String {
+    let names: Vec<&str> = ADDRESSES.iter().chain(DOMAINS).map(|(name, _)| *name).collect();
+    format!("an option ({}, refreshtime)", names.join(", "))
+}
+
+fn address(token: Token, place: &Place, wanted: &str) -> Parsed<Ipv6Addr> {
+    match &token {
+        Token::Word(word) => word.parse().or_else(|_| wrong(place, wanted, &token)),
+        Token::Name(_)
+        | Token::Number(_)
+        | Token::Quoted(_)
+        | Token::Duid(_)
+        | Token::Punct(_)
+        | Token::End => wrong(place, wanted, &token),
+    }
+}
+
+fn wrong<T>(place: &Place, wanted: &str, found: &Token) -> Parsed<T> {
+    remark(place, format!("{wanted} is expected, and {found} found"))
+}
+
+fn remark<T>(place: &Place, what: String) -> Parsed<T> {
+    Err(Remark { place: place.clone(), what })
+}
