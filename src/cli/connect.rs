@@ -1,4 +1,4 @@
-//! `sixway connect` and `dtcpc`: a tunnel from a DTCP server, for as long as this runs. From a TSP server: [`super::tspc`].
+//! `sixway connect` and `dtcpc`: a tunnel from a DTCP server, for as long as this runs. From a TSP server: `tspc`.
 //!
 //! Asks the server, then runs the router with what was granted: the TUN device, the address, the default route. What was
 //! changed is put back at the end. Comes back by itself when the connection is lost; a device that still fits stays.
