@@ -2,6 +2,7 @@
 //! registered for the port. What nobody wants is counted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -17,12 +18,15 @@ use sixway_dataplane::worker::Inject;
 use crate::endpoint::session::{Candidate, Output, Prober};
 use crate::nd::server::NdServer;
 use crate::registry::Registry;
+use crate::tsp;
 
 /// Everything above the door that punts are for.
 #[derive(Debug)]
 pub struct Dispatch {
     /// Neighbour discovery.
     pub nd: NdServer,
+    /// The server for TSP, if there is one.
+    pub tsp: Option<tsp::server::Server>,
     prober: Prober<StdRng>,
     injector: Injector,
     counters: CounterReader,
@@ -42,6 +46,7 @@ impl Dispatch {
         let (nd, heard) = (NdServer::new(), HashMap::new());
         Self {
             nd,
+            tsp: None,
             prober,
             injector,
             counters,
@@ -90,11 +95,20 @@ impl Dispatch {
                 self.prober.handle_packet(now, id, sender.remote, sender.local, punt.bytes());
             }
             (PuntClass::Candidate, Some(id)) => self.candidate(registry, id, &sender, punt.bytes(), now),
+            (PuntClass::Datagram, _) if self.is_for_tsp(sender.local) => {
+                if let Some(tsp) = &self.tsp {
+                    tsp.hear(sender.remote, sender.local, punt.bytes());
+                }
+            }
             (PuntClass::Link | PuntClass::Candidate | PuntClass::Datagram | PuntClass::Watched, _) => {
                 self.unclaimed += 1;
             }
         }
         self.drain_prober(registry);
+    }
+
+    fn is_for_tsp(&self, local: SocketAddrV4) -> bool {
+        self.tsp.as_ref().is_some_and(|tsp| tsp.is_at(local))
     }
 
     fn candidate(

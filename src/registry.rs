@@ -13,7 +13,7 @@ use sixway_dataplane::update::{
     Holder, Ipv6Prefix, Outer, Policy, Rejected, Tunnel, TunnelId, UdpLocal, UdpRemote, Update,
 };
 
-use crate::broker::{Grant, LeaseId, Route};
+use crate::broker::{Grant, LeaseId, Protocol, Route};
 use crate::config::{Config, Ra, TunnelConfig};
 
 /// A tunnel that is in the tables.
@@ -80,6 +80,8 @@ pub struct Registry {
     lent: HashSet<SocketAddrV4>,
     /// Pools: what of them is behind no tunnel is a black hole.
     unassigned: Vec<Ipv6Prefix>,
+    /// Protocols whose tunnels have no router advertisements.
+    unadvertised: Vec<Protocol>,
     policy: Policy,
 }
 
@@ -107,6 +109,7 @@ impl Registry {
             local: Vec::new(),
             lent: HashSet::new(),
             unassigned: Vec::new(),
+            unadvertised: Vec::new(),
             policy,
         }
     }
@@ -126,6 +129,7 @@ impl Registry {
         }
         self.local = config.router.address.iter().map(|a| a.addr).collect();
         self.unassigned = config.pools.iter().map(|pool| pool.prefix).collect();
+        self.unadvertised = config.unadvertised();
         self.policy = self.policy_of(config);
         let changed = plan.put.iter().filter(|(.., is_new)| !is_new).map(|(id, ..)| *id);
         let touched = changed.chain(plan.removed.iter().copied()).collect();
@@ -304,14 +308,15 @@ impl Registry {
         for (id, grant) in &up {
             let server = grant.pair.map(|pair| Ipv6Prefix::host(pair.server));
             batch.extend(server.map(|server| Update::Reserve(server, Holder::Local)));
-            batch.push(Update::Upsert(tunnel(*id, grant.outer, &leased(grant))));
+            batch.push(Update::Upsert(tunnel(*id, grant.outer, &self.leased(grant))));
         }
         self.writer.apply(&batch)?;
         self.lent.extend(opened);
         let closed: Vec<_> = down.iter().filter_map(|id| endpoint(self.tunnel(*id)?.outer)).collect();
         let ids = up.iter().map(|(id, _)| *id).collect();
         for (id, grant) in up {
-            self.seat(id, leased(grant), grant.outer);
+            let config = self.leased(grant);
+            self.seat(id, config, grant.outer);
             self.by_lease.insert(grant.lease, id);
             if let Some(live) = self.live.get_mut(id.0 as usize).and_then(Option::as_mut) {
                 (live.lease, live.server) = (Some(grant.lease), grant.pair.map(|pair| pair.server));
@@ -320,6 +325,34 @@ impl Registry {
         down.iter().for_each(|id| self.unseat(*id));
         closed.into_iter().for_each(|at| self.close(at));
         Ok((down, ids))
+    }
+
+    /// Whether this lease has a tunnel.
+    pub fn has_lease(&self, lease: LeaseId) -> bool {
+        self.by_lease.contains_key(&lease)
+    }
+
+    /// When the peer of a lease's tunnel was last heard, in seconds since the start.
+    pub fn last_heard(&self, lease: LeaseId) -> Option<u32> {
+        let id = *self.by_lease.get(&lease)?;
+        // What an earlier tunnel with the same number has heard does not count.
+        self.counters
+            .last_seen(id)
+            .filter(|at| Some(*at) != self.tunnel(id).and_then(|live| live.before.last_seen))
+    }
+
+    /// A granted tunnel as one of the configuration's kind. Where its protocol has them, its clients may solicit a router
+    /// advertisement; what they were given stands in none, since it is not the link's.
+    fn leased(&self, grant: &Grant) -> TunnelConfig {
+        let on = !self.unadvertised.contains(&grant.protocol);
+        TunnelConfig {
+            name: grant.name.clone(),
+            outer: grant.outer,
+            prefixes: grant.prefixes().collect(),
+            mtu: grant.mtu,
+            default_route: false,
+            ra: Ra { on, managed: false, other: false, prefix: Vec::new() },
+        }
     }
 
     /// The UDP endpoints that these tunnels end at and no socket listens on.
@@ -479,19 +512,6 @@ fn rising(route: &Route) -> Option<&Grant> {
     match route {
         Route::Up(grant) => Some(grant),
         Route::Down(..) => None,
-    }
-}
-
-/// A granted tunnel as one of the configuration's kind. Its clients may solicit a router advertisement; what they were
-/// given stands in none, since it is not the link's.
-fn leased(grant: &Grant) -> TunnelConfig {
-    TunnelConfig {
-        name: grant.name.clone(),
-        outer: grant.outer,
-        prefixes: grant.prefixes().collect(),
-        mtu: grant.mtu,
-        default_route: false,
-        ra: Ra { on: true, managed: false, other: false, prefix: Vec::new() },
     }
 }
 

@@ -15,7 +15,7 @@ use sixway_dataplane::io::proto41::Receive;
 use sixway_dataplane::io::spread::Spread;
 use sixway_dataplane::knobs::{Knob, Standing};
 use sixway_dataplane::punt::PuntReader;
-use sixway_dataplane::start::{Facts, Prepared, Settings, Workers};
+use sixway_dataplane::start::{Facts, Injector, Prepared, Settings, Workers};
 use sixway_dataplane::update::Outer;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::admin::server::{AdminSocket, Question};
 use crate::admin::status::{BrokerStatus, Reloaded, Sources};
 use crate::admin::{Request, Response};
-use crate::broker::UserName;
+use crate::broker::{Protocol, UserName};
 use crate::churn::{Batch, Churn, MOST_TUNNELS, is_churn};
 use crate::config::{self, Config};
 use crate::dtcp::front::Front;
@@ -34,6 +34,7 @@ use crate::privileges::{check_tun_device, explain, make_room};
 use crate::punt::Dispatch;
 use crate::registry::Registry;
 use crate::store::Sqlite;
+use crate::tsp;
 
 /// Punts handled before questions and timers get their turn.
 const PUNTS_A_TURN: usize = 256;
@@ -169,6 +170,9 @@ struct Control {
     facts: Facts,
     started: Instant,
     churn: Churn,
+    injector: Injector,
+    /// When leases were last looked after.
+    patrolled: Instant,
 }
 
 async fn live(
@@ -202,7 +206,7 @@ async fn live(
         config,
         file,
         registry,
-        dispatch: Dispatch::new(prober, plane.injector, plane.counters.clone()),
+        dispatch: Dispatch::new(prober, plane.injector.clone(), plane.counters.clone()),
         network,
         office,
         dtcp: None,
@@ -210,6 +214,8 @@ async fn live(
         facts: plane.facts,
         started: plane.started,
         churn: Churn::default(),
+        injector: plane.injector,
+        patrolled: Instant::now(),
     };
     let outcome = match control.begin().await {
         Ok(()) => {
@@ -219,6 +225,7 @@ async fn live(
         Err(why) => Err(why),
     };
     drop(control.dtcp.take());
+    drop(control.dispatch.tsp.take());
     if let Some(office) = control.office.take() {
         office.close();
     }
@@ -269,6 +276,12 @@ impl Control {
         if let (Some(config), Some(office)) = (&self.config.dtcp, &self.office) {
             let most = self.config.limits.tunnels_per_account;
             self.dtcp = Some(Front::open(config, office.desk(), most)?);
+        }
+        if let (Some(config), Some(office)) = (&self.config.tsp, &self.office) {
+            let (injector, proto41) = (self.injector.clone(), self.facts.proto41.is_some());
+            let server =
+                tsp::server::Server::start(config, office.desk(), injector, proto41, rand::random())?;
+            self.dispatch.tsp = Some(server);
         }
         self.show_pins();
         self.announce();
@@ -329,6 +342,9 @@ impl Control {
         if let Some(dtcp) = &self.dtcp {
             tracing::info!("DTCP {}: listening", dtcp.server.at());
         }
+        if let Some(tsp) = &self.dispatch.tsp {
+            tracing::info!("TSP {}: listening, TCP and UDP", tsp.at());
+        }
         announce_proto41(*proto41);
         let (tunnels, socket) = (self.registry.len(), self.config.admin.socket.display());
         let version = env!("CARGO_PKG_VERSION");
@@ -377,6 +393,7 @@ impl Control {
                 _ = health.tick() => {
                     self.check_health(workers)?;
                     self.end_stale_churn();
+                    self.patrol();
                     self.office.iter_mut().for_each(Office::look);
                     self.show_pins();
                 }
@@ -395,6 +412,22 @@ impl Control {
             self.config.router.tun
         );
         Ok(())
+    }
+
+    /// Tunnels whose clients are heard go on; those that miss their signs of life end.
+    fn patrol(&mut self) {
+        let (Some(tsp), Some(office)) = (&self.dispatch.tsp, &mut self.office) else { return };
+        if self.patrolled.elapsed() < tsp.round() {
+            return;
+        }
+        self.patrolled = Instant::now();
+        let (uptime, registry) = (self.started.elapsed(), &self.registry);
+        office.patrol(Protocol::Tsp, |lease, now| {
+            let heard = registry.last_heard(lease.grant.lease).map(|at| Duration::from_secs(at.into()));
+            let silent = uptime.saturating_sub(heard.unwrap_or_default()).min(now.since(lease.granted));
+            tsp.fate(lease, silent, lease.grant.expires.map_or(Duration::MAX, |at| at.since(now)))
+        });
+        tsp.forget(|lease| registry.has_lease(lease));
     }
 
     fn end_stale_churn(&mut self) {
@@ -438,6 +471,7 @@ impl Control {
                 ended.map_or_else(Response::Error, |()| Response::Churned { applied: 0, refused: None })
             }
             Request::Kick { who } => self.kick(&who),
+            Request::Drain { on } => self.drain(on),
         };
         let _the_asker_may_have_left = question.reply.send(response);
     }
@@ -448,6 +482,17 @@ impl Control {
         }
         let done = self.churn.batch(&mut self.registry, batch, self.started.elapsed())?;
         Ok(Response::Churned { applied: done.applied, refused: done.refused })
+    }
+
+    /// Sends new clients to other brokers, or no longer.
+    fn drain(&self, on: bool) -> Response {
+        let Some(tsp) = &self.dispatch.tsp else {
+            let why = "this router has no server that could send clients elsewhere: there is no [tsp] in its configuration";
+            return Response::Error(why.to_owned());
+        };
+        tsp.drain(on);
+        tracing::info!(event = "drain", on);
+        Response::Drained { on, brokers: self.config.tsp.as_ref().map_or(0, |tsp| tsp.brokers.len()) }
     }
 
     /// Ends the leased tunnel of that name, or all of that user's.
@@ -492,6 +537,7 @@ impl Control {
             unclaimed: self.dispatch.unclaimed(),
             broker: self.office.as_ref().map(BrokerStatus::new),
             dtcp: self.dtcp.as_ref().map(|dtcp| dtcp.server.hall().counts()),
+            tsp: self.dispatch.tsp.as_ref().map(tsp::server::Server::counts),
         }
     }
 
@@ -584,6 +630,8 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     keep("[offload]", now.offload != wanted.offload);
     keep("[store] path", now.store.wanted && now.store.path != wanted.store.path);
     keep("[dtcp]", now.dtcp != wanted.dtcp);
+    keep("[tsp]", now.tsp != wanted.tsp);
+    wanted.tsp.clone_from(&now.tsp);
     wanted.put_dtcp(now.dtcp.clone());
     // The first store is opened by a reload; one that is open stays.
     if now.store.wanted {

@@ -334,6 +334,7 @@ impl World {
 
     fn check_refusal(&self, why: &Refusal, wish: &Wish, before: &[usize]) {
         match why {
+            Refusal::TooManyAnonymous { .. } | Refusal::EndpointTaken => panic!("nobody is anonymous here"),
             Refusal::Exhausted(pool) => {
                 let at = self.terms.pools.iter().position(|p| p.prefix == *pool).unwrap();
                 assert_eq!(before[at], 0, "{why}");

@@ -96,6 +96,7 @@ fn the_counters_page_names_every_count_and_no_other() {
         differences("nd", &on_page("Neighbour discovery"), discovery),
         differences("endpoints", &on_page("Endpoints"), endpoint_counts()),
         differences("dtcp", &on_page("DTCP"), dtcp_counts()),
+        differences("tsp", &on_page("TSP"), sixway::tsp::server::Counts::default().all().into_keys()),
     ]
     .concat();
     assert!(found.is_empty(), "docs/counters.md\n{}", found.join("\n"));

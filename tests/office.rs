@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use office_lab::{Folder, Twin, account, drive, open, prefix, terms, user, wish, with_users};
-use sixway::broker::{Account, End, Keep, LeaseId, Mechanism, Memory, Record, Refusal, Wants, Wish};
+use sixway::broker::{
+    Account, End, Keep, LeaseId, Mechanism, Memory, Protocol, Record, Refusal, UserName, Wants, Wish,
+};
 use sixway::config::Hooks;
 use sixway::office::Office;
 use sixway::store::{Changed, Sqlite, Store, StoreError};
@@ -295,5 +297,45 @@ fn who_is_removed_and_added_again_at_once_is_somebody_else() {
         (office.broker().leases_of(&user(0)).len(), office.broker().leases_of(&user(1)).len()),
         (0, 1)
     );
+    office.close();
+}
+
+#[test]
+fn clients_that_did_not_say_who_they_are_have_a_quota_and_take_nothing_from_others() {
+    let folder = Folder::new("anonymous");
+    with_users(&folder.store(), 2);
+    let mut terms = terms("2001:db8::/48", 64);
+    (terms.limits.anonymous_per_address, terms.limits.anonymous_tunnels) = (2, 3);
+    let nobody = |from: u32, at: u32| Wish {
+        user: UserName::anonymous(std::net::Ipv4Addr::from(0xc000_0200 + from)),
+        ..wish(at, HOUR)
+    };
+    let (office, kept) = drive(open(&folder.store(), terms.clone()), &Twin::default(), async |desk| {
+        let owned = desk.grant(wish(0, HOUR)).await.unwrap();
+        assert_eq!(desk.grant(nobody(1, 0)).await.unwrap_err(), Refusal::EndpointTaken, "it is alice's");
+        let first = desk.grant(nobody(1, 10)).await.unwrap();
+        let again = desk.grant(nobody(1, 10)).await.unwrap();
+        assert_eq!(again.grant.networks, first.grant.networks, "who comes again from there has the same");
+        desk.grant(nobody(1, 11)).await.unwrap();
+        let full =
+            |key| move |why: &Refusal| matches!(why, Refusal::TooManyAnonymous { key: k, .. } if *k == key);
+        assert!(desk.grant(nobody(1, 12)).await.is_err_and(|why| full("anonymous_per_address")(&why)));
+        let third = desk.grant(nobody(2, 20)).await.unwrap();
+        assert!(desk.grant(nobody(3, 30)).await.is_err_and(|why| full("anonymous_tunnels")(&why)));
+        third.release().await;
+        desk.grant(nobody(3, 30)).await.unwrap();
+        // Whoever has proven who he is takes over an endpoint that nobody in particular has.
+        desk.grant(Wish { user: user(1), ..wish(10, HOUR) }).await.unwrap();
+        let left = desk.find(UserName::anonymous([192, 0, 2, 1].into()), Protocol::Tsp).await;
+        assert_eq!(left.iter().map(|grant| grant.outer).collect::<Vec<_>>(), [wish(11, HOUR).outer]);
+        owned.grant.clone()
+    });
+    office.close();
+    let twin = Twin::default();
+    let (office, ()) = drive(open(&folder.store(), terms), &twin, async |_| {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    });
+    assert_eq!(holder(&twin, kept.networks[0]), Some(kept.lease));
+    assert!(twin.0.lock().unwrap().len() >= 3, "anonymous tunnels outlive a restart as others do");
     office.close();
 }

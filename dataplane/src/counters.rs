@@ -322,6 +322,12 @@ impl CounterReader {
         sum
     }
 
+    /// When a tunnel's peer was last heard, in seconds since the start, over all tunnels that have had its number.
+    pub fn last_seen(&self, id: TunnelId) -> Option<u32> {
+        let seen = self.0.iter().filter_map(|w| w.chunk(id));
+        seen.filter_map(|(chunk, at)| chunk.last_seen[at].load(Ordering::Relaxed).checked_sub(1)).max()
+    }
+
     fn tunnel_drops(&self, id: TunnelId, reason: Reason) -> u64 {
         let key = note_key(id, reason);
         let of = |w: &Arc<Counts>| {
@@ -347,6 +353,7 @@ mod tests {
         tallies[1].drop(Reason::TooBig, Some(TunnelId(5001)), 1);
         let got = reader.tunnel(TunnelId(5000));
         assert_eq!((got.rx_packets, got.rx_bytes, got.tx_packets, got.tx_bytes), (3, 150, 3, 60));
+        assert_eq!(reader.last_seen(TunnelId(5000)), Some(9));
         assert_eq!((got.last_seen, got.drops), (Some(9), vec![(Reason::TooBig, 4)]));
         assert_eq!(reader.drops(), vec![(Reason::TooBig, 5)]);
         assert_eq!(reader.tunnel(TunnelId(1)).last_seen, None);

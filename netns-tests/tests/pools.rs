@@ -67,7 +67,17 @@ fn lease(id: u64, user: &str, from: &str, network: &str, pair: Option<Pair>) -> 
     let name = format!("{user}@tsp").into();
     // Far away: the year 2096.
     let expires = Some(Time(4_000_000_000_000));
-    let grant = Grant { lease: LeaseId(id), user, name, outer, pair, networks, mtu: 1280, expires };
+    let grant = Grant {
+        lease: LeaseId(id),
+        user,
+        protocol: Protocol::Tsp,
+        name,
+        outer,
+        pair,
+        networks,
+        mtu: 1280,
+        expires,
+    };
     Record::Lease(Lease { grant, protocol: Protocol::Tsp, granted: Time(1) })
 }
 

@@ -53,6 +53,11 @@ pub enum Request {
         /// The name of a tunnel, or of a user whose tunnels all end.
         who: String,
     },
+    /// Send new clients to other brokers, or no longer.
+    Drain {
+        /// Whether.
+        on: bool,
+    },
 }
 
 fn first_page() -> usize {
@@ -82,6 +87,13 @@ pub enum Response {
     Kicked {
         /// How many.
         tunnels: usize,
+    },
+    /// New clients are sent elsewhere, or no longer.
+    Drained {
+        /// Whether they are.
+        on: bool,
+        /// How many other brokers they are told; 0: they are told to come later.
+        brokers: usize,
     },
     /// It could not be done; a sentence for people.
     Error(String),

@@ -56,6 +56,8 @@ pub struct Status {
     /// Connections and logins of the DTCP server; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtcp: Option<BTreeMap<String, u64>>,
+    /// Counts of the TSP server, if there is one.
+    pub tsp: Option<BTreeMap<String, u64>>,
 }
 
 /// What is granted to users.
@@ -209,6 +211,8 @@ pub struct Sources<'a> {
     pub broker: Option<BrokerStatus>,
     /// Counts of the DTCP server, if there is one.
     pub dtcp: Option<BTreeMap<String, u64>>,
+    /// Counts of the TSP server, if there is one.
+    pub tsp: Option<BTreeMap<String, u64>>,
 }
 
 impl Sources<'_> {
@@ -245,6 +249,7 @@ impl Sources<'_> {
             endpoints: self.endpoints.clone(),
             broker: self.broker.clone(),
             dtcp: self.dtcp.clone(),
+            tsp: self.tsp.clone(),
         })
     }
 

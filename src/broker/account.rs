@@ -5,6 +5,7 @@
 //! constant time. Knows no protocol: how a proof is made is the caller's business.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use dashmap::DashMap;
@@ -49,11 +50,24 @@ impl UserName {
         Ok(Self(text.into()))
     }
 
+    /// The name under which nobody in particular is served who comes from `peer`. Nobody has an account of that name.
+    pub fn anonymous(peer: Ipv4Addr) -> Self {
+        Self(format!("{ANONYMOUS}{peer}").into())
+    }
+
+    /// Whether it stands for nobody in particular.
+    pub fn is_anonymous(&self) -> bool {
+        self.0.strip_prefix(ANONYMOUS).is_some_and(|peer| peer.parse::<Ipv4Addr>().is_ok())
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
+
+/// What the names of those begin with who did not say who they are.
+const ANONYMOUS: &str = "anonymous@";
 
 impl fmt::Display for UserName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -142,7 +156,21 @@ impl Accounts {
 
     /// The account of that name.
     pub fn find(&self, user: &UserName) -> Option<Account> {
+        if user.is_anonymous() {
+            return Some(self.anonymous(user));
+        }
         self.all.get(user).map(|found| found.clone())
+    }
+
+    /// Whoever it is, there is nothing set aside for him.
+    fn anonymous(&self, user: &UserName) -> Account {
+        Account {
+            name: user.clone(),
+            secret: self.nobody.clone(),
+            prefixes: Vec::new(),
+            pair: None,
+            mechanisms: Mechanisms::ANY,
+        }
     }
 
     /// Shows each one to `look`.
@@ -220,6 +248,18 @@ mod tests {
         for wrong in ["", "a\nb", "a\0", &"x".repeat(257)] {
             assert!(Secret::parse(Zeroizing::new(wrong.into())).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn nobody_in_particular_has_nothing_of_his_own() {
+        let nobody = UserName::anonymous(Ipv4Addr::new(192, 0, 2, 9));
+        assert_eq!(nobody.as_str(), "anonymous@192.0.2.9");
+        assert!(UserName::parse(nobody.as_str()).is_ok_and(|name| name.is_anonymous()));
+        assert!(!UserName::parse("anonymous@home").unwrap().is_anonymous());
+        let all = Accounts::new([7; 16]);
+        let prefixes = vec!["2001:db8::/48".parse().unwrap()];
+        all.put(Account { prefixes, ..account(nobody.as_str(), "hush") });
+        assert_eq!(all.find(&nobody).map(|found| found.prefixes), Some(vec![]), "whoever took the name");
     }
 
     #[test]

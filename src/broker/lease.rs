@@ -26,6 +26,17 @@ pub struct Lease {
     pub granted: Time,
 }
 
+/// What is to become of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing new.
+    Stay,
+    /// It lasts for this long from now on.
+    Renew(Duration),
+    /// It ends: its client is gone.
+    End,
+}
+
 /// What a store remembers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -63,6 +74,8 @@ pub struct Broker {
     leases: HashMap<LeaseId, Lease>,
     by_user: HashMap<UserName, BTreeSet<LeaseId>>,
     by_address: HashMap<Ipv4Addr, BTreeSet<LeaseId>>,
+    /// How many are nobody's in particular.
+    anonymous: u32,
     /// Every prefix behind a leased tunnel.
     held: HashMap<Ipv6Prefix, LeaseId>,
     names: HashSet<Box<str>>,
@@ -89,6 +102,7 @@ impl Broker {
             leases: HashMap::new(),
             by_user: HashMap::new(),
             by_address: HashMap::new(),
+            anonymous: 0,
             held: HashMap::new(),
             names: HashSet::new(),
             deadlines: BTreeSet::new(),
@@ -204,6 +218,7 @@ impl Broker {
         let account = self.accounts.find(&wish.user).ok_or(Refusal::LoginFailed)?;
         let mut victims = self.victims(wish);
         self.check_address(wish, &victims)?;
+        self.check_anonymous(wish, &victims)?;
         let choice = self.choose(&account, wish, at, &mut victims)?;
         let mut outcome = Outcome::default();
         for id in victims {
@@ -268,6 +283,7 @@ impl Broker {
         let Some(lease) = self.leases.remove(&id) else { return Outcome::default() };
         let grant = &lease.grant;
         forget(&mut self.by_user, &grant.user, id);
+        self.anonymous -= u32::from(grant.user.is_anonymous());
         if let Some(peer) = peer(&grant.outer) {
             forget(&mut self.by_address, &peer, id);
         }
@@ -294,6 +310,31 @@ impl Broker {
             outcome.append(self.end(now, id, End::Expired));
         }
         outcome
+    }
+
+    /// Lets `fate` look at each lease of this protocol, and does what it says.
+    pub fn patrol(&mut self, now: Time, protocol: Protocol, fate: impl Fn(&Lease) -> Fate) -> Outcome {
+        let all = self.leases.values().filter(|lease| lease.protocol == protocol);
+        let mut due: Vec<(LeaseId, Fate)> = all.map(|lease| (lease.grant.lease, fate(lease))).collect();
+        due.retain(|(_, fate)| *fate != Fate::Stay);
+        due.sort_unstable_by_key(|(id, _)| *id);
+        let mut outcome = Outcome::default();
+        for (id, fate) in due {
+            match fate {
+                Fate::Stay => {}
+                Fate::Renew(lasts) => {
+                    outcome.append(self.renew(now, id, lasts).map_or_else(|_| Outcome::default(), |(_, o)| o))
+                }
+                Fate::End => outcome.append(self.end(now, id, End::Expired)),
+            }
+        }
+        outcome
+    }
+
+    /// The leases of an account by this protocol, oldest first.
+    pub fn find(&self, user: &UserName, protocol: Protocol) -> Vec<Grant> {
+        let leases = self.leases_of(user).into_iter().filter_map(|id| self.leases.get(&id));
+        leases.filter(|lease| lease.protocol == protocol).map(|lease| lease.grant.clone()).collect()
     }
 
     /// When the next lease ends by itself.
@@ -329,7 +370,9 @@ impl Broker {
     /// Who must give way: of this account the oldest beyond what it may have, and whoever has the same outer endpoints.
     fn victims(&self, wish: &Wish) -> BTreeSet<LeaseId> {
         let own = self.leases_of(&wish.user);
-        let most = (self.terms.limits.tunnels_per_account as usize).max(1);
+        // Nobody in particular makes nobody in particular give way: they may be two.
+        let limit = if wish.user.is_anonymous() { u32::MAX } else { self.terms.limits.tunnels_per_account };
+        let most = (limit as usize).max(1);
         let mut victims: BTreeSet<_> =
             own.iter().copied().take((own.len() + 1).saturating_sub(most)).collect();
         let here = peer(&wish.outer).and_then(|at| self.by_address.get(&at)).into_iter().flatten();
@@ -345,6 +388,29 @@ impl Broker {
         let here = self.by_address.get(&peer).into_iter().flatten().filter(|id| !victims.contains(id));
         if here.count() >= most as usize {
             return Err(Refusal::TooManyTunnels { peer, most });
+        }
+        Ok(())
+    }
+
+    /// Anonymous clients have a quota of their own, and take no endpoint from anybody else: theirs may be forged.
+    fn check_anonymous(&self, wish: &Wish, victims: &BTreeSet<LeaseId>) -> Result<(), Refusal> {
+        if !wish.user.is_anonymous() {
+            return Ok(());
+        }
+        let is_own = |id: &LeaseId| self.leases.get(id).is_some_and(|lease| lease.grant.user == wish.user);
+        if !victims.iter().all(is_own) {
+            return Err(Refusal::EndpointTaken);
+        }
+        let here = self.by_user.get(&wish.user).map_or(0, BTreeSet::len) - victims.len();
+        let Limits { anonymous_tunnels, anonymous_per_address, .. } = self.terms.limits;
+        if here >= anonymous_per_address as usize {
+            return Err(Refusal::TooManyAnonymous {
+                most: anonymous_per_address,
+                key: "anonymous_per_address",
+            });
+        }
+        if (self.anonymous as usize).saturating_sub(victims.len()) >= anonymous_tunnels as usize {
+            return Err(Refusal::TooManyAnonymous { most: anonymous_tunnels, key: "anonymous_tunnels" });
         }
         Ok(())
     }
@@ -472,6 +538,7 @@ impl Broker {
         let grant = Grant {
             lease: LeaseId(self.next),
             user: wish.user.clone(),
+            protocol: wish.protocol,
             name: self.name(wish),
             outer: wish.outer,
             pair: choice.pair.map(|(pool, n)| self.pools[pool].pool().pair(n)),
@@ -501,6 +568,7 @@ impl Broker {
         let id = grant.lease;
         self.next = self.next.max(id.0.saturating_add(1));
         self.by_user.entry(grant.user.clone()).or_default().insert(id);
+        self.anonymous += u32::from(grant.user.is_anonymous());
         if let Some(peer) = peer(&grant.outer) {
             self.by_address.entry(peer).or_default().insert(id);
         }

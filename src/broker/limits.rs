@@ -18,6 +18,10 @@ pub struct Limits {
     pub tunnels_per_account: u32,
     /// Leased tunnels to one outer address at the same time.
     pub tunnels_per_address: u32,
+    /// Leased tunnels of clients that did not say who they are, in all.
+    pub anonymous_tunnels: u32,
+    /// The same to one outer address; who comes later gets none.
+    pub anonymous_per_address: u32,
     /// Control connections at the same time, in all.
     pub connections: u32,
     /// Control connections from one address at the same time.
@@ -33,6 +37,8 @@ impl Default for Limits {
         Self {
             tunnels_per_account: 1,
             tunnels_per_address: 256,
+            anonymous_tunnels: 1024,
+            anonymous_per_address: 4,
             connections: 65_536,
             connections_per_address: 256,
             connects_per_minute: 600,

@@ -27,7 +27,7 @@ use std::time::Duration;
 use sixway_dataplane::update::{Ipv6Prefix, Outer, Rejected};
 
 pub use account::{Account, Accounts, Secret, UserName};
-pub use lease::{Broker, Lease, Memory, Terms, peer};
+pub use lease::{Broker, Fate, Lease, Memory, Terms, peer};
 pub use limits::{Doorman, Limits};
 pub use mechanism::{Mechanism, Mechanisms};
 pub use pool::{Pool, PoolKind};
@@ -145,6 +145,8 @@ pub struct Grant {
     pub lease: LeaseId,
     /// Whose it is.
     pub user: UserName,
+    /// By which protocol it was asked for.
+    pub protocol: Protocol,
     /// The tunnel's name in `status`, such as `alice@dtcp`.
     pub name: Box<str>,
     /// Encapsulation and outer addresses.
@@ -239,6 +241,17 @@ pub enum Refusal {
         /// How many it may have.
         most: u32,
     },
+    /// Clients that did not say who they are have as many tunnels as they may have.
+    #[error("{most} tunnels are anonymous, the most there may be ([limits] {key})")]
+    TooManyAnonymous {
+        /// How many there may be.
+        most: u32,
+        /// The key that says so.
+        key: &'static str,
+    },
+    /// Another tunnel runs between the same outer endpoints.
+    #[error("another tunnel runs between the same outer endpoints")]
+    EndpointTaken,
     /// The account has no such network, and no pool gives one out.
     #[error("nothing to give: {0}")]
     NothingToGive(&'static str),

@@ -110,7 +110,11 @@ impl Client {
 fn answer(path: &Path, request: &Request) -> anyhow::Result<(u32, Option<String>)> {
     match ask(path, request)? {
         Response::Churned { applied, refused } => Ok((applied, refused)),
-        Response::Status(_) | Response::Reloaded(_) | Response::Kicked { .. } | Response::Error(_) => {
+        Response::Status(_)
+        | Response::Reloaded(_)
+        | Response::Kicked { .. }
+        | Response::Drained { .. }
+        | Response::Error(_) => {
             bail!("the instance answered something else; is it another version?")
         }
     }

@@ -27,7 +27,11 @@ pub fn run(args: &KickArgs) -> anyhow::Result<()> {
             print_line(&format!("ended: {tunnels}"));
             Ok(())
         }
-        Response::Status(_) | Response::Reloaded(_) | Response::Churned { .. } | Response::Error(_) => {
+        Response::Status(_)
+        | Response::Reloaded(_)
+        | Response::Churned { .. }
+        | Response::Drained { .. }
+        | Response::Error(_) => {
             anyhow::bail!("the instance answered something else; is it another version?")
         }
     }

@@ -8,6 +8,7 @@ pub mod check;
 pub mod connect;
 pub mod demo;
 pub mod dhcp6ctl;
+pub mod drain;
 pub mod dtcpauth;
 pub mod dtcpc;
 pub mod dtcps;
@@ -57,6 +58,8 @@ enum Command {
     Snippet(snippet::SnippetArgs),
     /// End a user's tunnels; he may log in again
     Kick(kick::KickArgs),
+    /// Send new clients to other brokers: tunnels that are up stay
+    Drain(drain::DrainArgs),
     /// Measure what a running router stands: tunnels that come and go at a pace
     Bench(bench::BenchArgs),
     /// Have a tunnel from a TSP or DTCP server, for as long as this runs
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::User(args) => user::run(&args),
         Command::Snippet(args) => snippet::run(&args),
         Command::Kick(args) => kick::run(&args),
+        Command::Drain(args) => drain::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Connect(args) => connect::run(&args),
         Command::Dtcps(args) => dtcps::run(&args),

@@ -30,7 +30,11 @@ pub fn run(args: &ReloadArgs) -> anyhow::Result<()> {
             done.notes.iter().for_each(|note| print_line(&format!("note: {note}")));
             Ok(())
         }
-        Response::Status(_) | Response::Churned { .. } | Response::Kicked { .. } | Response::Error(_) => {
+        Response::Status(_)
+        | Response::Churned { .. }
+        | Response::Kicked { .. }
+        | Response::Drained { .. }
+        | Response::Error(_) => {
             anyhow::bail!("the instance answered something else; is it another version?")
         }
     }

@@ -42,6 +42,8 @@ pub(crate) fn limits(report: &mut Report<'_>, section: &Section<'_, '_>) -> Limi
     Limits {
         tunnels_per_account: number("tunnels_per_account", default.tunnels_per_account, TUNNELS),
         tunnels_per_address: number("tunnels_per_address", default.tunnels_per_address, TUNNELS),
+        anonymous_tunnels: number("anonymous_tunnels", default.anonymous_tunnels, TUNNELS),
+        anonymous_per_address: number("anonymous_per_address", default.anonymous_per_address, TUNNELS),
         connections: number("connections", default.connections, CONNECTIONS),
         connections_per_address: number(
             "connections_per_address",

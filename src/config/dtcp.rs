@@ -115,7 +115,7 @@ pub(crate) fn dtcp(report: &mut Report<'_>, section: &Section<'_, '_>, pools: &m
         Names::parse(text, family, is_pattern).map_err(|why| Complaint::new(why.to_string(), next))
     };
     let dtcp = Dtcp {
-        listen: section.text(report, "listen", endpoint).unwrap_or(ANYWHERE),
+        listen: section.text(report, "listen", endpoint_at(PORT)).unwrap_or(ANYWHERE),
         prefix: section.text(report, "prefix", HostPrefix::parse),
         routetable: section.text(report, "routetable", file),
         popauth: section.text(report, "popauth", file),
@@ -159,9 +159,14 @@ pub(crate) fn together(report: &mut Report<'_>, config: &Config, section: &Secti
     }
 }
 
-fn endpoint(text: &str) -> Result<SocketAddrV4, Complaint> {
+/// Reads where to listen; `usual` is the port in the advice.
+pub(crate) fn endpoint_at(usual: u16) -> impl Fn(&str) -> Result<SocketAddrV4, Complaint> {
+    move |text| endpoint(text, usual)
+}
+
+fn endpoint(text: &str, usual: u16) -> Result<SocketAddrV4, Complaint> {
     let form =
-        || Complaint::new("it is no place to listen at", format!("write ':{PORT}' or '10.71.0.1:{PORT}'"));
+        || Complaint::new("it is no place to listen at", format!("write ':{usual}' or '10.71.0.1:{usual}'"));
     let (addr, port) = text.rsplit_once(':').ok_or_else(form)?;
     let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(form)?;
     match addr {

@@ -23,15 +23,17 @@ mod sections;
 mod source;
 #[cfg(test)]
 mod tests;
+mod tsp;
 mod tunnel;
 
 pub use aggregate::aggregate;
 pub use dtcp::{Dtcp, HostPrefix};
 pub use source::{ConfigError, ConfigErrors, Place, Position};
+pub use tsp::Tsp;
 
 use source::{Report, Section};
 
-use crate::broker::{Limits, Pool, Terms};
+use crate::broker::{Limits, Pool, Protocol, Terms};
 
 /// Where the configuration is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/sixway/sixway.toml";
@@ -79,6 +81,8 @@ pub struct Config {
     pub hooks: Hooks,
     /// The server for tunnels by DTCP; `None`: there is none. Change it by [`Config::put_dtcp`].
     pub dtcp: Option<Dtcp>,
+    /// The server for tunnels by TSP; `None`: there is none.
+    pub tsp: Option<Tsp>,
 }
 
 /// `[store]`: what must survive the process.
@@ -86,7 +90,7 @@ pub struct Config {
 pub struct Store {
     /// The file, an absolute path.
     pub path: PathBuf,
-    /// Whether there is anything to keep: `[store]`, `[dtcp]` or a `[[pool]]` is written.
+    /// Whether there is anything to keep: `[store]`, `[dtcp]`, `[tsp]` or a `[[pool]]` is written.
     pub wanted: bool,
 }
 
@@ -249,6 +253,7 @@ impl Config {
         let on =
             |addr: Option<Ipv4Addr>, port| SocketAddrV4::new(addr.unwrap_or(Ipv4Addr::UNSPECIFIED), port);
         let mut all: BTreeSet<_> = self.udp.ports.iter().map(|&port| on(self.router.outer, port)).collect();
+        all.extend(self.tsp.iter().map(|tsp| tsp.listen));
         all.extend(self.tunnels.iter().filter_map(|tunnel| match tunnel.outer {
             Outer::Proto41 { .. } => None,
             Outer::Udp { local, .. } => Some(on(local.addr, local.port)),
@@ -273,7 +278,14 @@ impl Config {
     pub fn needs_forwarding(&self) -> bool {
         !self.pools.is_empty()
             || self.dtcp.is_some()
+            || self.tsp.is_some()
             || self.tunnels.iter().any(|tunnel| !tunnel.default_route)
+    }
+
+    /// Protocols inside whose tunnels there are no router advertisements.
+    pub fn unadvertised(&self) -> Vec<Protocol> {
+        let quiet = self.tsp.as_ref().is_none_or(|tsp| !tsp.ra);
+        if quiet { vec![Protocol::Tsp] } else { Vec::new() }
     }
 
     /// What the broker must know. Never given out of a pool are the networks that the router's own addresses lie in (of
@@ -318,7 +330,9 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
     let mut pools = broker::pools(report, &root);
     let dtcp_section = root.table(report, "dtcp", &schema::DTCP);
     let dtcp = root.has("dtcp").then(|| dtcp::dtcp(report, &dtcp_section, &mut pools));
-    let wanted = root.has("store") || !pools.list.is_empty() || dtcp.is_some();
+    let tsp_section = root.table(report, "tsp", &schema::TSP);
+    let tsp = root.has("tsp").then(|| tsp::tsp(report, &tsp_section, router.outer));
+    let wanted = root.has("store") || !pools.list.is_empty() || dtcp.is_some() || tsp.is_some();
     let store = broker::store(report, &store_section, &router.tun, wanted);
     // What tunnels take from a mistaken table is a guess; no mistakes are derived from guesses.
     let sound = report.count() == 0;
@@ -336,12 +350,14 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
         limits,
         hooks,
         dtcp,
+        tsp,
     };
     if sound {
         let capacity_at = router_section.has("capacity").then(|| router_section.at("capacity"));
         check::together(report, &mut config, &tunnels.blocks, capacity_at);
         broker::together(report, &config, &pools.at);
         dtcp::together(report, &config, &dtcp_section);
+        tsp::together(report, &config, &tsp_section);
     }
     config
 }

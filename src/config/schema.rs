@@ -47,6 +47,7 @@ pub(crate) const ROOT: Schema = Schema {
         key("limits", "[limits]"),
         key("hooks", "[hooks]"),
         key("dtcp", "[dtcp]"),
+        key("tsp", "[tsp]"),
         key("udp", "[udp]"),
         key("proto41", "[proto41]"),
         key("offload", "[offload]"),
@@ -87,6 +88,8 @@ pub(crate) const LIMITS: Schema = Schema {
     keys: &[
         key("tunnels_per_account", "tunnels_per_account = 1"),
         key("tunnels_per_address", "tunnels_per_address = 256"),
+        key("anonymous_tunnels", "anonymous_tunnels = 1024"),
+        key("anonymous_per_address", "anonymous_per_address = 4"),
         key("connections", "connections = 65536"),
         key("connections_per_address", "connections_per_address = 256"),
         key("connects_per_minute", "connects_per_minute = 600"),
@@ -125,6 +128,28 @@ pub(crate) const DTCP: Schema = Schema {
         key("login_timeout", "login_timeout = 60"),
         key("tunnel_timeout", "tunnel_timeout = 300"),
         key("pid_file", "pid_file = \"/var/run/dtcps.pid\""),
+    ],
+};
+
+/// `[tsp]`: the server for tunnels by TSP.
+pub(crate) const TSP: Schema = Schema {
+    title: "[tsp]",
+    keys: &[
+        key("listen", "listen = \":3653\""),
+        key("realm", "realm = \"broker.example\""),
+        key("mechanisms", "mechanisms = [\"DIGEST-MD5\", \"SCRAM-SHA-256\"]"),
+        key("tunnels", "tunnels = [\"v6v4\", \"v6udpv4\"]"),
+        key("brokers", "brokers = [\"ts1.example.net\"]"),
+        key("redirect", "redirect = \"version\""),
+        key("lifetime", "lifetime = 604800"),
+        key("lifetime_unit", "lifetime_unit = \"seconds\""),
+        key("keepalive", "keepalive = 30"),
+        key("dns", "dns = [\"2001:db8::53\"]"),
+        key("domain", "domain = \"users.example.net\""),
+        key("proxy", "proxy = false"),
+        key("public_address", "public_address = \"192.0.2.1\""),
+        key("mtu", "mtu = 1280"),
+        key("ra", "ra = false"),
     ],
 };
 
@@ -203,7 +228,7 @@ pub(crate) const RA: Schema = Schema {
 };
 
 /// All of them.
-pub(crate) const ALL: [&Schema; 14] = [
+pub(crate) const ALL: [&Schema; 15] = [
     &ROOT,
     &ROUTER,
     &ADMIN,
@@ -211,6 +236,7 @@ pub(crate) const ALL: [&Schema; 14] = [
     &LIMITS,
     &HOOKS,
     &DTCP,
+    &TSP,
     &UDP,
     &PROTO41,
     &OFFLOAD,

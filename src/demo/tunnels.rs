@@ -31,6 +31,7 @@ impl Tunnelers for InProcess {
                 Response::Reloaded(_)
                 | Response::Churned { .. }
                 | Response::Kicked { .. }
+                | Response::Drained { .. }
                 | Response::Error(_),
             ) => "no status".to_owned(),
             Err(why) => why.to_string(),

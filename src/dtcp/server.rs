@@ -574,6 +574,8 @@ fn denied(why: &Refusal, user: &UserName) -> Denied {
         Refusal::Throttled { .. }
         | Refusal::TooManyConnections { .. }
         | Refusal::NoLease(_)
+        | Refusal::TooManyAnonymous { .. }
+        | Refusal::EndpointTaken
         | Refusal::Table(_)
         | Refusal::Store => {
             Denied::Other("internal error: the tunnel could not be made, try again".to_owned())

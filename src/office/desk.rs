@@ -17,8 +17,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::{
-    Accounts, Doorman, End, Grant, LeaseId, Limits, Mechanism, PairPlace, Refusal, Secret, Time, UserName,
-    Wish,
+    Accounts, Doorman, End, Grant, LeaseId, Limits, Mechanism, PairPlace, Protocol, Refusal, Secret, Time,
+    UserName, Wish,
 };
 
 /// Wishes that may wait before the next one is told to come again.
@@ -53,6 +53,15 @@ pub enum Ask {
         why: End,
         /// Told when it has ended; nobody may be listening.
         reply: oneshot::Sender<()>,
+    },
+    /// Somebody wants to know what a user has.
+    Find {
+        /// Who.
+        user: UserName,
+        /// By which protocol.
+        protocol: Protocol,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Vec<Grant>>,
     },
 }
 
@@ -167,6 +176,15 @@ impl Desk {
                 let _or_the_office_has_closed = answer.await;
             }
             Err(_) => drop(self.dropped.send((lease, why))),
+        }
+    }
+
+    /// What a user has by this protocol, oldest first; nothing where the office has closed.
+    pub async fn find(&self, user: UserName, protocol: Protocol) -> Vec<Grant> {
+        let (reply, answer) = oneshot::channel();
+        match self.ask(Ask::Find { user, protocol, reply }) {
+            Ok(()) => answer.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
         }
     }
 

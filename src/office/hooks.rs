@@ -195,6 +195,7 @@ mod tests {
             let up = Some(PathBuf::from("/nowhere/hook"));
             let mut hooks = Hooks::start(&config::Hooks { up, down: None, timeout: 1, at_once: 1 });
             let grant = Grant {
+                protocol: crate::broker::Protocol::Dtcp,
                 lease: crate::broker::LeaseId(1),
                 user: crate::broker::UserName::parse("x").unwrap(),
                 name: "x@dtcp".into(),

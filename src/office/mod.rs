@@ -24,7 +24,8 @@ use tokio::sync::oneshot;
 
 use crate::admin::status::ends;
 use crate::broker::{
-    Accounts, Broker, End, Grant, LeaseId, Outcome, Record, Refusal, Route, Terms, Time, UserName,
+    Accounts, Broker, End, Fate, Grant, Lease, LeaseId, Outcome, Protocol, Record, Refusal, Route, Terms,
+    Time, UserName,
 };
 use crate::config;
 use crate::registry::Registry;
@@ -216,6 +217,13 @@ impl Office {
         leases.len()
     }
 
+    /// Lets `fate` look at each lease of this protocol.
+    pub fn patrol(&mut self, protocol: Protocol, fate: impl Fn(&Lease, Time) -> Fate) {
+        let at = now();
+        let outcome = self.broker.patrol(at, protocol, |lease| fate(lease, at));
+        self.open.add(outcome);
+    }
+
     /// Waits until a batch is written, and collects the next one meanwhile. Dropped at any moment it has lost nothing.
     pub async fn next(&mut self) -> Written {
         loop {
@@ -289,6 +297,7 @@ impl Office {
                 Err(why) => drop(reply.send(Err(why))),
             },
             Ask::End { lease, why, reply } => self.end(lease, why, Some(reply)),
+            Ask::Find { user, protocol, reply } => drop(reply.send(self.broker.find(&user, protocol))),
         }
     }
 
@@ -440,7 +449,7 @@ impl Office {
 
 fn log(moved: &Move) {
     match moved {
-        Move::Up(Grant { lease, user, name, outer, pair, networks, mtu, expires }) => {
+        Move::Up(Grant { lease, user, protocol: _, name, outer, pair, networks, mtu, expires }) => {
             let (encap, local, remote) = ends(outer);
             let client = pair.map(|pair| pair.client);
             tracing::info!(

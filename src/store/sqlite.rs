@@ -381,7 +381,9 @@ fn read_assigned(
 fn read_lease(row: &Row<'_>) -> Result<Lease, Fault> {
     let named = |t: &str| Protocol::ALL.into_iter().find(|p| p.name() == t);
     let expires: Option<i64> = row.get(11)?;
+    let protocol = meaning(row.get(2)?, "a protocol", named)?;
     let grant = Grant {
+        protocol,
         lease: LeaseId(u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0)),
         user: user(row.get(1)?)?,
         name: row.get::<_, String>(3)?.into(),
@@ -391,7 +393,6 @@ fn read_lease(row: &Row<'_>) -> Result<Lease, Fault> {
         mtu: row.get(9)?,
         expires: expires.map(|_| time(row, 11)).transpose()?,
     };
-    let protocol = meaning(row.get(2)?, "a protocol", named)?;
     Ok(Lease { grant, protocol, granted: time(row, 10)? })
 }
 

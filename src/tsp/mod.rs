@@ -18,9 +18,16 @@
 
 pub mod client;
 pub mod codec;
+pub mod flows;
 pub mod framing;
 pub mod header;
 pub mod keepalive;
+pub mod life;
+mod post;
 pub mod search;
+pub mod server;
+pub mod session;
 pub mod setup;
+pub mod terms;
+pub mod want;
 pub mod xml;

@@ -508,20 +508,30 @@ impl BrokerAt {
 
 /// `<tunnel action="list" type="broker">`: where else to go.
 pub fn emit_list(brokers: &[BrokerAt]) -> String {
-    let mut lines = Lines::default();
-    lines.put(0, format_args!("<tunnel action=\"list\" type=\"broker\">"));
-    for BrokerAt { kind, text } in brokers {
+    emit_list_within(brokers, usize::MAX)
+}
+
+/// The same; of a list that would have more than `most` octets, the first brokers.
+pub fn emit_list_within(brokers: &[BrokerAt], most: usize) -> String {
+    const OPEN: &str = "<tunnel action=\"list\" type=\"broker\">\r\n";
+    const CLOSE: &str = "</tunnel>\r\n";
+    let mut text = OPEN.to_owned();
+    for BrokerAt { kind, text: at } in brokers {
         let kind = match kind {
             Kind::Ipv4 => "ipv4",
             Kind::Ipv6 => "ipv6",
             Kind::Name => "dn",
         };
+        let mut lines = Lines::default();
         lines.put(1, format_args!("<broker>"));
-        lines.put(2, format_args!("<address type=\"{kind}\">{text}</address>"));
+        lines.put(2, format_args!("<address type=\"{kind}\">{at}</address>"));
         lines.put(1, format_args!("</broker>"));
+        if text.len() + lines.0.len() + CLOSE.len() > most {
+            break;
+        }
+        text += &lines.0;
     }
-    lines.put(0, format_args!("</tunnel>"));
-    lines.0
+    text + CLOSE
 }
 
 /// What a client wants, as it says so.
@@ -735,6 +745,9 @@ mod tests {
         let texts: Vec<&str> = read.brokers.iter().map(|broker| broker.0[0].text.as_str()).collect();
         assert_eq!(texts, good);
         assert!(read.brokers.iter().all(|broker| broker.0[0].kind.is_some()));
+        let many = vec![list[2].clone(); 50];
+        let short = emit_list_within(&many, 1100);
+        assert!(short.len() <= 1100 && parse(&short).unwrap().brokers.len() > 10);
         assert_eq!(BrokerAt::parse("[2001:db8::7]").unwrap().as_str(), "2001:db8::7");
         for wrong in ["", "a b", "a..b", "<x>", "192.0.2.7:0", "192.0.2.7:x", "1.2.3", "a:b:c", "x:99999"] {
             assert_eq!(BrokerAt::parse(wrong), None, "{wrong}");

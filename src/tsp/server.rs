@@ -1,0 +1,526 @@
+//! The TSP server: sockets and timers around `session` and `flows`, and the desk where tunnels are asked for.
+//!
+//! Over TCP one small task a connection; over UDP one task for all sessions, which is `post`. Knows nothing of tables and
+//! files.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use sixway_dataplane::start::Injector;
+use sixway_dataplane::update::{Outer, Rejected, UdpLocal, UdpRemote};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::codec::{Code, Mode};
+use super::flows::Ends;
+use super::life::Life;
+use super::post::Post;
+use super::session::{Output, Session};
+use super::terms::{Found, Given, Offer, Terms, Transport};
+use super::want::{Network, Want};
+use crate::auth::Claim;
+use crate::broker::{End, Fate};
+use crate::broker::{
+    Grant, Keep, Lease, NetworkWish, Protocol, Refusal, UserName, Wants, Wish, peer as client_of,
+};
+use crate::config::Tsp;
+use crate::office::{Desk, Held, Visit};
+
+/// Octets that are read at once.
+const READ: usize = 1024;
+/// A client that takes no octet for so long is gone.
+const WRITE_TIME: Duration = Duration::from_secs(10);
+/// Between the two last lines of a login: gogoc reads both at once if they come together, and waits for ever. 50 ms were
+/// enough in every test with the real client.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long after the last word what still comes is read, and how much of it.
+const DRAIN: Duration = Duration::from_secs(5);
+const DRAINED: usize = 64 * 1024;
+/// How long no connection is taken when the system has no more descriptors or memory.
+const REST: Duration = Duration::from_millis(200);
+/// Connections that wait to be taken.
+const BACKLOG: u32 = 4096;
+/// Datagrams that wait to be dealt with.
+const MOST_WAITING: usize = 4096;
+
+/// What has happened, counted.
+#[derive(Debug, Default)]
+pub struct Counts {
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    accept_failed: AtomicU64,
+    open: AtomicU64,
+    timed_out: AtomicU64,
+    granted: AtomicU64,
+    denied: AtomicU64,
+    login_failed: AtomicU64,
+    pub(super) taken: AtomicU64,
+    given_back: AtomicU64,
+    silent: AtomicU64,
+    pub(super) udp_sessions: AtomicU64,
+    pub(super) udp_messages: AtomicU64,
+    pub(super) udp_repeated: AtomicU64,
+    pub(super) udp_echoes: AtomicU64,
+    pub(super) udp_strange: AtomicU64,
+    pub(super) udp_evicted: AtomicU64,
+    pub(super) udp_timed_out: AtomicU64,
+    udp_queue_full: AtomicU64,
+    pub(super) udp_unsent: AtomicU64,
+}
+
+impl Counts {
+    /// All of them by name.
+    pub fn all(&self) -> BTreeMap<String, u64> {
+        let all = [
+            ("accepted", &self.accepted),
+            ("refused", &self.refused),
+            ("accept_failed", &self.accept_failed),
+            ("open", &self.open),
+            ("timed_out", &self.timed_out),
+            ("granted", &self.granted),
+            ("denied", &self.denied),
+            ("login_failed", &self.login_failed),
+            ("taken", &self.taken),
+            ("given_back", &self.given_back),
+            ("silent", &self.silent),
+            ("udp_sessions", &self.udp_sessions),
+            ("udp_messages", &self.udp_messages),
+            ("udp_repeated", &self.udp_repeated),
+            ("udp_echoes", &self.udp_echoes),
+            ("udp_strange", &self.udp_strange),
+            ("udp_evicted", &self.udp_evicted),
+            ("udp_timed_out", &self.udp_timed_out),
+            ("udp_queue_full", &self.udp_queue_full),
+            ("udp_unsent", &self.udp_unsent),
+        ];
+        all.into_iter().map(|(name, n)| (name.to_owned(), n.load(Ordering::Relaxed))).collect()
+    }
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The running server; dropped, it takes no more connections and answers no more datagrams. Tunnels stay.
+#[derive(Debug)]
+pub struct Server {
+    house: Arc<House>,
+    letters: mpsc::Sender<(Ends, Vec<u8>)>,
+    tasks: [tokio::task::JoinHandle<()>; 2],
+    at: SocketAddr,
+}
+
+/// What all sessions share.
+#[derive(Debug)]
+pub(super) struct House {
+    desk: Desk,
+    /// What is offered.
+    pub(super) offer: Arc<Offer>,
+    listen: SocketAddrV4,
+    mtu: u16,
+    life: Life,
+    draining: AtomicBool,
+    /// What has happened.
+    pub(super) counts: Counts,
+    started: Instant,
+}
+
+impl Server {
+    /// Listens, and answers from now on. `injector` sends answers over UDP; `salt` is random.
+    ///
+    /// # Errors
+    /// That it cannot listen.
+    pub fn start(
+        config: &Tsp,
+        desk: Desk,
+        injector: Injector,
+        has_proto41: bool,
+        salt: [u8; 32],
+    ) -> anyhow::Result<Self> {
+        let listener = listen(config.listen).map_err(|why| refused(config.listen, &why))?;
+        let at = listener.local_addr()?;
+        let mut offer = config.offer(salt);
+        offer.tunnels.retain(|mode| has_proto41 || *mode != Mode::V6V4);
+        let house = Arc::new(House {
+            desk,
+            offer: Arc::new(offer),
+            listen: config.listen,
+            mtu: config.mtu,
+            life: Life::new(config.lasts()),
+            draining: AtomicBool::new(false),
+            counts: Counts::default(),
+            started: Instant::now(),
+        });
+        let (letters, came) = mpsc::channel(MOST_WAITING);
+        let accepting = tokio::spawn(accept(listener, house.clone()));
+        let answering = tokio::spawn(Post::new(house.clone(), injector).serve(came));
+        Ok(Self { house, letters, tasks: [accepting, answering], at })
+    }
+
+    /// Where it listens.
+    pub fn at(&self) -> SocketAddr {
+        self.at
+    }
+
+    /// Whether datagrams that come to this endpoint of ours are the server's, unless they are IPv6.
+    pub fn is_at(&self, local: SocketAddrV4) -> bool {
+        let listen = self.house.listen;
+        listen.port() == local.port() && (listen.ip().is_unspecified() || listen.ip() == local.ip())
+    }
+
+    /// A datagram has come that is not IPv6.
+    pub fn hear(&self, remote: SocketAddrV4, local: SocketAddrV4, octets: &[u8]) {
+        if self.letters.try_send((Ends { remote, local }, octets.to_vec())).is_err() {
+            count(&self.house.counts.udp_queue_full);
+        }
+    }
+
+    /// Whether clients are sent to other brokers from now on, or told to come later. Tunnels stay.
+    pub fn drain(&self, draining: bool) {
+        self.house.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// How often to ask [`Self::fate`] for each tunnel.
+    pub fn round(&self) -> Duration {
+        self.house.life.round()
+    }
+
+    /// What becomes of a tunnel whose client has been silent for so long, at most as long as the tunnel is there.
+    pub fn fate(&self, lease: &Lease, silent: Duration, left: Duration) -> Fate {
+        let fate = self.house.life.fate(lease.grant.lease, silent, left);
+        if fate == Fate::End {
+            count(&self.house.counts.silent);
+        }
+        fate
+    }
+
+    /// Forgets what was agreed for tunnels that are not there any more.
+    pub fn forget(&self, is_there: impl Fn(crate::broker::LeaseId) -> bool) {
+        self.house.life.forget(is_there);
+    }
+
+    /// What has happened.
+    pub fn counts(&self) -> BTreeMap<String, u64> {
+        self.house.counts.all()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+fn listen(at: SocketAddrV4) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(at.into())?;
+    socket.listen(BACKLOG)
+}
+
+fn refused(at: SocketAddrV4, why: &io::Error) -> anyhow::Error {
+    let causes = [
+        (io::ErrorKind::AddrInUse, "; another server has that port: `ss -ltnp` names it"),
+        (io::ErrorKind::AddrNotAvailable, "; this host does not have that address: see `ip -4 address`"),
+    ];
+    let cause = causes.iter().find(|(kind, _)| *kind == why.kind()).map_or("", |(_, text)| text);
+    anyhow::anyhow!("cannot listen for TSP on TCP {at}: {why}{cause}; choose another with [tsp] listen")
+}
+
+async fn accept(listener: TcpListener, house: Arc<House>) {
+    let mut complained = None;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => receive(stream, peer, &house),
+            Err(why) => {
+                count(&house.counts.accept_failed);
+                // One line a minute: without descriptors there is no end of this.
+                if complained.is_none_or(|at: Instant| at.elapsed() > Duration::from_secs(60)) {
+                    tracing::warn!(event = "accept_failed", %why, "TSP connections wait; raise the limit of open files");
+                    complained = Some(Instant::now());
+                }
+                sleep(REST).await;
+            }
+        }
+    }
+}
+
+fn receive(stream: TcpStream, peer: SocketAddr, house: &Arc<House>) {
+    let (SocketAddr::V4(remote), Ok(SocketAddr::V4(local))) = (peer, stream.local_addr()) else { return };
+    // A line of its own is a segment of its own.
+    let _or_slower = stream.set_nodelay(true);
+    match house.desk.enter(*remote.ip()) {
+        Ok(visit) => {
+            count(&house.counts.accepted);
+            let ends = Ends { remote, local };
+            tokio::spawn(Guest { house: house.clone(), stream, ends }.stay(visit));
+        }
+        Err(why) => {
+            count(&house.counts.refused);
+            tracing::debug!(event = "refused", %why);
+        }
+    }
+}
+
+// ---- what both transports ask ----
+
+impl House {
+    pub(super) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn prove(&self, peer: Ipv4Addr, claim: &Claim) -> Option<(UserName, Vec<u8>)> {
+        let proven =
+            self.desk.login(peer, claim.user(), claim.mechanism(), |secret| claim.prove(secret.expose()));
+        if proven.is_err() {
+            count(&self.counts.login_failed);
+        }
+        proven.ok()
+    }
+
+    pub(super) async fn grant(&self, want: &Want, ends: Ends) -> Result<(Given, Held), Code> {
+        let granted = match self.desk.grant(self.wish(want, ends)).await {
+            Ok(held) => match given(&held.grant) {
+                Some(given) => Ok((given, held)),
+                None => Err(Code::ServerError),
+            },
+            Err(why) => Err(code(&why)),
+        };
+        count(if granted.is_ok() { &self.counts.granted } else { &self.counts.denied });
+        if let Ok((_, held)) = &granted {
+            self.life.agree(held.grant.lease, want.keepalive);
+        }
+        granted
+    }
+
+    fn wish(&self, want: &Want, ends: Ends) -> Wish {
+        let network = match want.network {
+            Network::None => None,
+            Network::Any => Some(NetworkWish::Any),
+            Network::Length(len) => Some(NetworkWish::Length(len)),
+        };
+        let addr = Some(*ends.local.ip());
+        let outer = if want.mode == Mode::V6UdpV4 {
+            let remote = UdpRemote::Learned(Some(ends.remote));
+            Outer::Udp { local: UdpLocal { addr, port: ends.local.port() }, remote }
+        } else {
+            Outer::Proto41 { local: addr, remote: want.end }
+        };
+        Wish {
+            user: want.user.clone().unwrap_or_else(|| UserName::anonymous(*ends.remote.ip())),
+            protocol: Protocol::Tsp,
+            outer,
+            mtu: self.mtu,
+            wants: Wants { pair: true, network },
+            keep: Keep::For(self.life.lasts()),
+        }
+    }
+
+    pub(super) async fn find(&self, user: UserName) -> Option<Found> {
+        let grants = self.desk.find(user, Protocol::Tsp).await;
+        let newest = grants.last()?;
+        let mode = match newest.outer {
+            Outer::Proto41 { .. } => Mode::V6V4,
+            Outer::Udp { .. } => Mode::V6UdpV4,
+        };
+        Some(Found { mode, end: client_of(&newest.outer)?, given: given(newest)? })
+    }
+
+    pub(super) async fn delete(&self, user: UserName) {
+        for grant in self.desk.find(user, Protocol::Tsp).await {
+            count(&self.counts.given_back);
+            self.desk.end(grant.lease, End::Released).await;
+        }
+    }
+
+    pub(super) async fn release(&self, held: Held) {
+        count(&self.counts.given_back);
+        held.release().await;
+    }
+}
+
+fn given(grant: &Grant) -> Option<Given> {
+    let pair = grant.pair?;
+    let network = grant.networks.first().map(|network| (network.addr(), network.prefix_len()));
+    Some(Given { server: pair.server, client: pair.client, network })
+}
+
+/// A refusal as the client is told.
+fn code(why: &Refusal) -> Code {
+    match why {
+        Refusal::LoginFailed => Code::AuthenticationFailed,
+        Refusal::Exhausted(_)
+        | Refusal::Taken(_)
+        | Refusal::TooManyTunnels { .. }
+        | Refusal::TooManyAnonymous { .. } => Code::NoMoreTunnels,
+        Refusal::EndpointTaken | Refusal::Table(Rejected::OuterTaken { .. }) => Code::Ipv4InUse,
+        Refusal::NothingToGive(_) => Code::PrefixUnavailable,
+        Refusal::Busy
+        | Refusal::Stopping
+        | Refusal::Throttled { .. }
+        | Refusal::TooManyConnections { .. } => Code::Busy,
+        Refusal::NoLease(_) | Refusal::Table(_) | Refusal::Store => Code::ServerError,
+    }
+}
+
+// ---- TCP ----
+
+/// One connection.
+#[derive(Debug)]
+struct Guest {
+    house: Arc<House>,
+    stream: TcpStream,
+    ends: Ends,
+}
+
+/// What a connection waits for.
+enum Event {
+    Read(io::Result<()>),
+    Ended(End),
+    Due,
+}
+
+impl Guest {
+    async fn stay(mut self, _visit: Visit) {
+        let house = self.house.clone();
+        count(&house.counts.open);
+        let mut session = Session::new(self.terms(), house.now());
+        let mut tunnel = None;
+        while self.obey(&mut session, &mut tunnel).await {
+            match self.event(&session, &mut tunnel).await {
+                Event::Read(Ok(())) => self.read(&mut session),
+                Event::Read(Err(_)) => session.handle_end(),
+                Event::Ended(why) => {
+                    tracing::debug!(event = "session_ended", peer = %self.ends.remote, why = why.name());
+                    tunnel = None;
+                    session.handle_end();
+                }
+                Event::Due => {
+                    count(&house.counts.timed_out);
+                    session.handle_timeout(house.now());
+                }
+            }
+        }
+        let _or_too_slow = timeout(DRAIN, self.drain()).await;
+        house.counts.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn terms(&self) -> Terms {
+        Terms {
+            transport: Transport::Tcp,
+            peer: *self.ends.remote.ip(),
+            local: *self.ends.local.ip(),
+            random: rand::random(),
+            offer: self.house.offer.clone(),
+        }
+    }
+
+    /// Does all that the session says; `false` when it is over.
+    async fn obey(&mut self, session: &mut Session, tunnel: &mut Option<Held>) -> bool {
+        let house = self.house.clone();
+        while session.has_output() {
+            for output in session.poll_output() {
+                match output {
+                    Output::Send(octets) => {
+                        let sent = timeout(WRITE_TIME, self.stream.write_all(&octets)).await;
+                        if !matches!(sent, Ok(Ok(()))) {
+                            session.handle_end();
+                        }
+                    }
+                    Output::Pause => sleep(PAUSE).await,
+                    Output::Prove(claim) => {
+                        let proof = house.prove(*self.ends.remote.ip(), &claim);
+                        session.handle_proof(proof, house.now());
+                    }
+                    Output::Grant(want) => {
+                        let granted = house.grant(&want, self.ends).await;
+                        let (given, held) =
+                            granted.map_or_else(|code| (Err(code), None), |(g, held)| (Ok(g), Some(held)));
+                        *tunnel = held;
+                        session.handle_grant(given, house.now());
+                    }
+                    Output::Find(user) => {
+                        let found = house.find(user).await;
+                        session.handle_found(found, house.now());
+                    }
+                    Output::Delete(user) => {
+                        *tunnel = None;
+                        house.delete(user).await;
+                        session.handle_deleted(house.now());
+                    }
+                    Output::Accepted => count(&house.counts.taken),
+                    Output::Release => {
+                        if let Some(held) = tunnel.take() {
+                            house.release(held).await;
+                        }
+                    }
+                    Output::Finish => return false,
+                }
+            }
+        }
+        true
+    }
+
+    async fn event(&self, session: &Session, tunnel: &mut Option<Held>) -> Event {
+        let due = session.poll_timeout().map(|at| self.house.started + at);
+        tokio::select! {
+            ready = self.stream.readable() => Event::Read(ready),
+            why = ended(tunnel) => Event::Ended(why),
+            () = until(due) => Event::Due,
+        }
+    }
+
+    /// Gives the session what has come, through a buffer that lives no longer than this.
+    fn read(&self, session: &mut Session) {
+        let mut octets = [0; READ];
+        session.set_draining(self.house.is_draining());
+        match self.stream.try_read(&mut octets) {
+            Ok(0) => session.handle_end(),
+            Ok(len) => session.handle_input(&octets[..len], self.house.now()),
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => session.handle_end(),
+        }
+    }
+
+    /// No more is said; what the client still says is read, so that it meets an end and no reset.
+    async fn drain(&mut self) {
+        let _or_gone = self.stream.shutdown().await;
+        let mut left = DRAINED;
+        while left > 0 && self.stream.readable().await.is_ok() {
+            match skip(&self.stream) {
+                Ok(0) => return,
+                Ok(len) => left = left.saturating_sub(len),
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+fn skip(stream: &TcpStream) -> io::Result<usize> {
+    stream.try_read(&mut [0; READ])
+}
+
+async fn ended(tunnel: &mut Option<Held>) -> End {
+    match tunnel {
+        Some(held) => held.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,97 @@
+//! What holds for sessions: what the operator offers, how a client is seen, and what the office gives.
+//!
+//! Plain data, filled in by the caller. Knows no state.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use super::codec::Mode;
+use super::xml::{BrokerAt, Name, Net};
+use crate::auth::{Mechanism, Site};
+
+/// The most brokers in a list, as clients keep them.
+pub const MAX_BROKERS: usize = 50;
+
+/// How a client talks to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A connection.
+    Tcp,
+    /// Datagrams, each with a header.
+    Udp,
+}
+
+/// At which step clients are sent to other brokers, whatever they want.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// The answer to `VERSION`.
+    Version,
+    /// The answer to `AUTHENTICATE`.
+    Login,
+    /// The answer to `create`.
+    Create,
+}
+
+/// What the operator offers; the same for all sessions.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// Types of tunnel, never [`Mode::V6AnyV4`].
+    pub tunnels: Vec<Mode>,
+    /// Ways to log in, the preferred one first.
+    pub mechanisms: Vec<Mechanism>,
+    /// What logins have in common.
+    pub site: Site,
+    /// Other brokers, at most [`MAX_BROKERS`].
+    pub brokers: Vec<BrokerAt>,
+    /// The step at which everybody is sent there.
+    pub redirect: Option<Step>,
+    /// The number in `lifetime`.
+    pub lifetime: u64,
+    /// Seconds between signs of life that everybody is told; `None`: as the client asks.
+    pub keepalive: Option<u32>,
+    /// Resolvers that clients are told.
+    pub dns: Vec<Ipv6Addr>,
+    /// What follows a user's name in the name of its client.
+    pub domain: Option<Name>,
+    /// Whether a tunnel by protocol 41 may end at another address than the one that asks.
+    pub proxy: bool,
+    /// Our outer address as clients are told, where a NAT is before us.
+    pub public_address: Option<Ipv4Addr>,
+}
+
+/// What is true of one session.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// How it is led.
+    pub transport: Transport,
+    /// Where the client is seen.
+    pub peer: Ipv4Addr,
+    /// Where it came to.
+    pub local: Ipv4Addr,
+    /// Random, for this session alone.
+    pub random: [u8; 16],
+    /// What the operator offers.
+    pub offer: Arc<Offer>,
+}
+
+/// What a client was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Our address in the tunnel.
+    pub server: Ipv6Addr,
+    /// The client's.
+    pub client: Ipv6Addr,
+    /// The network behind it.
+    pub network: Option<Net>,
+}
+
+/// A tunnel that a user has already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its type.
+    pub mode: Mode,
+    /// Where it ends on the client's side.
+    pub end: Ipv4Addr,
+    /// What was given.
+    pub given: Given,
+}
