@@ -115,6 +115,7 @@ const RULES: &[(&str, &str, &[&str])] = &[
         ],
     ),
     ("src/tsp/client.rs", "", PURE_CONTROL),
+    ("src/tsp/granted.rs", "", PURE_CONTROL),
     ("src/tsp/search.rs", "", PURE_CONTROL),
     ("src/tsp/keepalive.rs", "", PURE_CONTROL),
     ("src/tsp/setup.rs", "", PURE_CONTROL),

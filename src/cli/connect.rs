@@ -17,7 +17,7 @@ use super::background::detach;
 use super::password;
 use super::print_line;
 use super::run::start_log;
-use super::tspc;
+use super::{tsp_wish, tspc};
 use crate::config::{Config, DEFAULT_TUN};
 use crate::dtcp::client::{Backoff, Client, End, Output, Wish, configuration};
 use crate::dtcp::codec::{Kind, PORT, UdpWish, Up};
@@ -107,7 +107,7 @@ pub struct Job {
 
 /// Keeps a tunnel until a signal ends it.
 pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
-    if let Some(job) = tspc::job(args)? {
+    if let Some(job) = tsp_wish::job(args)? {
         return tspc::keep(job);
     }
     anyhow::ensure!(args.script.is_none(), "--script is for TSP: there are no scripts for DTCP");

@@ -22,6 +22,7 @@ pub mod sessions;
 pub mod snippet;
 pub mod socket;
 pub mod status;
+mod tsp_wish;
 mod tspc;
 pub mod user;
 

@@ -171,13 +171,7 @@ impl Gogoc {
                 self.server = place(value)?;
             }
             "auth_method" => self.mechanism = mechanism(value)?,
-            "host_type" => {
-                self.router = match value.to_ascii_lowercase().as_str() {
-                    "host" => false,
-                    "router" => true,
-                    _ => return Err(format!("host_type is host or router, not '{value}'")),
-                }
-            }
+            "host_type" => self.router = is_router(value)?,
             "prefixlen" => {
                 let len = value.parse().ok().filter(|len| (1..=128).contains(len));
                 self.prefix_len = len.ok_or_else(|| format!("prefixlen is 1 to 128, not '{value}'"))?;
@@ -195,13 +189,7 @@ impl Gogoc {
             "tunnel_mode" => self.mode = mode(value)?,
             "if_tunnel_v6udpv4" => self.tun = some(value).or(self.tun.take()),
             "if_tunnel_v6v4" => self.tun = self.tun.take().or(some(value)),
-            "client_v4" if value.eq_ignore_ascii_case("auto") => self.client = None,
-            "client_v4" => {
-                let parsed = value
-                    .parse()
-                    .map_err(|_| format!("client_v4 is auto or an IPv4 address, not '{value}'"))?;
-                self.client = Some(parsed);
-            }
+            "client_v4" => self.client = client(value)?,
             "template" => {
                 self.template = Some(value.to_owned()).filter(|name| !matches!(name.as_str(), "" | "none"));
                 if value.contains('/') {
@@ -225,6 +213,21 @@ impl Gogoc {
         }
         Ok(None)
     }
+}
+
+fn is_router(value: &str) -> Result<bool, String> {
+    match value.to_ascii_lowercase().as_str() {
+        "host" => Ok(false),
+        "router" => Ok(true),
+        _ => Err(format!("host_type is host or router, not '{value}'")),
+    }
+}
+
+fn client(value: &str) -> Result<Option<Ipv4Addr>, String> {
+    if value.eq_ignore_ascii_case("auto") {
+        return Ok(None);
+    }
+    value.parse().map(Some).map_err(|_| format!("client_v4 is auto or an IPv4 address, not '{value}'"))
 }
 
 fn some(value: &str) -> Option<String> {

@@ -20,6 +20,7 @@ pub mod client;
 pub mod codec;
 pub mod flows;
 pub mod framing;
+pub mod granted;
 pub mod header;
 pub mod keepalive;
 pub mod life;
