@@ -13,6 +13,7 @@
 //! | [`punt`] | hands packets that came up to whoever deals with them |
 //! | [`auth`] | proofs of who somebody is, shared by protocols |
 //! | [`dtcp`] | tunnels for those who ask by DTCP, and the asking side |
+//! | [`dhcpv6`] | prefixes, addresses and information inside each tunnel |
 //! | [`tsp`] | tunnels for those who ask by TSP |
 //! | [`dhcp6ctl`] | orders to a DHCPv6 server or client: both ends |
 //! | [`compat`] | the old programs' files, read as they are |
@@ -42,6 +43,7 @@ pub mod config;
 
 pub mod demo;
 pub mod dhcp6ctl;
+pub mod dhcpv6;
 pub mod dtcp;
 pub mod endpoint;
 pub mod link;

@@ -147,15 +147,21 @@ impl Network {
                 Err(why) => tracing::warn!(addr = %pair.server, %why, "an address is missing"),
             }
         }
-        for prefix in grant.networks.iter().filter(|_| self.aggregate) {
-            if self.routes.iter().any(|route| *route != Ipv6Prefix::ALL && route.covers(*prefix)) {
-                continue;
-            }
-            match self.links.add_route(*prefix, &self.tun, None).await {
-                Ok(Outcome::Added) => drop(self.lent_routes.insert(*prefix)),
-                Ok(_) => {}
-                Err(why) => tracing::warn!(%prefix, %why, "a route is missing"),
-            }
+        for prefix in &grant.networks {
+            self.lend_route(*prefix).await;
+        }
+    }
+
+    /// A route to what is behind a tunnel now, unless one of the configuration leads there.
+    pub async fn lend_route(&mut self, prefix: Ipv6Prefix) {
+        let covered = self.routes.iter().any(|route| *route != Ipv6Prefix::ALL && route.covers(prefix));
+        if !self.aggregate || covered {
+            return;
+        }
+        match self.links.add_route(prefix, &self.tun, None).await {
+            Ok(Outcome::Added) => drop(self.lent_routes.insert(prefix)),
+            Ok(_) => {}
+            Err(why) => tracing::warn!(%prefix, %why, "a route is missing"),
         }
     }
 
@@ -167,12 +173,17 @@ impl Network {
             tracing::warn!(addr = %server, %why, "an address stays");
         }
         for prefix in &grant.networks {
-            if !self.lent_routes.remove(prefix) || self.routes.contains(prefix) {
-                continue;
-            }
-            if let Err(why) = self.links.remove_route(*prefix, &self.tun, None).await {
-                tracing::warn!(%prefix, %why, "a route stays");
-            }
+            self.take_route_back(*prefix).await;
+        }
+    }
+
+    /// Takes such a route away.
+    pub async fn take_route_back(&mut self, prefix: Ipv6Prefix) {
+        if !self.lent_routes.remove(&prefix) || self.routes.contains(&prefix) {
+            return;
+        }
+        if let Err(why) = self.links.remove_route(prefix, &self.tun, None).await {
+            tracing::warn!(%prefix, %why, "a route stays");
         }
     }
 

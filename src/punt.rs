@@ -198,6 +198,11 @@ impl Dispatch {
         }
     }
 
+    /// Sends a packet to a tunnel's peer.
+    pub fn send(&mut self, id: TunnelId, packet: Vec<u8>) {
+        self.inject(Inject::Tunnel { id, packet });
+    }
+
     fn inject(&mut self, inject: Inject) {
         self.inject_full += u64::from(self.injector.inject(inject).is_err());
     }

@@ -4,7 +4,7 @@
 //! refuse leaves everything as it was. A lease is a route: it is in the tables from its grant to its end. Can say for
 //! every tunnel what `status` shows. Knows no protocol.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use sixway_dataplane::counters::{CounterReader, TunnelTotals};
@@ -13,7 +13,7 @@ use sixway_dataplane::update::{
     Holder, Ipv6Prefix, Outer, Policy, Rejected, Tunnel, TunnelId, UdpLocal, UdpRemote, Update,
 };
 
-use crate::broker::{Grant, LeaseId, Protocol, Route};
+use crate::broker::{Binding, Grant, LeaseId, Protocol, Route};
 use crate::config::{Config, Ra, TunnelConfig};
 
 /// A tunnel that is in the tables.
@@ -27,8 +27,18 @@ pub struct Live {
     pub lease: Option<LeaseId>,
     /// Our end of its address pair.
     pub server: Option<Ipv6Addr>,
+    /// What clients inside it have, beside what it has itself.
+    pub bound: Vec<Ipv6Prefix>,
     /// Counts of earlier tunnels with the same number.
     before: TunnelTotals,
+}
+
+impl Live {
+    /// All that is behind it: its own prefixes, and what clients inside it have.
+    pub fn prefixes(&self) -> impl Iterator<Item = Ipv6Prefix> {
+        let own = &self.config.prefixes;
+        own.iter().chain(self.bound.iter().filter(|prefix| !own.contains(prefix))).copied()
+    }
 }
 
 /// What a configuration changed.
@@ -146,7 +156,7 @@ impl Registry {
                 Change::Put(wanted) => {
                     let held = self.by_name(&wanted.name);
                     let Some(id) = held.or_else(|| numbers.next()) else { continue };
-                    plan.batch.push(Update::Upsert(tunnel(id, wanted.outer, &wanted)));
+                    plan.batch.push(Update::Upsert(tunnel(id, wanted.outer, &wanted, self.bound(id))));
                     let outer = wanted.outer;
                     plan.put.push((id, wanted, outer, held.is_none()));
                 }
@@ -239,7 +249,8 @@ impl Registry {
             if let Some((id, _)) = held {
                 plan.batch.push(bare(id, outer, wanted.mtu));
             }
-            upserts.push(Update::Upsert(tunnel(id, outer, wanted)));
+            let bound = if is_new { &[] } else { self.bound(id) };
+            upserts.push(Update::Upsert(tunnel(id, outer, wanted, bound)));
             plan.put.push((id, wanted.clone(), outer, is_new));
         }
         upserts
@@ -271,7 +282,7 @@ impl Registry {
         }
         let before = if reused { self.counters.tunnel(id) } else { TunnelTotals::default() };
         self.by_name.insert(config.name.clone(), id);
-        self.live[slot] = Some(Live { config, outer, lease: None, server: None, before });
+        self.live[slot] = Some(Live { config, outer, lease: None, server: None, bound: Vec::new(), before });
     }
 
     fn unseat(&mut self, id: TunnelId) {
@@ -296,6 +307,9 @@ impl Registry {
         let down: Vec<TunnelId> = routes.iter().filter_map(|route| self.falling(route)).collect();
         let up: Vec<&Grant> = routes.iter().filter_map(rising).collect();
         let mut batch: Vec<Update> = Vec::with_capacity(routes.len() * 2);
+        let bound = self.plan_bindings(routes, &down)?;
+        // What one tunnel lets go, another may have.
+        batch.extend(bound.iter().filter_map(|(id, after)| self.without_gone(*id, after)));
         for (id, live) in down.iter().filter_map(|id| Some((*id, self.tunnel(*id)?))) {
             batch.push(Update::Remove(id));
             batch.extend(live.server.map(|server| Update::Free(Ipv6Prefix::host(server))));
@@ -308,9 +322,18 @@ impl Registry {
         for (id, grant) in &up {
             let server = grant.pair.map(|pair| Ipv6Prefix::host(pair.server));
             batch.extend(server.map(|server| Update::Reserve(server, Holder::Local)));
-            batch.push(Update::Upsert(tunnel(*id, grant.outer, &self.leased(grant))));
+            batch.push(Update::Upsert(tunnel(*id, grant.outer, &self.leased(grant), &[])));
+        }
+        for (id, after) in &bound {
+            let Some(live) = self.tunnel(*id).filter(|live| live.bound != *after) else { continue };
+            batch.push(Update::Upsert(tunnel(*id, live.outer, &live.config, after)));
         }
         self.writer.apply(&batch)?;
+        for (id, after) in bound {
+            if let Some(live) = self.live.get_mut(id.0 as usize).and_then(Option::as_mut) {
+                live.bound = after;
+            }
+        }
         self.lent.extend(opened);
         let closed: Vec<_> = down.iter().filter_map(|id| endpoint(self.tunnel(*id)?.outer)).collect();
         let ids = up.iter().map(|(id, _)| *id).collect();
@@ -355,6 +378,46 @@ impl Registry {
         }
     }
 
+    /// What clients inside tunnels have after these routes, for each tunnel that stays and has another lot then.
+    fn plan_bindings(
+        &self,
+        routes: &[Route],
+        down: &[TunnelId],
+    ) -> Result<BTreeMap<TunnelId, Vec<Ipv6Prefix>>, Rejected> {
+        let mut after: BTreeMap<TunnelId, Vec<Ipv6Prefix>> = BTreeMap::new();
+        let stays = |binding: &Binding| self.by_name(&binding.key.tunnel).filter(|id| !down.contains(id));
+        for route in routes {
+            match route {
+                Route::Bind(binding) => {
+                    let id = stays(binding).ok_or(Rejected::NoTunnel(TunnelId(u32::MAX)))?;
+                    let all = after.entry(id).or_insert_with(|| self.bound(id).to_vec());
+                    if !all.contains(&binding.prefix) {
+                        all.push(binding.prefix);
+                    }
+                }
+                Route::Unbind(binding, _) => {
+                    let Some(id) = stays(binding) else { continue };
+                    let all = after.entry(id).or_insert_with(|| self.bound(id).to_vec());
+                    all.retain(|prefix| *prefix != binding.prefix);
+                }
+                Route::Up(_) | Route::Down(..) => {}
+            }
+        }
+        Ok(after)
+    }
+
+    /// The tunnel without those of its clients' prefixes that are not in `after`; `None` where there are none.
+    fn without_gone(&self, id: TunnelId, after: &[Ipv6Prefix]) -> Option<Update> {
+        let live = self.tunnel(id)?;
+        let kept: Vec<Ipv6Prefix> = live.bound.iter().copied().filter(|p| after.contains(p)).collect();
+        let gone = kept.len() < live.bound.len();
+        gone.then(|| Update::Upsert(tunnel(id, live.outer, &live.config, &kept)))
+    }
+
+    fn bound(&self, id: TunnelId) -> &[Ipv6Prefix] {
+        self.tunnel(id).map_or(&[], |live| &live.bound)
+    }
+
     /// The UDP endpoints that these tunnels end at and no socket listens on.
     fn missing(&self, outers: impl Iterator<Item = Outer>) -> HashSet<SocketAddrV4> {
         let wanted: HashSet<SocketAddrV4> = outers.filter_map(endpoint).collect();
@@ -380,7 +443,7 @@ impl Registry {
     fn falling(&self, route: &Route) -> Option<TunnelId> {
         match route {
             Route::Down(lease, _) => self.by_lease.get(lease).copied(),
-            Route::Up(_) => None,
+            Route::Up(_) | Route::Bind(_) | Route::Unbind(..) => None,
         }
     }
 
@@ -432,7 +495,7 @@ impl Registry {
         // Without a fixed address of ours, answers come from the one that the peer knows.
         let addr = configured.addr.or(Some(*local.ip()).filter(|a| !a.is_unspecified()));
         let moved = Outer::Udp { local: UdpLocal { addr, ..was }, remote: peer.moved_to(remote)? };
-        let update = Update::Upsert(tunnel(id, moved, &live.config));
+        let update = Update::Upsert(tunnel(id, moved, &live.config, &live.bound));
         if let Err(why) = self.writer.apply(&[update]) {
             return Some(Err(why));
         }
@@ -511,12 +574,14 @@ fn endpoint(outer: Outer) -> Option<SocketAddrV4> {
 fn rising(route: &Route) -> Option<&Grant> {
     match route {
         Route::Up(grant) => Some(grant),
-        Route::Down(..) => None,
+        Route::Down(..) | Route::Bind(_) | Route::Unbind(..) => None,
     }
 }
 
-fn tunnel(id: TunnelId, outer: Outer, config: &TunnelConfig) -> Tunnel {
-    Tunnel { id, outer, prefixes: config.prefixes.clone(), mtu: config.mtu }
+fn tunnel(id: TunnelId, outer: Outer, config: &TunnelConfig, bound: &[Ipv6Prefix]) -> Tunnel {
+    let mut prefixes = config.prefixes.clone();
+    prefixes.extend(bound.iter().filter(|prefix| !config.prefixes.contains(prefix)));
+    Tunnel { id, outer, prefixes, mtu: config.mtu }
 }
 
 /// The tunnel without prefixes and without a peer: it holds nothing that another could want.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
@@ -14,18 +15,20 @@ use sixway_dataplane::counters::CounterReader;
 use sixway_dataplane::io::proto41::Receive;
 use sixway_dataplane::io::spread::Spread;
 use sixway_dataplane::knobs::{Knob, Standing};
-use sixway_dataplane::punt::PuntReader;
+use sixway_dataplane::punt::{Punt, PuntReader};
 use sixway_dataplane::start::{Facts, Injector, Prepared, Settings, Workers};
 use sixway_dataplane::update::Outer;
+use sixway_dataplane::verdict::PuntClass;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::server::{AdminSocket, Question};
 use crate::admin::status::{BrokerStatus, Reloaded, Sources};
 use crate::admin::{Request, Response};
-use crate::broker::{Protocol, UserName};
+use crate::broker::{End, Protocol, UserName};
 use crate::churn::{Batch, Churn, MOST_TUNNELS, is_churn};
 use crate::config::{self, Config};
+use crate::dhcpv6::server as dhcpv6;
 use crate::dtcp::front::Front;
 use crate::endpoint::session::Prober;
 use crate::network::Network;
@@ -166,6 +169,8 @@ struct Control {
     office: Option<Office>,
     /// The server for DTCP, if there is one.
     dtcp: Option<Front>,
+    /// The DHCPv6 server inside tunnels, if there is one.
+    dhcpv6: Option<dhcpv6::Server>,
     counters: CounterReader,
     facts: Facts,
     started: Instant,
@@ -210,6 +215,7 @@ async fn live(
         network,
         office,
         dtcp: None,
+        dhcpv6: None,
         counters: plane.counters,
         facts: plane.facts,
         started: plane.started,
@@ -273,6 +279,7 @@ impl Control {
         }
         // Leases that have outlived the process before forward again before anybody hears of this one.
         self.settle_all().await;
+        self.serve_dhcpv6()?;
         if let (Some(config), Some(office)) = (&self.config.dtcp, &self.office) {
             let most = self.config.limits.tunnels_per_account;
             self.dtcp = Some(Front::open(config, office.desk(), most)?);
@@ -288,9 +295,55 @@ impl Control {
         Ok(())
     }
 
+    /// Opens, changes or closes the DHCPv6 server as the configuration says.
+    fn serve_dhcpv6(&mut self) -> anyhow::Result<()> {
+        match (&self.config.dhcpv6, &mut self.dhcpv6) {
+            (Some(terms), Some(server)) => server.configure(terms.clone()),
+            (Some(terms), None) => {
+                let path = self.config.store.path.with_extension("duid");
+                let duid = dhcpv6::own_duid(&path, rand::random())
+                    .with_context(|| format!("cannot keep the server's DUID in {}", path.display()))?;
+                let terms = crate::dhcpv6::session::Terms { duid, ..terms.clone() };
+                self.dhcpv6 = Some(dhcpv6::Server::new(terms, rand::random()));
+            }
+            (None, _) => self.dhcpv6 = None,
+        }
+        self.withdraw_bindings();
+        Ok(())
+    }
+
+    /// Ends bindings of what the configuration and the accounts do not give any more.
+    fn withdraw_bindings(&mut self) {
+        let Some(office) = &mut self.office else { return };
+        let (server, registry, broker) = (&self.dhcpv6, &self.registry, office.broker());
+        let gives = |b: &_| server.as_ref().is_some_and(|server| server.still_gives(registry, broker, b));
+        let gone: Vec<_> = broker.bindings().filter(|b| !gives(b)).map(|b| b.prefix).collect();
+        for prefix in gone {
+            office.unbind(prefix, End::Withdrawn);
+        }
+    }
+
+    /// Whether it is a DHCPv6 message, which is dealt with then.
+    fn take_dhcpv6(&mut self, punt: &Punt) -> bool {
+        let (Some(server), Some(office), Some(id)) = (&mut self.dhcpv6, &mut self.office, punt.tunnel())
+        else {
+            return false;
+        };
+        if punt.class() != PuntClass::Link || !dhcpv6::Server::is_for(punt.bytes()) {
+            return false;
+        }
+        if let Some(packet) = server.handle(office, &self.registry, id, punt.bytes()) {
+            self.dispatch.send(id, packet);
+        }
+        true
+    }
+
     /// Accounts may have changed, and with them who is pinned to which interface.
     fn show_pins(&mut self) {
         let pins = self.office.as_mut().and_then(Office::new_pins);
+        if pins.is_some() {
+            self.withdraw_bindings();
+        }
         if let (Some(pins), Some(dtcp)) = (pins, &self.dtcp) {
             dtcp.server.hall().pin(pins);
         }
@@ -312,9 +365,16 @@ impl Control {
             match moved {
                 Move::Up(grant) => self.network.lend(grant).await,
                 Move::Down(grant, _) => self.network.take_back(grant).await,
+                Move::Bound(binding) => self.network.lend_route(binding.prefix).await,
+                Move::Unbound(binding, _) => self.network.take_route_back(binding.prefix).await,
             }
         }
         self.dispatch.note(&self.registry, &settled.gone, &settled.new);
+        if let Some(server) = &mut self.dhcpv6 {
+            for (id, packet) in server.settled(&self.registry, &settled.acted) {
+                self.dispatch.send(id, packet);
+            }
+        }
         office.answer(settled);
     }
 
@@ -344,6 +404,9 @@ impl Control {
         }
         if let Some(tsp) = &self.dispatch.tsp {
             tracing::info!("TSP {}: listening, TCP and UDP", tsp.at());
+        }
+        if self.dhcpv6.is_some() {
+            tracing::info!("DHCPv6: answers inside every tunnel");
         }
         announce_proto41(*proto41);
         let (tunnels, socket) = (self.registry.len(), self.config.admin.socket.display());
@@ -440,7 +503,9 @@ impl Control {
 
     fn take_punts(&mut self, punts: &mut PuntReader) {
         for punt in std::iter::from_fn(|| punts.take()).take(PUNTS_A_TURN) {
-            self.dispatch.handle(&mut self.registry, &punt, self.started.elapsed());
+            if !self.take_dhcpv6(&punt) {
+                self.dispatch.handle(&mut self.registry, &punt, self.started.elapsed());
+            }
         }
         self.keep_moves();
     }
@@ -519,6 +584,9 @@ impl Control {
             office.kick(lease);
             return Response::Kicked { tunnels: 1 };
         }
+        if who.parse().is_ok_and(|prefix| office.unbind(prefix, End::Kicked)) {
+            return Response::Kicked { tunnels: 1 };
+        }
         match UserName::parse(who).map_or(0, |user| office.kick_user(&user)) {
             0 => Response::Error(format!("no leased tunnel '{who}', and no user '{who}' who has one")),
             tunnels => Response::Kicked { tunnels },
@@ -538,6 +606,7 @@ impl Control {
             broker: self.office.as_ref().map(BrokerStatus::new),
             dtcp: self.dtcp.as_ref().map(|dtcp| dtcp.server.hall().counts()),
             tsp: self.dispatch.tsp.as_ref().map(tsp::server::Server::counts),
+            dhcpv6: self.dhcpv6.as_ref().map(dhcpv6::Server::counts),
         }
     }
 
@@ -577,6 +646,7 @@ impl Control {
         self.churn.forget();
         touched.into_iter().for_each(|id| self.dispatch.forget(id));
         self.dispatch.follow(&self.registry);
+        self.serve_dhcpv6()?;
         Ok(Reloaded::new(diff, notes))
     }
 

@@ -105,6 +105,7 @@ impl Twin {
         outcome.records.into_iter().for_each(|record| self.keep(record));
         for route in outcome.routes {
             match route {
+                Route::Bind(_) | Route::Unbind(..) => panic!("nothing was bound"),
                 Route::Down(lease, _) => self.tables.retain(|grant| grant.lease != lease),
                 Route::Up(grant) => {
                     for prefix in grant.prefixes() {
@@ -130,6 +131,7 @@ impl Twin {
                 let lease = memory.leases.iter_mut().find(|lease| lease.grant.lease == id).unwrap();
                 lease.grant.outer = outer;
             }
+            Record::Bound(_) | Record::BoundUntil(..) | Record::Unbound(_) => panic!("nothing was bound"),
             Record::Ended(id) => memory.leases.retain(|lease| lease.grant.lease != id),
             Record::Assigned { prefix, user, since } => {
                 memory.assigned.retain(|(p, ..)| *p != prefix);

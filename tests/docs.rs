@@ -97,6 +97,7 @@ fn the_counters_page_names_every_count_and_no_other() {
         differences("endpoints", &on_page("Endpoints"), endpoint_counts()),
         differences("dtcp", &on_page("DTCP"), dtcp_counts()),
         differences("tsp", &on_page("TSP"), sixway::tsp::server::Counts::default().all().into_keys()),
+        differences("dhcpv6", &on_page("DHCPv6"), dhcpv6_counts()),
     ]
     .concat();
     assert!(found.is_empty(), "docs/counters.md\n{}", found.join("\n"));
@@ -109,6 +110,14 @@ fn endpoint_counts() -> BTreeSet<String> {
     let mut names: BTreeSet<_> = fields.map(|(name, _)| name.trim().to_owned()).collect();
     names.insert("inject_queue_full".to_owned());
     names
+}
+
+/// The DHCPv6 server's counts.
+fn dhcpv6_counts() -> BTreeSet<String> {
+    sixway::dhcpv6::server::Server::new(sixway::dhcpv6::session::Terms::default(), 0)
+        .counts()
+        .into_keys()
+        .collect()
 }
 
 /// The DTCP server's counts, and the one that it does not count but has.

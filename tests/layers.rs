@@ -100,6 +100,11 @@ const RULES: &[(&str, &str, &[&str])] = &[
             "sixway_dataplane",
         ],
     ),
+    (
+        "src/dhcpv6/",
+        ".rs",
+        &["tokio", "crate::endpoint", "crate::dtcp", "crate::tsp", "sixway_dataplane::table"],
+    ),
     ("src/dtcp/client.rs", "", PURE_CONTROL),
     ("src/dtcp/interfaces.rs", "", PURE_CONTROL),
     (

@@ -144,7 +144,10 @@ fn a_store_of_the_first_format_is_brought_up_to_date() {
     let said = desk.done(&["add", "alice", "--prefix", "2001:db8:7::/48"], "");
     let path = desk.0.join("six0.db");
     let old = rusqlite::Connection::open(&path).unwrap();
-    old.execute_batch("ALTER TABLE account DROP COLUMN mechanisms; PRAGMA user_version = 1").unwrap();
+    old.execute_batch(
+        "ALTER TABLE account DROP COLUMN mechanisms; DROP TABLE binding; PRAGMA user_version = 1",
+    )
+    .unwrap();
     drop(old);
     let alice = desk.account("alice").unwrap();
     assert!(alice.mechanisms.is_any() && alice.prefixes.len() == 1 && said.contains("secret: "));

@@ -5,6 +5,7 @@
 //! what the next one finds.
 
 mod dhcp6;
+mod dhcpv6;
 mod dtcp;
 mod forward;
 mod offload;
@@ -28,6 +29,7 @@ pub(crate) const ALL: &[(&str, Body)] = &[
     ("config", texts::config),
     ("dhcp6ctl", dhcp6::dhcp6ctl),
     ("dhcp6sconf", dhcp6::dhcp6sconf),
+    ("dhcpv6", dhcpv6::dhcpv6),
     ("dtcp", dtcp::dtcp),
     ("forward", forward::forward),
     ("icmp", packets::icmp),

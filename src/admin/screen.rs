@@ -65,10 +65,13 @@ fn broker(b: &BrokerStatus) -> Vec<String> {
         Some(len) => {
             format!("pool       {}: {} of {} networks of /{len} in use", p.prefix, p.in_use, p.places)
         }
+        None if p.addresses => format!("pool       {}: {} addresses in use", p.prefix, p.in_use),
         None => format!("pool       {}: {} of {} address pairs in use", p.prefix, p.in_use, p.places),
     };
     let (accounts, leases, connections) = (b.accounts, b.leases, b.connections);
-    let counts = format!("granted    {leases} tunnels; {accounts} users, {connections} connections");
+    let bound = b.bindings;
+    let counts =
+        format!("granted    {leases} tunnels, {bound} bindings; {accounts} users, {connections} connections");
     std::iter::once(counts).chain(b.pools.iter().map(pool)).collect()
 }
 

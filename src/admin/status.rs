@@ -58,6 +58,8 @@ pub struct Status {
     pub dtcp: Option<BTreeMap<String, u64>>,
     /// Counts of the TSP server, if there is one.
     pub tsp: Option<BTreeMap<String, u64>>,
+    /// Counts of the DHCPv6 server inside tunnels; `null`: there is none.
+    pub dhcpv6: Option<BTreeMap<String, u64>>,
 }
 
 /// What is granted to users.
@@ -67,6 +69,8 @@ pub struct BrokerStatus {
     pub accounts: usize,
     /// Leased tunnels.
     pub leases: usize,
+    /// Prefixes and addresses that clients inside tunnels have.
+    pub bindings: usize,
     /// Control connections that are open.
     pub connections: u32,
     /// Runs of hooks that were left out, because too many waited.
@@ -80,11 +84,13 @@ pub struct BrokerStatus {
 pub struct PoolStatus {
     /// All of it.
     pub prefix: String,
-    /// Prefix length of the networks it is cut into; `null`: it gives out address pairs.
+    /// Prefix length of the networks it is cut into; `null`: it gives out address pairs, or addresses.
     pub assign: Option<u8>,
+    /// Whether it gives out addresses inside tunnels.
+    pub addresses: bool,
     /// Networks or pairs in use.
     pub in_use: usize,
-    /// Networks or pairs there are.
+    /// Networks or pairs there are; 0 for addresses.
     pub places: u32,
 }
 
@@ -96,17 +102,19 @@ impl BrokerStatus {
             prefix: pool.prefix.to_string(),
             assign: match pool.kind {
                 PoolKind::Networks(len) => Some(len),
-                PoolKind::Pairs => None,
+                PoolKind::Pairs | PoolKind::Addresses => None,
             },
+            addresses: pool.kind == PoolKind::Addresses,
             in_use,
             places: pool.places(),
         };
         Self {
             accounts: broker.accounts().len(),
             leases: broker.len(),
+            bindings: broker.bindings_len(),
             connections: office.desk().connections(),
             hooks_missed: office.hooks_missed(),
-            pools: broker.pools().map(pool).collect(),
+            pools: broker.pools().chain(broker.address_pools_in_use()).map(pool).collect(),
         }
     }
 }
@@ -213,6 +221,8 @@ pub struct Sources<'a> {
     pub dtcp: Option<BTreeMap<String, u64>>,
     /// Counts of the TSP server, if there is one.
     pub tsp: Option<BTreeMap<String, u64>>,
+    /// Counts of the DHCPv6 server, if there is one.
+    pub dhcpv6: Option<BTreeMap<String, u64>>,
 }
 
 impl Sources<'_> {
@@ -250,6 +260,7 @@ impl Sources<'_> {
             broker: self.broker.clone(),
             dtcp: self.dtcp.clone(),
             tsp: self.tsp.clone(),
+            dhcpv6: self.dhcpv6.clone(),
         })
     }
 
@@ -302,7 +313,7 @@ impl Sources<'_> {
             encap: encap.to_owned(),
             local,
             remote,
-            prefixes: live.config.prefixes.iter().map(ToString::to_string).collect(),
+            prefixes: live.prefixes().map(|prefix| prefix.to_string()).collect(),
             mtu: live.config.mtu,
             rx_packets: totals.rx_packets,
             rx_bytes: totals.rx_bytes,

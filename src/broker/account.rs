@@ -60,6 +60,11 @@ impl UserName {
         self.0.strip_prefix(ANONYMOUS).is_some_and(|peer| peer.parse::<Ipv4Addr>().is_ok())
     }
 
+    /// A name that no account has: `parse` refuses it.
+    pub(super) fn nobody() -> Self {
+        Self("".into())
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0

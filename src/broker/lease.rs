@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use sixway_dataplane::update::{Ipv6Prefix, Outer, UdpRemote};
 
+use super::binding::Bindings;
 use super::pool::Places;
 use super::{
-    Account, Accounts, End, Grant, Keep, LeaseId, Limits, NetworkWish, Outcome, Pair, PairPlace, Pool,
-    PoolKind, Protocol, Record, Refusal, Route, Time, UserName, Wish,
+    Account, Accounts, Binding, End, Grant, Keep, LeaseId, Limits, NetworkWish, Outcome, Pair, PairPlace,
+    Pool, PoolKind, Protocol, Record, Refusal, Route, Time, UserName, Wish,
 };
 
 /// A tunnel in force and what it was given.
@@ -48,6 +49,8 @@ pub struct Memory {
     pub assigned: Vec<(Ipv6Prefix, Option<UserName>, Time)>,
     /// Accounts that were removed, and when: one of the same name that was added since is another.
     pub departed: Vec<(UserName, Time)>,
+    /// What is bound.
+    pub bindings: Vec<Binding>,
 }
 
 /// What the configuration says to the broker.
@@ -64,20 +67,22 @@ pub struct Terms {
 /// Who may have which tunnel, until when.
 #[derive(Debug)]
 pub struct Broker {
-    accounts: Accounts,
-    terms: Terms,
-    pools: Vec<Places>,
+    pub(super) accounts: Accounts,
+    pub(super) terms: Terms,
+    pub(super) pools: Vec<Places>,
     /// What the pools were cut around, sorted.
-    fences: Vec<Ipv6Prefix>,
+    pub(super) fences: Vec<Ipv6Prefix>,
     /// What was given out of pools that the configuration no longer has.
     elsewhere: HashMap<Ipv6Prefix, (Option<UserName>, Time)>,
-    leases: HashMap<LeaseId, Lease>,
+    pub(super) leases: HashMap<LeaseId, Lease>,
+    /// What clients inside tunnels have.
+    pub(super) bindings: Bindings,
     by_user: HashMap<UserName, BTreeSet<LeaseId>>,
     by_address: HashMap<Ipv4Addr, BTreeSet<LeaseId>>,
     /// How many are nobody's in particular.
     anonymous: u32,
     /// Every prefix behind a leased tunnel.
-    held: HashMap<Ipv6Prefix, LeaseId>,
+    pub(super) held: HashMap<Ipv6Prefix, LeaseId>,
     names: HashSet<Box<str>>,
     deadlines: BTreeSet<(Time, LeaseId)>,
     next: u64,
@@ -100,6 +105,7 @@ impl Broker {
             fences: Vec::new(),
             elsewhere: HashMap::new(),
             leases: HashMap::new(),
+            bindings: Bindings::default(),
             by_user: HashMap::new(),
             by_address: HashMap::new(),
             anonymous: 0,
@@ -123,6 +129,11 @@ impl Broker {
         }
         let ids: Vec<LeaseId> = memory.leases.iter().map(|lease| lease.grant.lease).collect();
         memory.leases.into_iter().for_each(|lease| self.enter(lease));
+        for binding in memory.bindings.iter().filter(|binding| !binding.fixed) {
+            let known = (Some(binding.owner.clone()), now);
+            self.elsewhere.entry(binding.prefix).or_insert(known);
+        }
+        self.recall_bindings(memory.bindings);
         self.cut_pools();
         let mut outcome = Outcome::default();
         for id in ids {
@@ -135,6 +146,9 @@ impl Broker {
         }
         outcome.append(self.bury(now, &departed));
         outcome.append(self.withdraw(now));
+        outcome.append(self.expire_bindings(now));
+        // Behind the tunnels that they are in.
+        outcome.routes.append(&mut self.bound_routes());
         outcome
     }
 
@@ -282,6 +296,7 @@ impl Broker {
     pub fn end(&mut self, now: Time, id: LeaseId, why: End) -> Outcome {
         let Some(lease) = self.leases.remove(&id) else { return Outcome::default() };
         let grant = &lease.grant;
+        let mut outcome = self.unbind_tunnel(now, &grant.name, why);
         forget(&mut self.by_user, &grant.user, id);
         self.anonymous -= u32::from(grant.user.is_anonymous());
         if let Some(peer) = peer(&grant.outer) {
@@ -291,7 +306,7 @@ impl Broker {
         if let Some(at) = grant.expires {
             self.deadlines.remove(&(at, id));
         }
-        let mut outcome = Outcome { records: vec![Record::Ended(id)], routes: vec![Route::Down(id, why)] };
+        outcome.append(Outcome { records: vec![Record::Ended(id)], routes: vec![Route::Down(id, why)] });
         for prefix in grant.prefixes() {
             self.held.remove(&prefix);
             let Some((pool, n)) = self.place_of(prefix) else { continue };
@@ -309,6 +324,7 @@ impl Broker {
             self.deadlines.remove(&(at, id));
             outcome.append(self.end(now, id, End::Expired));
         }
+        outcome.append(self.expire_bindings(now));
         outcome
     }
 
@@ -339,7 +355,8 @@ impl Broker {
 
     /// When the next lease ends by itself.
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.deadlines.first().map(|(at, _)| *at)
+        let lease = self.deadlines.first().map(|(at, _)| *at);
+        [lease, self.next_unbinding()].into_iter().flatten().min()
     }
 
     /// The accounts, to check proofs with.
@@ -350,6 +367,11 @@ impl Broker {
     /// The pools, each with how many of its places are in use.
     pub fn pools(&self) -> impl Iterator<Item = (Pool, usize)> {
         self.pools.iter().map(|places| (places.pool(), places.in_use()))
+    }
+
+    /// Whose a lease is.
+    pub fn user_of(&self, id: LeaseId) -> Option<&UserName> {
+        self.leases.get(&id).map(|lease| &lease.grant.user)
     }
 
     /// The leases of an account, oldest first.
@@ -461,7 +483,7 @@ impl Broker {
     ) -> Result<(usize, u32), Refusal> {
         let lens = self.pools.iter().enumerate().filter_map(|(at, places)| match places.pool().kind {
             PoolKind::Networks(len) => Some((at, len)),
-            PoolKind::Pairs => None,
+            PoolKind::Pairs | PoolKind::Addresses => None,
         });
         let fitting: Vec<(usize, u8)> = match wanted {
             NetworkWish::Length(len) => lens.filter(|(_, l)| *l == len).collect(),
@@ -525,7 +547,7 @@ impl Broker {
         places.is_open(n) || (places.is_within(n) && holder.is_some_and(|id| victims.contains(id)))
     }
 
-    fn occupy(&mut self, pool: usize, n: u32, user: &UserName, now: Time) -> Option<Record> {
+    pub(super) fn occupy(&mut self, pool: usize, n: u32, user: &UserName, now: Time) -> Option<Record> {
         let places = &mut self.pools[pool];
         let known = places.user(n) == Some(user);
         places.assign(n, Some(user.clone()), true, now);
@@ -586,10 +608,14 @@ impl Broker {
             self.elsewhere.extend(known);
         }
         self.fences = self.fences();
-        self.pools = self.terms.pools.iter().map(|pool| Places::new(*pool, &self.fences)).collect();
+        let cut = self.terms.pools.iter().filter(|pool| pool.kind != PoolKind::Addresses);
+        self.pools = cut.map(|pool| Places::new(*pool, &self.fences)).collect();
         for (prefix, (user, at)) in std::mem::take(&mut self.elsewhere) {
             match self.place_of(prefix) {
-                Some((pool, n)) => self.pools[pool].assign(n, user, self.held.contains_key(&prefix), at),
+                Some((pool, n)) => {
+                    let in_use = self.held.contains_key(&prefix) || self.bindings.is_pooled(prefix);
+                    self.pools[pool].assign(n, user, in_use, at);
+                }
                 None => drop(self.elsewhere.insert(prefix, (user, at))),
             }
         }
@@ -612,6 +638,7 @@ impl Broker {
                 outcome.append(self.end(now, id, End::Withdrawn));
             }
         }
+        outcome.append(self.withdraw_bindings(now));
         outcome
     }
 
@@ -627,7 +654,7 @@ impl Broker {
         })
     }
 
-    fn place_of(&self, prefix: Ipv6Prefix) -> Option<(usize, u32)> {
+    pub(super) fn place_of(&self, prefix: Ipv6Prefix) -> Option<(usize, u32)> {
         let pools = self.pools.iter().enumerate();
         pools.filter_map(|(at, places)| Some((at, places.pool().number(prefix)?))).next()
     }

@@ -14,6 +14,7 @@
 //! the same prefix again, until a pool has no other left; then the one unused for longest changes hands.
 
 pub mod account;
+pub mod binding;
 pub mod lease;
 pub mod limits;
 pub mod mechanism;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use sixway_dataplane::update::{Ipv6Prefix, Outer, Rejected};
 
 pub use account::{Account, Accounts, Secret, UserName};
+pub use binding::{BindKey, BindKind, BindWish, Binding};
 pub use lease::{Broker, Fate, Lease, Memory, Terms, peer};
 pub use limits::{Doorman, Limits};
 pub use mechanism::{Mechanism, Mechanisms};
@@ -302,6 +304,12 @@ pub enum Record {
         /// When it was given or given back last.
         since: Time,
     },
+    /// This is bound.
+    Bound(Binding),
+    /// This binding is in force until then.
+    BoundUntil(Ipv6Prefix, Time),
+    /// This is bound no longer.
+    Unbound(Ipv6Prefix),
 }
 
 /// What the tables must learn.
@@ -311,6 +319,10 @@ pub enum Route {
     Up(Grant),
     /// A tunnel is gone.
     Down(LeaseId, End),
+    /// A prefix is behind a tunnel that is up, beside the tunnel's own.
+    Bind(Binding),
+    /// It is no longer.
+    Unbind(Binding, End),
 }
 
 /// What a step of the broker asks of the world: first all records, then all routes, then answers.

@@ -35,6 +35,8 @@ pub enum PoolKind {
     Networks(u8),
     /// Address pairs; the pool is a /112 or larger.
     Pairs,
+    /// Single addresses for clients inside tunnels; they are not numbered.
+    Addresses,
 }
 
 impl fmt::Display for Pool {
@@ -43,6 +45,7 @@ impl fmt::Display for Pool {
         match self.kind {
             PoolKind::Networks(len) => write!(f, "{prefix} ({places} networks of /{len})"),
             PoolKind::Pairs => write!(f, "{prefix} ({places} address pairs)"),
+            PoolKind::Addresses => write!(f, "{prefix} (addresses)"),
         }
     }
 }
@@ -53,6 +56,7 @@ impl Pool {
         match self.kind {
             PoolKind::Networks(len) => 1 << len.saturating_sub(self.prefix.prefix_len()).min(MAX_PLACE_BITS),
             PoolKind::Pairs => PAIRS,
+            PoolKind::Addresses => 0,
         }
     }
 
@@ -64,6 +68,7 @@ impl Pool {
                 Ipv6Prefix::new(bits.into(), len).unwrap_or(Ipv6Prefix::host(bits.into()))
             }
             PoolKind::Pairs => Ipv6Prefix::host(self.pair(n).client),
+            PoolKind::Addresses => self.prefix,
         }
     }
 
@@ -76,6 +81,7 @@ impl Pool {
         let n = match self.kind {
             PoolKind::Networks(len) => inside >> (128 - u32::from(len)).min(127),
             PoolKind::Pairs => (inside / PAIR_SIZE).checked_sub(1)?,
+            PoolKind::Addresses => return None,
         };
         let n = u32::try_from(n).ok().filter(|n| *n < self.places())?;
         (self.place(n) == prefix).then_some(n)
@@ -89,7 +95,7 @@ impl Pool {
 
     /// The places that have an address in common with `fence`: from the first to the last.
     fn touched(self, fence: Ipv6Prefix) -> Option<(u32, u32)> {
-        let last = self.places() - 1;
+        let last = self.places().checked_sub(1)?;
         if fence.covers(self.prefix) {
             return Some((0, last));
         }
@@ -101,6 +107,7 @@ impl Pool {
         let number = |inside: u128| match self.kind {
             PoolKind::Networks(len) => Some(inside >> (128 - u32::from(len)).min(127)),
             PoolKind::Pairs => (inside / PAIR_SIZE).checked_sub(1),
+            PoolKind::Addresses => None,
         };
         let first = number(low).unwrap_or(0);
         let end = number(high)?;

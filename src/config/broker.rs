@@ -78,12 +78,15 @@ pub(crate) fn pools(report: &mut Report<'_>, root: &Section<'_, '_>) -> Pools {
     for section in &sections {
         let prefix = section.required(report, "prefix", narrow_prefix);
         let pairs = section.boolean(report, "pairs").unwrap_or(false);
-        if !pairs {
+        let addresses = section.boolean(report, "addresses").unwrap_or(false);
+        if !pairs && !addresses {
             section.demand(report, "assign");
         }
         let assign = section.integer(report, "assign", 1..=64, "networks of hosts are a /64 or larger");
         let Some(prefix) = prefix else { continue };
-        let kind = if pairs {
+        let kind = if addresses {
+            addresses_of(report, section, prefix, pairs)
+        } else if pairs {
             pairs_of(report, section, prefix)
         } else {
             networks_of(report, section, prefix, assign)
@@ -93,6 +96,28 @@ pub(crate) fn pools(report: &mut Report<'_>, root: &Section<'_, '_>) -> Pools {
         all.at.push(section.at("prefix"));
     }
     all
+}
+
+fn addresses_of(
+    report: &mut Report<'_>,
+    section: &Section<'_, '_>,
+    prefix: Ipv6Prefix,
+    pairs: bool,
+) -> Option<PoolKind> {
+    if pairs || section.has("assign") {
+        let what = "`addresses` in [[pool]] stands beside `assign` or `pairs`";
+        let why = "a pool gives out one kind of thing";
+        report.add(section.at("addresses"), what, why, "make a table [[pool]] for each");
+        return None;
+    }
+    if prefix.prefix_len() > LONGEST_OF_ADDRESSES {
+        let what = format!("`prefix` in [[pool]] is {prefix}, and gives out addresses");
+        let why = "addresses are chosen so that nobody can foresee them, which takes room";
+        let next = format!("write a /{LONGEST_OF_ADDRESSES} or larger, such as a /64");
+        report.add(section.at("prefix"), what, why, next);
+        return None;
+    }
+    Some(PoolKind::Addresses)
 }
 
 fn pairs_of(report: &mut Report<'_>, section: &Section<'_, '_>, prefix: Ipv6Prefix) -> Option<PoolKind> {
@@ -168,6 +193,8 @@ pub(crate) fn together(report: &mut Report<'_>, config: &Config, at: &[usize]) {
 
 /// The largest number that makes sense as a limit.
 const MOST: u32 = 1 << 22;
+/// The longest prefix that addresses come out of.
+const LONGEST_OF_ADDRESSES: u8 = 112;
 /// The longest prefix that pairs come out of.
 const LONGEST_OF_PAIRS: u8 = 112;
 const TUNNELS: &str = "tunnels at the same time";

@@ -17,6 +17,7 @@ mod address;
 mod aggregate;
 mod broker;
 mod check;
+mod dhcpv6;
 mod dtcp;
 mod schema;
 mod sections;
@@ -34,6 +35,7 @@ pub use tsp::Tsp;
 use source::{Report, Section};
 
 use crate::broker::{Limits, Pool, Protocol, Terms};
+use crate::dhcpv6::session as dhcpv6_session;
 
 /// Where the configuration is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/sixway/sixway.toml";
@@ -83,6 +85,8 @@ pub struct Config {
     pub dtcp: Option<Dtcp>,
     /// The server for tunnels by TSP; `None`: there is none.
     pub tsp: Option<Tsp>,
+    /// The DHCPv6 server inside tunnels; `None`: there is none.
+    pub dhcpv6: Option<dhcpv6_session::Terms>,
 }
 
 /// `[store]`: what must survive the process.
@@ -90,7 +94,7 @@ pub struct Config {
 pub struct Store {
     /// The file, an absolute path.
     pub path: PathBuf,
-    /// Whether there is anything to keep: `[store]`, `[dtcp]`, `[tsp]` or a `[[pool]]` is written.
+    /// Whether there is anything to keep: `[store]`, `[dtcp]`, `[tsp]`, `[dhcpv6]` or a `[[pool]]` is written.
     pub wanted: bool,
 }
 
@@ -289,7 +293,8 @@ impl Config {
     }
 
     /// What the broker must know. Never given out of a pool are the networks that the router's own addresses lie in (of
-    /// one that is as wide as the pool, the address itself) and what is behind tunnels of the configuration.
+    /// one that is as wide as the pool, the address itself), what is behind tunnels of the configuration, and what is set aside
+    /// for clients by their DUID.
     pub fn terms(&self) -> Terms {
         let own = self.router.address.iter().map(|own| {
             let network = Ipv6Prefix::new(own.addr, own.prefix_len).unwrap_or(Ipv6Prefix::ALL);
@@ -297,7 +302,10 @@ impl Config {
             if too_wide { Ipv6Prefix::host(own.addr) } else { network }
         });
         let behind = self.tunnels.iter().flat_map(|tunnel| &tunnel.prefixes).copied();
-        let fences = own.chain(behind.filter(|prefix| *prefix != Ipv6Prefix::ALL)).collect();
+        let reserved = self.dhcpv6.iter().flat_map(|dhcpv6| dhcpv6.reserved.values().flatten());
+        let reserved = reserved.flat_map(|set| set.prefixes.iter().copied());
+        let behind = behind.filter(|prefix| *prefix != Ipv6Prefix::ALL);
+        let fences = own.chain(behind).chain(reserved).collect();
         Terms { pools: self.pools.clone(), fences, limits: self.limits }
     }
 }
@@ -332,7 +340,12 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
     let dtcp = root.has("dtcp").then(|| dtcp::dtcp(report, &dtcp_section, &mut pools));
     let tsp_section = root.table(report, "tsp", &schema::TSP);
     let tsp = root.has("tsp").then(|| tsp::tsp(report, &tsp_section, router.outer));
-    let wanted = root.has("store") || !pools.list.is_empty() || dtcp.is_some() || tsp.is_some();
+    let dhcpv6_section = root.table(report, "dhcpv6", &schema::DHCPV6);
+    let mut dhcpv6 = dhcpv6::dhcpv6(report, &dhcpv6_section);
+    dhcpv6::hosts(report, &root, &mut dhcpv6);
+    let dhcpv6 = root.has("dhcpv6").then_some(dhcpv6);
+    let served = dtcp.is_some() || tsp.is_some() || dhcpv6.is_some();
+    let wanted = served || root.has("store") || !pools.list.is_empty();
     let store = broker::store(report, &store_section, &router.tun, wanted);
     // What tunnels take from a mistaken table is a guess; no mistakes are derived from guesses.
     let sound = report.count() == 0;
@@ -351,6 +364,7 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
         hooks,
         dtcp,
         tsp,
+        dhcpv6,
     };
     if sound {
         let capacity_at = router_section.has("capacity").then(|| router_section.at("capacity"));

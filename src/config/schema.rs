@@ -48,6 +48,8 @@ pub(crate) const ROOT: Schema = Schema {
         key("hooks", "[hooks]"),
         key("dtcp", "[dtcp]"),
         key("tsp", "[tsp]"),
+        key("dhcpv6", "[dhcpv6]"),
+        key("dhcpv6_host", "[[dhcpv6_host]]"),
         key("udp", "[udp]"),
         key("proto41", "[proto41]"),
         key("offload", "[offload]"),
@@ -160,6 +162,46 @@ pub(crate) const POOL: Schema = Schema {
         key("prefix", "prefix = \"2001:db8:100::/40\""),
         key("assign", "assign = 56"),
         key("pairs", "pairs = true"),
+        key("addresses", "addresses = true"),
+    ],
+};
+
+/// `[dhcpv6]`: the server for clients inside tunnels.
+pub(crate) const DHCPV6: Schema = Schema {
+    title: "[dhcpv6]",
+    keys: &[
+        key("preferred", "preferred = 3600"),
+        key("valid", "valid = 7200"),
+        key("rapid_commit", "rapid_commit = false"),
+        key("preference", "preference = 100"),
+        key("dns", "dns = [\"2001:db8:53::53\"]"),
+        key("domains", "domains = [\"example.com\"]"),
+        key("ntp", "ntp = [\"2001:db8:53::123\"]"),
+        key("sip", "sip = [\"2001:db8:53::5060\"]"),
+        key("sip_domains", "sip_domains = [\"sip.example.com\"]"),
+        key("nis", "nis = [\"2001:db8:53::111\"]"),
+        key("nis_domain", "nis_domain = [\"nis.example.com\"]"),
+        key("nisp", "nisp = [\"2001:db8:53::112\"]"),
+        key("nisp_domain", "nisp_domain = [\"nisplus.example.com\"]"),
+        key("bcmcs", "bcmcs = [\"2001:db8:53::b\"]"),
+        key("bcmcs_domains", "bcmcs_domains = [\"bcmcs.example.com\"]"),
+        key("refresh_time", "refresh_time = 86400"),
+        key("sol_max_rt", "sol_max_rt = 3600"),
+        key("inf_max_rt", "inf_max_rt = 3600"),
+        key("always", "always = [23, 24]"),
+        key("decline_time", "decline_time = 86400"),
+        key("bindings_per_tunnel", "bindings_per_tunnel = 16"),
+    ],
+};
+
+/// `[[dhcpv6_host]]`: what is set aside for one client.
+pub(crate) const DHCPV6_HOST: Schema = Schema {
+    title: "[[dhcpv6_host]]",
+    keys: &[
+        key("duid", "duid = \"00:03:00:01:02:00:00:00:53:02\""),
+        key("prefixes", "prefixes = [\"2001:db8:1111::/48\"]"),
+        key("addresses", "addresses = [\"2001:db8:53:1::180\"]"),
+        key("tunnel", "tunnel = \"alice\""),
     ],
 };
 
@@ -228,7 +270,7 @@ pub(crate) const RA: Schema = Schema {
 };
 
 /// All of them.
-pub(crate) const ALL: [&Schema; 15] = [
+pub(crate) const ALL: [&Schema; 17] = [
     &ROOT,
     &ROUTER,
     &ADMIN,
@@ -237,6 +279,8 @@ pub(crate) const ALL: [&Schema; 15] = [
     &HOOKS,
     &DTCP,
     &TSP,
+    &DHCPV6,
+    &DHCPV6_HOST,
     &UDP,
     &PROTO41,
     &OFFLOAD,

@@ -166,6 +166,8 @@ impl Tables for Plane {
                 Route::Down(lease, _) => {
                     batch.extend(self.numbers.get(lease).map(|id| Update::Remove(*id)));
                 }
+                // Nobody asks inside these tunnels.
+                Route::Bind(_) | Route::Unbind(..) => {}
             }
         }
         self.plane.apply(&batch)?;

@@ -35,6 +35,13 @@ pub(super) enum Step {
         /// Who waits.
         reply: oneshot::Sender<Result<Option<Time>, Refusal>>,
     },
+    /// Bindings come, last longer and go, for a protocol that knows the rest by this number.
+    Acted {
+        /// The protocol's number for it.
+        ticket: u64,
+        /// For the tables.
+        routes: Vec<Route>,
+    },
     /// What was asked before is done.
     Told {
         /// Who waits.

@@ -19,13 +19,13 @@ pub mod lent;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use sixway_dataplane::update::{Outer, Rejected, TunnelId};
+use sixway_dataplane::update::{Ipv6Prefix, Outer, Rejected, TunnelId};
 use tokio::sync::oneshot;
 
 use crate::admin::status::ends;
 use crate::broker::{
-    Accounts, Broker, End, Fate, Grant, Lease, LeaseId, Outcome, Protocol, Record, Refusal, Route, Terms,
-    Time, UserName,
+    Accounts, Binding, Broker, End, Fate, Grant, Lease, LeaseId, Outcome, Protocol, Record, Refusal, Route,
+    Terms, Time, UserName,
 };
 use crate::config;
 use crate::registry::Registry;
@@ -85,14 +85,20 @@ pub struct Settled {
     pub gone: Vec<TunnelId>,
     /// Numbers of tunnels that are new.
     pub new: Vec<TunnelId>,
-    /// Tunnels that came and went, in order: what the kernel is to follow.
+    /// Tunnels and bindings that came and went, in order: what the kernel is to follow.
     pub moves: Vec<Move>,
+    /// What [`Office::act`] was given a number for and is done, or could not be done.
+    pub acted: Vec<(u64, bool)>,
     answers: Vec<Answer>,
 }
 
-/// A leased tunnel in the tables.
+/// A leased tunnel, or a binding, in the tables.
 #[derive(Debug)]
 pub enum Move {
+    /// A prefix has come to be behind a tunnel.
+    Bound(Binding),
+    /// It no longer is.
+    Unbound(Binding, End),
     /// It has come up.
     Up(Grant),
     /// It has gone.
@@ -147,7 +153,10 @@ impl Office {
         let mut broker = Broker::new(accounts, terms);
         let recalled = broker.recall(now(), memory);
         let mut open = Batch::default();
-        open.add(recalled);
+        // Tunnels first, then what is bound inside them: a batch of the tables finds tunnels that are there.
+        let (bound, tunnels) = recalled.routes.into_iter().partition(|route| matches!(route, Route::Bind(_)));
+        open.add(Outcome { records: recalled.records, routes: tunnels });
+        open.add(Outcome { records: Vec::new(), routes: bound });
         Ok(Self {
             broker,
             desk,
@@ -202,6 +211,39 @@ impl Office {
     pub fn moved(&mut self, lease: LeaseId, to: &Outer) {
         let outcome = self.broker.moved(lease, to);
         self.open.add(outcome);
+    }
+
+    /// Lets a protocol act on the broker. What it wants kept is on its way to the disk then, and `ticket` comes back in
+    /// [`Settled::acted`] once it is in the tables; where nothing is to be kept it does not come. Says whether it will.
+    ///
+    /// # Errors
+    /// [`Refusal::Store`] while the store does not work; `work` is not called.
+    pub fn act<T>(
+        &mut self,
+        ticket: u64,
+        work: impl FnOnce(&mut Broker, Time) -> (T, Outcome),
+    ) -> Result<(T, bool), Refusal> {
+        if self.failing.is_some() {
+            return Err(Refusal::Store);
+        }
+        if self.open.len() >= MOST_IN_BATCH {
+            return Err(Refusal::Busy);
+        }
+        let (done, Outcome { mut records, routes }) = work(&mut self.broker, now());
+        let kept = !records.is_empty() || !routes.is_empty();
+        if kept {
+            self.open.records.append(&mut records);
+            self.open.steps.push(Step::Acted { ticket, routes });
+        }
+        Ok((done, kept))
+    }
+
+    /// Ends the binding of this prefix; says whether there was one.
+    pub fn unbind(&mut self, prefix: Ipv6Prefix, why: End) -> bool {
+        let outcome = self.broker.unbind(now(), prefix, why);
+        let was = !outcome.is_empty();
+        self.open.add(outcome);
+        was
     }
 
     /// Ends the lease behind a tunnel.
@@ -326,6 +368,15 @@ impl Office {
                     settled.answers.push(Answer::Granted(reply, raised.map(|()| grant)));
                 }
                 Step::Routes(routes) => self.route(routes, tables, &mut settled),
+                Step::Acted { ticket, routes } => {
+                    let raised =
+                        if failed { Err(Refusal::Store) } else { self.raise(&routes, tables, &mut settled) };
+                    if let Err(why) = &raised {
+                        tracing::warn!(event = "binding_refused", %why);
+                        self.withdraw_bound(routes, tables, &mut settled);
+                    }
+                    settled.acted.push((ticket, raised.is_ok()));
+                }
                 Step::Renewed { until, reply } => {
                     let answer = if failed { Err(Refusal::Store) } else { Ok(until) };
                     settled.answers.push(Answer::Renewed(reply, answer));
@@ -349,6 +400,18 @@ impl Office {
         // In front of what came since: nothing of it may be forgotten.
         self.open.records.splice(0..0, self.keeper.unkept());
         true
+    }
+
+    /// What a protocol has bound cannot be; what it has ended has ended.
+    fn withdraw_bound(&mut self, routes: Vec<Route>, tables: &mut dyn Tables, settled: &mut Settled) {
+        let (new, ends): (Vec<Route>, Vec<Route>) =
+            routes.into_iter().partition(|route| matches!(route, Route::Bind(_)));
+        self.route(ends, tables, settled);
+        for route in new {
+            let Route::Bind(binding) = route else { continue };
+            let outcome = self.broker.unbind(now(), binding.prefix, End::Withdrawn);
+            self.open.add(outcome);
+        }
     }
 
     /// A lease that cannot be is taken back, as if it never was.
@@ -375,9 +438,18 @@ impl Office {
         }
         for route in routes {
             let Err(why) = self.raise(std::slice::from_ref(&route), tables, settled) else { continue };
-            let Route::Up(grant) = route else { continue };
-            self.undo(grant.lease);
-            tracing::warn!(event = "tunnel_refused", tunnel = %grant.name, %why);
+            match route {
+                Route::Up(grant) => {
+                    self.undo(grant.lease);
+                    tracing::warn!(event = "tunnel_refused", tunnel = %grant.name, %why);
+                }
+                Route::Bind(binding) => {
+                    let outcome = self.broker.unbind(now(), binding.prefix, End::Withdrawn);
+                    self.open.add(outcome);
+                    tracing::warn!(event = "binding_refused", prefix = %binding.prefix, %why);
+                }
+                Route::Down(..) | Route::Unbind(..) => {}
+            }
         }
     }
 
@@ -396,6 +468,8 @@ impl Office {
                     settled.answers.extend(holder.map(|holder| Answer::Ended(holder, *why)));
                     settled.moves.push(Move::Down(grant, *why));
                 }
+                Route::Bind(binding) => settled.moves.push(Move::Bound(binding.clone())),
+                Route::Unbind(binding, why) => settled.moves.push(Move::Unbound(binding.clone(), *why)),
             }
         }
     }
@@ -407,6 +481,7 @@ impl Office {
             match moved {
                 Move::Up(grant) => self.hooks.up(grant),
                 Move::Down(grant, why) => self.hooks.down(grant, *why),
+                Move::Bound(_) | Move::Unbound(..) => {}
             }
         }
         for answer in settled.answers {
@@ -462,7 +537,19 @@ fn log(moved: &Move) {
             let (lease, user, name) = (grant.lease.0, &grant.user, &grant.name);
             tracing::info!(event = "tunnel_down", tunnel = %name, %user, lease, why = why.name());
         }
+        Move::Bound(Binding { key, prefix, .. }) => {
+            let (tunnel, kind) = (&key.tunnel, key.kind.name());
+            tracing::info!(event = "bound", %tunnel, %prefix, kind, client = hex(&key.client));
+        }
+        Move::Unbound(Binding { key, prefix, .. }, why) => {
+            let tunnel = &key.tunnel;
+            tracing::info!(event = "unbound", %tunnel, %prefix, client = hex(&key.client), why = why.name());
+        }
     }
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
 async fn sleep_until(due: Option<Time>) {

@@ -16,11 +16,12 @@ use zeroize::Zeroizing;
 use super::text::{emit_outer, emit_prefixes, parse_outer, parse_prefixes};
 use super::{Changed, Store, StoreError};
 use crate::broker::{
-    Account, Grant, Lease, LeaseId, Mechanisms, Memory, Pair, Protocol, Record, Secret, Time, UserName,
+    Account, BindKey, BindKind, Binding, Grant, Lease, LeaseId, Mechanisms, Memory, Pair, Protocol, Record,
+    Secret, Time, UserName,
 };
 
 /// The format that this program writes.
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 /// How long another program may hold the file.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Owner only.
@@ -74,6 +75,20 @@ const DEPART: &str =
     "INSERT OR REPLACE INTO departed (name, at) VALUES (?1, CAST(unixepoch('subsec') * 1000 AS INTEGER))";
 const FORGET: &str =
     "DELETE FROM departed WHERE at < (unixepoch() - 3600) * 1000 AND name NOT IN (SELECT user FROM lease)";
+
+/// From format 2 to 3: what clients inside tunnels have.
+const FROM_2: &str = "
+    CREATE TABLE binding (
+        prefix  TEXT PRIMARY KEY,
+        tunnel  TEXT NOT NULL,
+        client  BLOB NOT NULL,
+        kind    TEXT NOT NULL,
+        number  INTEGER NOT NULL,
+        owner   TEXT NOT NULL,
+        fixed   INTEGER NOT NULL,
+        expires INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+";
 
 /// An open store.
 #[derive(Debug)]
@@ -130,12 +145,14 @@ impl Sqlite {
         if found > FORMAT {
             return Err(StoreError::Newer { path: path.clone(), found, known: FORMAT });
         }
-        match found {
-            0 => changes.execute_batch(SCHEMA).map_err(failed)?,
-            1 => changes.execute_batch(FROM_1).map_err(failed)?,
-            _ => {}
+        if found == 0 {
+            changes.execute_batch(SCHEMA).map_err(failed)?;
+        }
+        if found == 1 {
+            changes.execute_batch(FROM_1).map_err(failed)?;
         }
         if found < FORMAT {
+            changes.execute_batch(FROM_2).map_err(failed)?;
             changes.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
         }
         changes.execute_batch(DEPARTED).map_err(failed)?;
@@ -185,6 +202,10 @@ impl Store for Sqlite {
             leases: self.all(leases, read_lease)?,
             assigned: self.all("SELECT prefix, user, since FROM assigned", read_assigned)?,
             departed: self.departed()?,
+            bindings: self.all(
+                "SELECT prefix, tunnel, client, kind, number, owner, fixed, expires FROM binding",
+                read_binding,
+            )?,
         })
     }
 
@@ -280,6 +301,25 @@ fn write(changes: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
             "INSERT OR REPLACE INTO assigned (prefix, user, since) VALUES (?1, ?2, ?3)",
             params![prefix.to_string(), user.as_ref().map(UserName::as_str), number(since.0)],
         ),
+        Record::Bound(Binding { key, prefix, owner, fixed, expires }) => run(
+            "INSERT INTO binding (prefix, tunnel, client, kind, number, owner, fixed, expires) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![
+                prefix.to_string(),
+                &*key.tunnel,
+                &*key.client,
+                key.kind.name(),
+                key.number,
+                owner.as_str(),
+                fixed,
+                number(expires.0)
+            ],
+        ),
+        Record::BoundUntil(prefix, at) => run(
+            "UPDATE binding SET expires = ?2 WHERE prefix = ?1",
+            params![prefix.to_string(), number(at.0)],
+        ),
+        Record::Unbound(prefix) => run("DELETE FROM binding WHERE prefix = ?1", params![prefix.to_string()]),
     }
 }
 
@@ -378,6 +418,23 @@ fn read_assigned(
     Ok((prefix, owner, time(row, 2)?))
 }
 
+fn read_binding(row: &Row<'_>) -> Result<Binding, Fault> {
+    let named = |t: &str| [BindKind::Address, BindKind::Prefix].into_iter().find(|kind| kind.name() == t);
+    let key = BindKey {
+        tunnel: row.get::<_, String>(1)?.into(),
+        client: row.get::<_, Vec<u8>>(2)?.into(),
+        kind: meaning(row.get(3)?, "a kind of binding", named)?,
+        number: row.get(4)?,
+    };
+    Ok(Binding {
+        key,
+        prefix: meaning(row.get(0)?, "a prefix", |t| t.parse().ok())?,
+        owner: user(row.get(5)?)?,
+        fixed: row.get(6)?,
+        expires: time(row, 7)?,
+    })
+}
+
 fn read_lease(row: &Row<'_>) -> Result<Lease, Fault> {
     let named = |t: &str| Protocol::ALL.into_iter().find(|p| p.name() == t);
     let expires: Option<i64> = row.get(11)?;
@@ -401,4 +458,39 @@ fn read_pair(row: &Row<'_>) -> Result<Option<Pair>, Fault> {
     let server = meaning(row.get(7)?, "an IPv6 address", |t| t.parse().ok())?;
     let client = meaning(row.get(8)?, "an IPv6 address", |t| t.parse().ok())?;
     Ok(Some(Pair { number, server, client }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn binding() -> Binding {
+        let client = Box::from([0, 3, 1]);
+        let key = BindKey { tunnel: "alice".into(), client, kind: BindKind::Prefix, number: u32::MAX };
+        let prefix = "2001:db8:1::/48".parse().unwrap();
+        let owner = UserName::parse("alice@tunnel").unwrap();
+        Binding { key, prefix, owner, fixed: true, expires: Time(77) }
+    }
+
+    #[test]
+    fn a_store_of_the_format_before_is_taken_over_and_bindings_are_kept() {
+        let folder = std::env::temp_dir().join(format!("sixway-format-{}", std::process::id()));
+        let path = folder.join("six0.db");
+        {
+            let store = Sqlite::open(&path).unwrap();
+            // Format 2 had all but this table.
+            store.db.execute_batch("DROP TABLE binding; PRAGMA user_version = 2").unwrap();
+        }
+        let mut store = Sqlite::open(&path).unwrap();
+        assert!(store.load().unwrap().bindings.is_empty());
+        store.append(&[Record::Bound(binding())]).unwrap();
+        assert!(store.append(&[Record::Bound(binding())]).is_err(), "a prefix is bound once");
+        store.append(&[Record::BoundUntil(binding().prefix, Time(99))]).unwrap();
+        drop(store);
+        let mut store = Sqlite::open(&path).unwrap();
+        assert_eq!(store.load().unwrap().bindings, [Binding { expires: Time(99), ..binding() }]);
+        store.append(&[Record::Unbound(binding().prefix)]).unwrap();
+        assert!(store.load().unwrap().bindings.is_empty());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

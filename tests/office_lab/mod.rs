@@ -51,6 +51,7 @@ impl Tables for Twin {
         }
         for route in routes {
             match route {
+                Route::Bind(_) | Route::Unbind(..) => {}
                 Route::Down(lease, _) => all.retain(|_, holder| holder != lease),
                 Route::Up(grant) => {
                     for prefix in grant.prefixes() {

@@ -1,0 +1,485 @@
+//! Bindings: addresses and prefixes that clients inside a tunnel have asked for, beside what the tunnel itself has.
+//!
+//! A binding belongs to a tunnel, a client in it and the client's own number for it. It ends by itself, with its tunnel, or
+//! when the configuration no longer gives it. No two have an address in common. Pure like the rest of the broker; which
+//! protocol asks it does not know.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use sixway_dataplane::update::Ipv6Prefix;
+
+use super::{Broker, End, Outcome, Pool, PoolKind, Record, Refusal, Route, Time, UserName};
+
+/// How many addresses are tried in a pool before it counts as used up.
+const TRIES: u64 = 64;
+
+/// What a client asks for with one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BindKind {
+    /// An address.
+    Address,
+    /// A prefix.
+    Prefix,
+}
+
+impl BindKind {
+    /// Its name in the store and in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Address => "address",
+            Self::Prefix => "prefix",
+        }
+    }
+}
+
+/// Who has a binding.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BindKey {
+    /// The tunnel's name.
+    pub tunnel: Box<str>,
+    /// What the client calls itself; empty: nobody may have it for a while.
+    pub client: Box<[u8]>,
+    /// What for.
+    pub kind: BindKind,
+    /// The client's number for it.
+    pub number: u32,
+}
+
+/// An address or a prefix in somebody's hands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// Whose.
+    pub key: BindKey,
+    /// What; an address is a prefix of 128 bits.
+    pub prefix: Ipv6Prefix,
+    /// For whom a pool keeps it in mind.
+    pub owner: UserName,
+    /// Whether it was set aside for the tunnel or the client, and comes out of no pool.
+    pub fixed: bool,
+    /// When it ends unless it is renewed.
+    pub expires: Time,
+}
+
+/// What a client may be given, in the order of preference: its tunnel's, its account's, what is set aside for it, a pool's.
+#[derive(Clone, Debug)]
+pub struct BindWish {
+    /// Whose it will be.
+    pub key: BindKey,
+    /// The account behind the tunnel, if there is one.
+    pub user: Option<UserName>,
+    /// What its tunnel has itself.
+    pub fixed: Vec<Ipv6Prefix>,
+    /// What the configuration sets aside for the client.
+    pub reserved: Vec<Ipv6Prefix>,
+    /// Whether nothing but that (and the account's) will do.
+    pub only_fixed: bool,
+    /// What the client would like, exactly.
+    pub hints: Vec<Ipv6Prefix>,
+    /// The prefix length it would like, in bits (RFC 8168).
+    pub length: Option<u8>,
+    /// An address of the link that the client is on, where a relay has said so.
+    pub link: Option<Ipv6Addr>,
+    /// Makes addresses that cannot be foreseen.
+    pub salt: u64,
+    /// The most bindings that its tunnel may have.
+    pub most: usize,
+}
+
+/// All bindings.
+#[derive(Debug, Default)]
+pub(super) struct Bindings {
+    all: BTreeMap<Ipv6Prefix, Binding>,
+    by_key: HashMap<BindKey, BTreeSet<Ipv6Prefix>>,
+    by_tunnel: HashMap<Box<str>, BTreeSet<Ipv6Prefix>>,
+    deadlines: BTreeSet<(Time, Ipv6Prefix)>,
+}
+
+impl Bindings {
+    fn put(&mut self, binding: Binding) {
+        self.take(binding.prefix);
+        let Binding { key, prefix, expires, .. } = &binding;
+        self.by_key.entry(key.clone()).or_default().insert(*prefix);
+        self.by_tunnel.entry(key.tunnel.clone()).or_default().insert(*prefix);
+        self.deadlines.insert((*expires, *prefix));
+        self.all.insert(*prefix, binding);
+    }
+
+    fn take(&mut self, prefix: Ipv6Prefix) -> Option<Binding> {
+        let old = self.all.remove(&prefix)?;
+        self.deadlines.remove(&(old.expires, prefix));
+        if let Some(own) = self.by_key.get_mut(&old.key) {
+            own.remove(&prefix);
+            if own.is_empty() {
+                self.by_key.remove(&old.key);
+            }
+        }
+        if let Some(own) = self.by_tunnel.get_mut(&old.key.tunnel) {
+            own.remove(&prefix);
+            if own.is_empty() {
+                self.by_tunnel.remove(&old.key.tunnel);
+            }
+        }
+        Some(old)
+    }
+
+    /// A binding that has an address in common with `prefix`.
+    fn meeting(&self, prefix: Ipv6Prefix) -> Option<&Binding> {
+        let around = around(prefix).find_map(|p| self.all.get(&p));
+        let inside = || self.all.range(prefix..).next().map(|(_, b)| b).filter(|b| prefix.covers(b.prefix));
+        around.or_else(inside)
+    }
+
+    /// Whether a place of a pool is taken by exactly this.
+    pub(super) fn is_pooled(&self, prefix: Ipv6Prefix) -> bool {
+        self.all.get(&prefix).is_some_and(|binding| !binding.fixed)
+    }
+}
+
+/// All prefixes that cover `prefix`, itself included.
+fn around(prefix: Ipv6Prefix) -> impl Iterator<Item = Ipv6Prefix> {
+    (0..=prefix.prefix_len()).rev().filter_map(move |len| Ipv6Prefix::new(prefix.addr(), len))
+}
+
+impl Broker {
+    /// What a client has.
+    pub fn bound(&self, key: &BindKey) -> Vec<&Binding> {
+        let own = self.bindings.by_key.get(key).into_iter().flatten();
+        own.filter_map(|prefix| self.bindings.all.get(prefix)).collect()
+    }
+
+    /// All bindings in order of their prefixes.
+    pub fn bindings(&self) -> impl Iterator<Item = &Binding> {
+        self.bindings.all.values()
+    }
+
+    /// How many there are.
+    pub fn bindings_len(&self) -> usize {
+        self.bindings.all.len()
+    }
+
+    /// When the next one ends by itself.
+    pub(super) fn next_unbinding(&self) -> Option<Time> {
+        self.bindings.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// What [`Self::bind`] would give for each wish if all were bound one after the other. Nothing is kept; pools keep in mind
+    /// for whom their places were looked at, so that the same is given to those who then ask for it.
+    pub fn offer(&mut self, now: Time, wishes: &[BindWish]) -> Vec<Result<Ipv6Prefix, Refusal>> {
+        let mut tried = Vec::new();
+        let mut offer = |wish: &BindWish| {
+            if let Some(binding) = self.bound(&wish.key).first() {
+                return Ok(binding.prefix);
+            }
+            let (prefixes, _) = self.bind(now, wish, Duration::ZERO)?;
+            tried.extend(&prefixes);
+            prefixes.first().copied().ok_or(Refusal::NothingToGive("nothing was bound"))
+        };
+        let offered = wishes.iter().map(&mut offer).collect();
+        for prefix in tried {
+            let _nothing_was_kept = self.unbind(now, prefix, End::Released);
+        }
+        offered
+    }
+
+    /// Gives a client what it wishes for, or lets what it has last longer: from `now` for `lasts`.
+    ///
+    /// # Errors
+    /// Why not; nothing has changed then.
+    pub fn bind(
+        &mut self,
+        now: Time,
+        wish: &BindWish,
+        lasts: Duration,
+    ) -> Result<(Vec<Ipv6Prefix>, Outcome), Refusal> {
+        let expires = now.after(lasts);
+        let own: Vec<Binding> = self.bound(&wish.key).into_iter().cloned().collect();
+        let mut outcome = Outcome::default();
+        if !own.is_empty() {
+            let prefixes = own.iter().map(|binding| binding.prefix).collect();
+            for binding in own {
+                outcome.records.push(Record::BoundUntil(binding.prefix, expires));
+                self.bindings.put(Binding { expires, ..binding });
+            }
+            return Ok((prefixes, outcome));
+        }
+        let (prefix, fixed) = self.choose_binding(wish)?;
+        let owner = wish.owner();
+        if let Some((pool, n)) = self.place_of(prefix).filter(|_| !fixed) {
+            outcome.records.extend(self.occupy(pool, n, &owner, now));
+        }
+        let binding = Binding { key: wish.key.clone(), prefix, owner, fixed, expires };
+        outcome.records.push(Record::Bound(binding.clone()));
+        outcome.routes.push(Route::Bind(binding.clone()));
+        self.bindings.put(binding);
+        Ok((vec![prefix], outcome))
+    }
+
+    /// Ends a binding; nothing happens when there is none.
+    pub fn unbind(&mut self, now: Time, prefix: Ipv6Prefix, why: End) -> Outcome {
+        let Some(binding) = self.bindings.take(prefix) else { return Outcome::default() };
+        let mut outcome = Outcome { records: vec![Record::Unbound(prefix)], routes: Vec::new() };
+        if let Some((pool, n)) = self.place_of(prefix).filter(|_| !binding.fixed)
+            && let Some(user) = self.pools[pool].leave(n, now)
+        {
+            outcome.records.push(Record::Assigned { prefix, user, since: now });
+        }
+        if !binding.key.client.is_empty() {
+            outcome.routes.push(Route::Unbind(binding, why));
+        }
+        outcome
+    }
+
+    /// The client says that somebody else uses the address: nobody is given it for `lasts`. What is set aside comes back
+    /// after that time too.
+    pub fn quarantine(&mut self, now: Time, key: &BindKey, prefix: Ipv6Prefix, lasts: Duration) -> Outcome {
+        let Some(binding) = self.bindings.all.get(&prefix).filter(|binding| binding.key == *key).cloned()
+        else {
+            return Outcome::default();
+        };
+        let mut outcome = self.unbind(now, prefix, End::Released);
+        let key = BindKey { client: Box::default(), ..binding.key };
+        let kept = Binding { key, expires: now.after(lasts), fixed: true, ..binding };
+        outcome.records.push(Record::Bound(kept.clone()));
+        self.bindings.put(kept);
+        outcome
+    }
+
+    /// Ends all bindings in a tunnel that goes.
+    pub(super) fn unbind_tunnel(&mut self, now: Time, tunnel: &str, why: End) -> Outcome {
+        let own: Vec<Ipv6Prefix> =
+            self.bindings.by_tunnel.get(tunnel).into_iter().flatten().copied().collect();
+        let mut outcome = Outcome::default();
+        own.into_iter().for_each(|prefix| outcome.append(self.unbind(now, prefix, why)));
+        outcome
+    }
+
+    /// Ends what is over.
+    pub(super) fn expire_bindings(&mut self, now: Time) -> Outcome {
+        let mut outcome = Outcome::default();
+        while let Some((_, prefix)) = self.bindings.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            outcome.append(self.unbind(now, prefix, End::Expired));
+        }
+        outcome
+    }
+
+    /// Takes over what an earlier process left; whether it still may be is asked later.
+    pub(super) fn recall_bindings(&mut self, bindings: Vec<Binding>) {
+        bindings.into_iter().for_each(|binding| self.bindings.put(binding));
+    }
+
+    /// The routes of all bindings.
+    pub(super) fn bound_routes(&self) -> Vec<Route> {
+        let held = self.bindings().filter(|binding| !binding.key.client.is_empty());
+        held.cloned().map(Route::Bind).collect()
+    }
+
+    /// Ends bindings of what is not to be given any more. What the configuration sets aside is not known here.
+    pub(super) fn withdraw_bindings(&mut self, now: Time) -> Outcome {
+        let mut gone = Vec::new();
+        for binding in self.bindings().filter(|binding| !binding.fixed) {
+            let place = self.place_of(binding.prefix);
+            let in_pool = place.is_some_and(|(pool, n)| self.pools[pool].is_within(n));
+            let is_address = self.address_pools(None).any(|pool| pool.covers(binding.prefix));
+            if !in_pool && (!is_address || self.is_fenced(binding.prefix)) {
+                gone.push(binding.prefix);
+            }
+        }
+        let mut outcome = Outcome::default();
+        gone.into_iter().for_each(|prefix| outcome.append(self.unbind(now, prefix, End::Withdrawn)));
+        outcome
+    }
+
+    /// Whether a client on the link may have this address or prefix: it is in a pool.
+    pub fn is_given_out(&self, prefix: Ipv6Prefix) -> bool {
+        self.terms.pools.iter().any(|pool| pool.prefix.covers(prefix))
+    }
+
+    fn choose_binding(&mut self, wish: &BindWish) -> Result<(Ipv6Prefix, bool), Refusal> {
+        let here = self.bindings.by_tunnel.get(&wish.key.tunnel).map_or(0, BTreeSet::len);
+        if here >= wish.most {
+            return Err(Refusal::NothingToGive("the tunnel has as many bindings as it may have"));
+        }
+        if let Some(prefix) = self.choose_fixed(wish) {
+            return Ok((prefix, true));
+        }
+        if wish.only_fixed {
+            return Err(Refusal::NothingToGive("nothing is set aside for it"));
+        }
+        let chosen = match wish.key.kind {
+            BindKind::Address => self.choose_address(wish),
+            BindKind::Prefix => self.choose_delegation(wish),
+        };
+        chosen.map(|prefix| (prefix, false))
+    }
+
+    /// What is set aside for the tunnel, its account or the client, and is nobody else's now.
+    fn choose_fixed(&self, wish: &BindWish) -> Option<Ipv6Prefix> {
+        let account = wish.user.as_ref().and_then(|user| self.accounts.find(user));
+        let own = account.map(|account| account.prefixes).unwrap_or_default();
+        let of_kind =
+            |prefix: &Ipv6Prefix| (prefix.prefix_len() == 128) == (wish.key.kind == BindKind::Address);
+        let all = wish.fixed.iter().copied().chain(own).chain(wish.reserved.iter().copied()).filter(of_kind);
+        let free: Vec<Ipv6Prefix> = all.filter(|prefix| self.is_free(*prefix, &wish.key.tunnel)).collect();
+        let hinted = free.iter().find(|prefix| wish.hints.contains(prefix));
+        let fitting = || free.iter().min_by_key(|prefix| wish.distance(prefix.prefix_len()));
+        hinted.or_else(fitting).copied()
+    }
+
+    /// Whether a prefix that is set aside may be given inside this tunnel.
+    fn is_free(&self, prefix: Ipv6Prefix, tunnel: &str) -> bool {
+        let holder = around(prefix).find_map(|p| self.held.get(&p)).and_then(|id| self.leases.get(id));
+        let theirs = holder.is_none_or(|lease| *lease.grant.name == *tunnel);
+        theirs && self.bindings.meeting(prefix).is_none()
+    }
+
+    fn choose_delegation(&mut self, wish: &BindWish) -> Result<Ipv6Prefix, Refusal> {
+        let lens = self.pools.iter().enumerate().filter_map(|(at, places)| match places.pool().kind {
+            PoolKind::Networks(len) => Some((at, len)),
+            PoolKind::Pairs | PoolKind::Addresses => None,
+        });
+        let lens: Vec<(usize, u8)> = lens.collect();
+        let Some(best) = lens.iter().map(|(_, len)| *len).min_by_key(|len| wish.distance(*len)) else {
+            return Err(Refusal::NothingToGive("there is no [[pool]] of networks"));
+        };
+        let pools: Vec<usize> = lens.iter().filter(|(_, len)| *len == best).map(|(at, _)| *at).collect();
+        let owner = wish.owner();
+        for prefix in &wish.hints {
+            let Some((pool, n)) = self.place_of(*prefix) else { continue };
+            let places = &self.pools[pool];
+            let theirs = places.user(n).is_none_or(|user| *user == owner);
+            if pools.contains(&pool)
+                && theirs
+                && places.is_open(n)
+                && self.bindings.meeting(*prefix).is_none()
+            {
+                return Ok(*prefix);
+            }
+        }
+        for at in &pools {
+            if let Some(n) = self.pools[*at].of(&owner).find(|n| self.pools[*at].is_open(*n)) {
+                return Ok(self.pools[*at].pool().place(n));
+            }
+        }
+        for at in &pools {
+            let places = &mut self.pools[*at];
+            if let Some(n) = places.fresh() {
+                return Ok(places.pool().place(n));
+            }
+        }
+        let idle = pools.iter().find_map(|at| Some((*at, self.pools[*at].longest_idle()?)));
+        let place = |(at, n): (usize, u32)| self.pools[at].pool().place(n);
+        let full = pools.first().map_or(Ipv6Prefix::ALL, |at| self.pools[*at].pool().prefix);
+        idle.map(place).ok_or(Refusal::Exhausted(full))
+    }
+
+    /// The pools of addresses; on one link only those that its address lies in.
+    fn address_pools(&self, link: Option<Ipv6Addr>) -> impl Iterator<Item = Ipv6Prefix> {
+        let pools = self.terms.pools.iter().filter(|pool| pool.kind == PoolKind::Addresses);
+        pools.map(|pool| pool.prefix).filter(move |pool| link.is_none_or(|link| pool.contains(link)))
+    }
+
+    fn is_fenced(&self, prefix: Ipv6Prefix) -> bool {
+        self.fences.iter().any(|fence| fence.covers(prefix))
+    }
+
+    fn choose_address(&self, wish: &BindWish) -> Result<Ipv6Prefix, Refusal> {
+        let pools: Vec<Ipv6Prefix> = self.address_pools(wish.link).collect();
+        let Some(first) = pools.first() else {
+            return Err(Refusal::NothingToGive("there is no [[pool]] of addresses for this link"));
+        };
+        let may = |prefix: &Ipv6Prefix| {
+            !is_reserved(prefix.addr()) && !self.is_fenced(*prefix) && self.is_free(*prefix, "")
+        };
+        let hinted = wish.hints.iter().filter(|hint| pools.iter().any(|pool| pool.covers(**hint)));
+        if let Some(hint) = hinted.copied().find(may) {
+            return Ok(hint);
+        }
+        for pool in &pools {
+            let made = (0..TRIES).map(|n| address_in(*pool, wish.salt, n));
+            if let Some(found) = made.map(Ipv6Prefix::host).find(may) {
+                return Ok(found);
+            }
+        }
+        Err(Refusal::Exhausted(*first))
+    }
+
+    /// The pools of addresses, each with how many are in use.
+    pub fn address_pools_in_use(&self) -> Vec<(Pool, usize)> {
+        let pools = self.terms.pools.iter().filter(|pool| pool.kind == PoolKind::Addresses);
+        let count = |pool: &Pool| self.bindings().filter(|b| pool.prefix.covers(b.prefix)).count();
+        pools.map(|pool| (*pool, count(pool))).collect()
+    }
+}
+
+impl BindWish {
+    /// For whom pools keep it in mind: the account, or the tunnel itself.
+    fn owner(&self) -> UserName {
+        let tunnel = || UserName::parse(&format!("{}@tunnel", self.key.tunnel)).ok();
+        // A tunnel's name is made of characters that a user's may have, and is shorter.
+        let nobody = || UserName::parse("@tunnel").ok();
+        let found = self.user.clone().or_else(tunnel).or_else(nobody);
+        found.unwrap_or_else(UserName::nobody)
+    }
+
+    /// How far a prefix length is from the wanted one; a larger network before a smaller one.
+    fn distance(&self, len: u8) -> (u8, u8) {
+        self.length.map_or((0, 0), |wanted| (len.abs_diff(wanted), len))
+    }
+}
+
+/// The `n`th address in a pool that the salt leads to.
+fn address_in(pool: Ipv6Prefix, salt: u64, n: u64) -> Ipv6Addr {
+    let low = u128::from(mix(salt.wrapping_add(n)));
+    let high = u128::from(mix(salt.wrapping_add(n) ^ 0x9e37_79b9_7f4a_7c15));
+    let host = u128::MAX.checked_shr(pool.prefix_len().into()).unwrap_or(0);
+    Ipv6Addr::from(pool.bits() | (((high << 64) | low) & host))
+}
+
+/// A permutation of 64-bit numbers whose results look unrelated (the finaliser of SplitMix64).
+fn mix(n: u64) -> u64 {
+    let n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
+}
+
+/// Interface identifiers that no host may have (RFC 5453): the routers' anycast address, the subnet anycast addresses, and
+/// those that carry an Ethernet number of the IANA.
+fn is_reserved(addr: Ipv6Addr) -> bool {
+    let id = u128::from(addr) as u64;
+    let anycast = (0xfdff_ffff_ffff_ff80..=0xfdff_ffff_ffff_ffff).contains(&id);
+    id == 0 || anycast || (0x0200_5eff_fe00_0000..=0x0200_5eff_fe00_5213).contains(&id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_identifiers_are_known() {
+        for text in [
+            "2001:db8::",
+            "2001:db8::fdff:ffff:ffff:ff80",
+            "2001:db8::fdff:ffff:ffff:ffff",
+            "2001:db8::200:5eff:fe00:5213",
+        ] {
+            assert!(is_reserved(text.parse().unwrap()), "{text}");
+        }
+        for text in ["2001:db8::1", "2001:db8::fe00:0:0:0", "2001:db8::200:5eff:feff:1"] {
+            assert!(!is_reserved(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_stay_in_their_pool_and_look_random() {
+        let pool: Ipv6Prefix = "2001:db8:5::/64".parse().unwrap();
+        let made: BTreeSet<_> = (0..1000).map(|n| address_in(pool, 7, n)).collect();
+        assert_eq!(made.len(), 1000);
+        assert!(made.iter().all(|addr| pool.contains(*addr)));
+        assert_ne!(address_in(pool, 7, 0), address_in(pool, 8, 0));
+        let one: Ipv6Prefix = "2001:db8:5::1/128".parse().unwrap();
+        assert_eq!(address_in(one, 7, 0), one.addr());
+    }
+}

@@ -1,0 +1,167 @@
+//! The tables `[dhcpv6]` and `[[dhcpv6_host]]`: what clients inside tunnels are given and told. Without the first there is
+//! no server; a client that is set something aside by its DUID has a table of the second kind.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use dhcproto::v6::{DhcpOption, NtpSuboption};
+use sixway_dataplane::update::Ipv6Prefix;
+
+use super::address::narrow_prefix;
+use super::schema;
+use super::source::{Complaint, Report, Section};
+use crate::dhcpv6::codec::{INFINITY, Name, Opt, code};
+use crate::dhcpv6::server::parse_duid;
+use crate::dhcpv6::session::{Reserved, Terms};
+
+/// Octets that all options together may have, so that an answer with prefixes and addresses fits 1280 octets.
+const MOST_OCTETS: usize = 800;
+
+/// Lists of addresses by their keys.
+const ADDRESSES: [(&str, u16); 6] = [
+    ("sip", code::SIP_SERVERS),
+    ("dns", code::DNS_SERVERS),
+    ("nis", code::NIS_SERVERS),
+    ("nisp", code::NISP_SERVERS),
+    ("ntp", code::SNTP_SERVERS),
+    ("bcmcs", code::BCMCS_SERVERS),
+];
+/// Lists of names by their keys.
+const NAMES: [(&str, u16); 5] = [
+    ("sip_domains", code::SIP_NAMES),
+    ("domains", code::DOMAIN_LIST),
+    ("nis_domain", code::NIS_NAME),
+    ("nisp_domain", code::NISP_NAME),
+    ("bcmcs_domains", code::BCMCS_NAMES),
+];
+/// Times for clients by their keys.
+const TIMES: [(&str, u16); 2] = [("sol_max_rt", code::SOL_MAX_RT), ("inf_max_rt", code::INF_MAX_RT)];
+
+/// Reads `[dhcpv6]`; the server's own DUID is not in the file.
+pub(crate) fn dhcpv6(report: &mut Report<'_>, section: &Section<'_, '_>) -> Terms {
+    let seconds = "seconds; 4294967295 is for ever";
+    let preferred = section.integer(report, "preferred", 60..=INFINITY, seconds).unwrap_or(PREFERRED);
+    let valid = section.integer(report, "valid", 60..=INFINITY, seconds);
+    let valid = valid.unwrap_or(preferred.saturating_mul(2));
+    if preferred > valid {
+        let what = format!("`valid` in [dhcpv6] is {valid}, and `preferred` is {preferred}");
+        let why = "what is no longer valid is not preferred either";
+        report.add(section.at("valid"), what, why, "write a longer `valid` or a shorter `preferred`");
+    }
+    let preference = section.integer(report, "preference", 0..=255, "255 is taken at once");
+    let refresh = section.integer(report, "refresh_time", 600..=INFINITY - 1, "RFC 8415 section 21.23");
+    let decline = section.integer(report, "decline_time", 0..=31_536_000, "seconds");
+    let most =
+        section.integer(report, "bindings_per_tunnel", 1..=1024, "prefixes and addresses in one tunnel");
+    let always = section.integers(report, "always", 1..=u16::MAX.into(), "codes of options");
+    let always = always.unwrap_or_default().into_iter().filter_map(|at| u16::try_from(at.value).ok());
+    Terms {
+        duid: Vec::new(),
+        preferred,
+        valid,
+        rapid_commit: section.boolean(report, "rapid_commit").unwrap_or(false),
+        preference: preference.and_then(|n| u8::try_from(n).ok()),
+        options: options(report, section),
+        refresh,
+        always: always.collect(),
+        decline: Duration::from_secs(decline.unwrap_or(86_400).into()),
+        most: most.unwrap_or(16) as usize,
+        reserved: std::collections::HashMap::new(),
+    }
+}
+
+fn options(report: &mut Report<'_>, section: &Section<'_, '_>) -> Vec<Opt> {
+    let mut all = Vec::new();
+    for (key, code) in ADDRESSES {
+        let listed: Vec<Ipv6Addr> =
+            section.texts(report, key, address).unwrap_or_default().into_iter().map(|at| at.value).collect();
+        if listed.is_empty() {
+            continue;
+        }
+        if code == code::SNTP_SERVERS {
+            let servers = listed.iter().map(|addr| NtpSuboption::ServerAddress(*addr)).collect();
+            all.push(Opt::Leaf(DhcpOption::NtpServer(servers)));
+        }
+        all.push(Opt::Addresses(code, listed));
+    }
+    for (key, code) in NAMES {
+        let listed: Vec<Name> =
+            section.texts(report, key, name).unwrap_or_default().into_iter().map(|at| at.value).collect();
+        if !listed.is_empty() {
+            all.push(Opt::Names(code, listed));
+        }
+    }
+    for (key, code) in TIMES {
+        let seconds = section.integer(report, key, 60..=86_400, "seconds (RFC 8415 section 21.24)");
+        all.extend(seconds.map(|seconds| Opt::Seconds(code, seconds)));
+    }
+    all.sort_by_key(Opt::code);
+    let mut octets = Vec::new();
+    all.iter().for_each(|option| option.emit(&mut octets));
+    if octets.len() > MOST_OCTETS {
+        let what = format!("the options in [dhcpv6] take {} octets", octets.len());
+        let why = format!("an answer fits a packet of 1280 octets with {MOST_OCTETS} of them");
+        report.add(section.at("dns"), what, why, "leave out what clients need least");
+    }
+    all
+}
+
+/// Reads every `[[dhcpv6_host]]` into `terms`.
+pub(crate) fn hosts(report: &mut Report<'_>, root: &Section<'_, '_>, terms: &mut Terms) {
+    let mut all: Vec<(Ipv6Prefix, usize)> = Vec::new();
+    for section in root.tables(report, "dhcpv6_host", &schema::DHCPV6_HOST) {
+        let duid = section.required(report, "duid", duid);
+        let tunnel = section.text(report, "tunnel", |text| Ok(Box::<str>::from(text)));
+        let networks = section.texts(report, "prefixes", network).unwrap_or_default();
+        let hosts = section.texts(report, "addresses", address).unwrap_or_default();
+        let hosts = hosts.into_iter().map(|at| (Ipv6Prefix::host(at.value), at.at));
+        let set: Vec<(Ipv6Prefix, usize)> =
+            networks.into_iter().map(|at| (at.value, at.at)).chain(hosts).collect();
+        let prefixes = set.iter().map(|(prefix, _)| *prefix).collect();
+        all.extend(set);
+        let Some(duid) = duid else { continue };
+        terms.reserved.entry(duid.into()).or_default().push(Reserved { tunnel, prefixes });
+    }
+    all.sort_unstable();
+    for pair in all.windows(2) {
+        let [(first, one), (second, two)] = pair else { continue };
+        if first.covers(*second) {
+            let what = format!("{second} is set aside twice");
+            let why = format!("{first} is on line {} already", report.line(*one.min(two)));
+            report.add(*one.max(two), what, why, "give each client something of its own");
+        }
+    }
+}
+
+fn duid(text: &str) -> Result<Vec<u8>, Complaint> {
+    let next = "write pairs of hexadecimal digits, as in '00:03:00:01:02:00:00:00:53:02'";
+    parse_duid(text).ok_or_else(|| Complaint::new("it is no DUID of 1 to 130 octets", next))
+}
+
+fn address(text: &str) -> Result<Ipv6Addr, Complaint> {
+    let next = "write an address such as '2001:db8:53::53'";
+    let addr: Ipv6Addr = text.parse().map_err(|_| Complaint::new("it is no IPv6 address", next))?;
+    if addr.is_unspecified() || addr.is_multicast() || addr.is_loopback() || addr.is_unicast_link_local() {
+        return Err(Complaint::new("a client cannot use it from where it is", next));
+    }
+    Ok(addr)
+}
+
+fn network(text: &str) -> Result<Ipv6Prefix, Complaint> {
+    let prefix = narrow_prefix(text)?;
+    if prefix.prefix_len() > 64 {
+        return Err(Complaint::new(
+            "networks of hosts are a /64 or larger",
+            "write single addresses into `addresses`",
+        ));
+    }
+    Ok(prefix)
+}
+
+fn name(text: &str) -> Result<Name, Complaint> {
+    let why = "a domain name has labels of 1 to 63 letters, digits, '-' and '_', with no '-' at either end";
+    Name::from_text(text).ok_or_else(|| Complaint::new(why, "write a name such as 'example.com'"))
+}
+
+/// The preferred lifetime when nothing else is said, in seconds.
+const PREFERRED: u32 = 3600;

@@ -1,0 +1,57 @@
+//! The broker as [`Leases`]: what the session asks for is done at once in mind; what must be kept is collected for the
+//! office.
+
+use std::time::Duration;
+
+use sixway_dataplane::update::Ipv6Prefix;
+
+use super::session::{Lack, Leases};
+use crate::broker::{BindKey, BindWish, Broker, End, Outcome, Time};
+
+/// One message's doings.
+#[derive(Debug)]
+pub struct Grants<'a> {
+    broker: &'a mut Broker,
+    now: Time,
+    /// What must be kept and routed before the answer leaves.
+    pub outcome: Outcome,
+}
+
+impl<'a> Grants<'a> {
+    /// Nothing is done yet.
+    pub fn new(broker: &'a mut Broker, now: Time) -> Self {
+        Self { broker, now, outcome: Outcome::default() }
+    }
+}
+
+impl Leases for Grants<'_> {
+    fn offer(&mut self, wishes: &[BindWish]) -> Vec<Result<Ipv6Prefix, Lack>> {
+        let offered = self.broker.offer(self.now, wishes);
+        offered.into_iter().map(|offer| offer.map_err(|_| Lack)).collect()
+    }
+
+    fn bind(&mut self, wish: &BindWish, lasts: Duration) -> Result<Vec<Ipv6Prefix>, Lack> {
+        let (prefixes, outcome) = self.broker.bind(self.now, wish, lasts).map_err(|why| {
+            tracing::debug!(event = "not_bound", tunnel = %wish.key.tunnel, %why);
+            Lack
+        })?;
+        self.outcome.append(outcome);
+        Ok(prefixes)
+    }
+
+    fn bound(&self, key: &BindKey) -> Vec<Ipv6Prefix> {
+        self.broker.bound(key).iter().map(|binding| binding.prefix).collect()
+    }
+
+    fn release(&mut self, prefix: Ipv6Prefix) {
+        self.outcome.append(self.broker.unbind(self.now, prefix, End::Released));
+    }
+
+    fn decline(&mut self, key: &BindKey, prefix: Ipv6Prefix, lasts: Duration) {
+        self.outcome.append(self.broker.quarantine(self.now, key, prefix, lasts));
+    }
+
+    fn is_on_link(&self, prefix: Ipv6Prefix) -> bool {
+        self.broker.is_given_out(prefix)
+    }
+}

@@ -1,0 +1,20 @@
+//! The Dynamic Host Configuration Protocol for IPv6 (RFC 8415 and its successor RFC 9915): prefixes, addresses and
+//! information for those who ask inside a tunnel.
+//!
+//! ```text
+//!   client                                            server
+//!     │── Solicit (to ff02::1:2, in its tunnel) ────────►│
+//!     │ ◄─────────────────────────────────── Advertise ──│  nothing is kept yet
+//!     │── Request ──────────────────────────────────────►│
+//!     │                          binding on disk, route in the tables
+//!     │ ◄────────────────────────────────────── Reply ───│
+//!     │── Renew, Rebind, Release, Decline, Confirm ─────►│
+//! ```
+//!
+//! A binding is a route: whichever message made it, packets to and from the prefix pass before the Reply leaves and until
+//! the binding ends. Left out: temporary addresses (RFC 9915 has none), unicast from clients, Reconfigure, lease queries.
+
+pub mod codec;
+pub mod grants;
+pub mod server;
+pub mod session;

@@ -1,0 +1,305 @@
+//! DHCPv6 inside every tunnel: the shell around `session`, fed by punts. An answer that binds anything waits until the
+//! office says that the binding is on disk and its route in the tables.
+//!
+//! Knows how a DHCPv6 message is wrapped in IPv6 and UDP; no socket is needed for it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Write};
+use std::net::Ipv6Addr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use sixway_dataplane::packet::checksum::Sum;
+use sixway_dataplane::update::{Ipv6Prefix, TunnelId};
+
+use super::codec::{ALL_SERVERS, CLIENT_PORT, MAX_DUID, SERVER_PORT};
+use super::grants::Grants;
+use super::session::{Answer, Origin, Session, Terms};
+use crate::broker::{Binding, Broker, UserName};
+use crate::nd::server::link_local;
+use crate::office::Office;
+use crate::registry::{Live, Registry};
+
+/// The most answers that wait for the disk.
+pub const MOST_WAITING: usize = 8192;
+/// Octets of the IPv6 and UDP headers.
+const HEADERS: usize = 48;
+/// The hop limit of what we send: it stays on the link.
+const HOPS: u8 = 64;
+
+/// Counts beside those of the session, by name.
+pub const COUNTS: [&str; 5] = ["damaged", "too_big", "busy", "not_kept", "waiting"];
+
+/// The server for all tunnels.
+#[derive(Debug)]
+pub struct Server {
+    session: Session,
+    terms: Terms,
+    waiting: HashMap<u64, Letter>,
+    next: u64,
+    damaged: u64,
+    too_big: u64,
+    busy: u64,
+    not_kept: u64,
+}
+
+/// A packet and the tunnel that it is for.
+#[derive(Debug)]
+struct Letter {
+    id: TunnelId,
+    tunnel: Box<str>,
+    packet: Vec<u8>,
+}
+
+/// A DHCPv6 message in its packet.
+#[derive(Debug, PartialEq, Eq)]
+struct Datagram<'a> {
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    source_port: u16,
+    payload: &'a [u8],
+}
+
+impl Server {
+    /// A server; `secret` is random.
+    pub fn new(terms: Terms, secret: u128) -> Self {
+        let session = Session::new(terms.clone(), secret);
+        let waiting = HashMap::new();
+        Self { session, terms, waiting, next: 0, damaged: 0, too_big: 0, busy: 0, not_kept: 0 }
+    }
+
+    /// From now on this holds; the server's own DUID stays.
+    pub fn configure(&mut self, terms: Terms) {
+        self.terms = Terms { duid: self.terms.duid.clone(), ..terms };
+        self.session.configure(self.terms.clone());
+    }
+
+    /// Whether a packet out of a tunnel is for a DHCPv6 server.
+    pub fn is_for(packet: &[u8]) -> bool {
+        packet.get(6) == Some(&17) && packet.get(42..44) == Some(&SERVER_PORT.to_be_bytes())
+    }
+
+    /// Deals with such a packet. Returns what can be sent at once; all else comes out of [`Self::settled`].
+    pub fn handle(
+        &mut self,
+        office: &mut Office,
+        registry: &Registry,
+        id: TunnelId,
+        packet: &[u8],
+    ) -> Option<Vec<u8>> {
+        let live = registry.tunnel(id)?;
+        let Some(datagram) = unwrap(packet) else {
+            self.damaged += 1;
+            return None;
+        };
+        if self.waiting.len() >= MOST_WAITING {
+            self.busy += 1;
+            return None;
+        }
+        let user: Option<UserName> = live.lease.and_then(|lease| office.broker().user_of(lease)).cloned();
+        let fixed = fixed(live);
+        let is_unicast = datagram.destination != ALL_SERVERS;
+        let origin = Origin { tunnel: &live.config.name, user: user.as_ref(), fixed: &fixed, is_unicast };
+        self.next += 1;
+        let session = &mut self.session;
+        let acted = office.act(self.next, |broker, now| {
+            let mut grants = Grants::new(broker, now);
+            let answer = session.handle(&origin, datagram.payload, &mut grants);
+            (answer, grants.outcome)
+        });
+        let Ok((answer, must_wait)) = acted else {
+            self.busy += 1;
+            return None;
+        };
+        let packet = self.reply(live, &datagram, &answer?)?;
+        if !must_wait {
+            return Some(packet);
+        }
+        self.waiting.insert(self.next, Letter { id, tunnel: live.config.name.clone(), packet });
+        None
+    }
+
+    fn reply(&mut self, live: &Live, asked: &Datagram<'_>, answer: &Answer) -> Option<Vec<u8>> {
+        if answer.octets.len() + HEADERS > usize::from(live.config.mtu) {
+            self.too_big += 1;
+            return None;
+        }
+        let source = link_local(&live.outer);
+        // A relay may say which port it listens on by sending from it (RFC 8357); clients listen on theirs.
+        let port = if answer.to_relay { SERVER_PORT } else { CLIENT_PORT };
+        Some(wrap(source, asked.source, port, &answer.octets))
+    }
+
+    /// What the office has kept, or could not keep: returns the answers that may leave now.
+    pub fn settled(&mut self, registry: &Registry, acted: &[(u64, bool)]) -> Vec<(TunnelId, Vec<u8>)> {
+        let mut out = Vec::new();
+        for (ticket, kept) in acted {
+            let Some(Letter { id, tunnel, packet }) = self.waiting.remove(ticket) else { continue };
+            // A client that hears nothing asks again.
+            self.not_kept += u64::from(!kept);
+            if *kept && registry.by_name(&tunnel) == Some(id) {
+                out.push((id, packet));
+            }
+        }
+        out
+    }
+
+    /// Whether the configuration still gives what is set aside by it.
+    pub fn still_gives(&self, registry: &Registry, broker: &Broker, binding: &Binding) -> bool {
+        let Some(live) = registry.by_name(&binding.key.tunnel).and_then(|id| registry.tunnel(id)) else {
+            return false;
+        };
+        if !binding.fixed || binding.key.client.is_empty() {
+            return true;
+        }
+        let user = live.lease.and_then(|lease| broker.user_of(lease));
+        let account = user.and_then(|user| broker.accounts().find(user));
+        let own = account.is_some_and(|account| account.prefixes.contains(&binding.prefix));
+        let here = |name: &Option<Box<str>>| name.as_ref().is_none_or(|name| *name == binding.key.tunnel);
+        let by_duid = self.terms.reserved.get(&binding.key.client).into_iter().flatten();
+        own || fixed(live).contains(&binding.prefix)
+            || by_duid.filter(|set| here(&set.tunnel)).any(|set| set.prefixes.contains(&binding.prefix))
+    }
+
+    /// What has happened, by name.
+    pub fn counts(&self) -> BTreeMap<String, u64> {
+        let own = [self.damaged, self.too_big, self.busy, self.not_kept, self.waiting.len() as u64];
+        let own = COUNTS.into_iter().zip(own);
+        own.chain(self.session.counts().iter().map(|(name, n)| (*name, *n)))
+            .map(|(name, n)| (name.to_owned(), n))
+            .collect()
+    }
+}
+
+/// What a tunnel itself has to give to clients inside it: its networks, but not what is on the link, and its addresses.
+fn fixed(live: &Live) -> Vec<Ipv6Prefix> {
+    let on_link = &live.config.ra.prefix;
+    let may = |p: &&Ipv6Prefix| matches!(p.prefix_len(), 1..=64 | 128) && !on_link.contains(p);
+    live.config.prefixes.iter().filter(may).copied().collect()
+}
+
+/// Reads the headers; `None` for what is damaged.
+fn unwrap(packet: &[u8]) -> Option<Datagram<'_>> {
+    let (headers, payload) = packet.split_at_checked(HEADERS)?;
+    let number = |at: usize| u16::from_be_bytes([headers[at], headers[at + 1]]);
+    let address = |at: usize| <[u8; 16]>::try_from(&headers[at..at + 16]).map(Ipv6Addr::from).ok();
+    let (inside, udp_len) = (usize::from(number(4)), usize::from(number(44)));
+    let is_whole = inside == udp_len && udp_len == payload.len() + 8;
+    // Without a checksum nothing is UDP in IPv6 (RFC 8200 section 8.1).
+    if headers[0] >> 4 != 6 || headers[6] != 17 || !is_whole || number(46) == 0 {
+        return None;
+    }
+    let sum = Sum::pseudo(&headers[8..40], u32::try_from(udp_len).ok()?, 17);
+    if !sum.plus(&packet[40..]).is_intact() {
+        return None;
+    }
+    let (source, destination) = (address(8)?, address(24)?);
+    Some(Datagram { source, destination, source_port: number(40), payload })
+}
+
+fn wrap(source: Ipv6Addr, destination: Ipv6Addr, port: u16, payload: &[u8]) -> Vec<u8> {
+    // It fits the tunnel, so it fits 16 bits.
+    let len = (payload.len() + 8) as u16;
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(len.to_be_bytes());
+    packet.extend([17, HOPS]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(SERVER_PORT.to_be_bytes());
+    packet.extend(port.to_be_bytes());
+    packet.extend(len.to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(payload);
+    let sum = Sum::pseudo(&packet[8..40], len.into(), 17).plus(&packet[40..]).finish_udp();
+    packet[46..48].copy_from_slice(&sum);
+    packet
+}
+
+/// The server's DUID out of this file, which is made with a random one (DUID-UUID, RFC 6355) where there is none. It is on
+/// disk before anybody sees it: clients know their server by it.
+///
+/// # Errors
+/// The file can be neither read nor made, or has no DUID in it.
+pub fn own_duid(path: &Path, random: [u8; 16]) -> io::Result<Vec<u8>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse_duid(text.trim()).ok_or_else(|| {
+            let why = format!("{} has no DUID in it; delete it to have a new one", path.display());
+            io::Error::new(io::ErrorKind::InvalidData, why)
+        }),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => {
+            let duid = [&[0, 4][..], &random].concat();
+            keep_duid(path, &duid)?;
+            Ok(duid)
+        }
+        Err(why) => Err(why),
+    }
+}
+
+fn keep_duid(path: &Path, duid: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension("duid.new");
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&beside)?;
+    let text: Vec<String> = duid.iter().map(|octet| format!("{octet:02x}")).collect();
+    file.write_all(text.join(":").as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Reads a DUID as people write it: pairs of hexadecimal digits with colons between them.
+pub fn parse_duid(text: &str) -> Option<Vec<u8>> {
+    let pair = |part: &str| {
+        let digits = part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+        u8::from_str_radix(part, 16).ok().filter(|_| digits)
+    };
+    let duid: Vec<u8> = text.split(':').map(pair).collect::<Option<_>>()?;
+    (duid.len() <= MAX_DUID).then_some(duid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrapped_is_unwrapped_and_damage_is_seen() {
+        let (a, b) = ("fe80::1".parse().unwrap(), "fe80::2".parse().unwrap());
+        let mut packet = wrap(a, b, CLIENT_PORT, &[7, 1, 2, 3, 0]);
+        let read = unwrap(&packet).unwrap();
+        assert_eq!((read.source, read.destination, read.source_port), (a, b, SERVER_PORT));
+        assert_eq!(read.payload, [7, 1, 2, 3, 0]);
+        assert!(!Server::is_for(&packet), "it is for a client");
+        for at in 0..packet.len() {
+            packet[at] ^= 0x10;
+            // Traffic class, flow label and hop limit are in no checksum.
+            assert_eq!(
+                unwrap(&packet).is_some(),
+                matches!(at, 1..=3 | 7) || at == 0 && packet[0] >> 4 == 6,
+                "octet {at}"
+            );
+            packet[at] ^= 0x10;
+        }
+        assert!(unwrap(&packet[..52]).is_none() && unwrap(&[]).is_none());
+    }
+
+    #[test]
+    fn a_duid_is_made_once() {
+        let folder = std::env::temp_dir().join(format!("sixway-duid-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("six0.duid");
+        let made = own_duid(&path, [7; 16]).unwrap();
+        assert_eq!(made, [&[0, 4][..], &[7; 16]].concat());
+        assert_eq!(own_duid(&path, [8; 16]).unwrap(), made);
+        std::fs::write(&path, "zz").unwrap();
+        assert!(own_duid(&path, [8; 16]).unwrap_err().to_string().contains("delete it"));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn duids_are_read_strictly() {
+        assert_eq!(parse_duid("00:03:Ab"), Some(vec![0, 3, 0xab]));
+        for wrong in ["", "0:3", "00-03", "0003", "00:", "+1:00"] {
+            assert_eq!(parse_duid(wrong), None, "{wrong}");
+        }
+    }
+}

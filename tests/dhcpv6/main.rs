@@ -1,0 +1,8 @@
+//! The DHCPv6 server: what clients said to others, said to ours; and whatever clients may say.
+
+#![expect(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
+
+mod cases;
+mod lab;
+mod properties;
+mod transcripts;
