@@ -16,6 +16,7 @@
 //! | [`dhcpv6`] | prefixes, addresses and information inside each tunnel |
 //! | [`tsp`] | tunnels for those who ask by TSP |
 //! | [`dhcp6ctl`] | orders to a DHCPv6 server or client: both ends |
+//! | [`dhcp6s`] | DHCPv6 on one real link, by dhcp6s.conf |
 //! | [`compat`] | the old programs' files, read as they are |
 //! | [`nd`] | neighbour discovery and echo inside each tunnel |
 //! | [`endpoint`] | proves where a peer is before its tunnel moves there |
@@ -43,6 +44,7 @@ pub mod config;
 
 pub mod demo;
 pub mod dhcp6ctl;
+pub mod dhcp6s;
 pub mod dhcpv6;
 pub mod dtcp;
 pub mod endpoint;

@@ -28,6 +28,7 @@ use crate::admin::{Request, Response};
 use crate::broker::{End, Protocol, UserName};
 use crate::churn::{Batch, Churn, MOST_TUNNELS, is_churn};
 use crate::config::{self, Config};
+use crate::dhcp6s::front::Front as LinkServers;
 use crate::dhcpv6::server as dhcpv6;
 use crate::dtcp::front::Front;
 use crate::endpoint::session::Prober;
@@ -171,6 +172,8 @@ struct Control {
     dtcp: Option<Front>,
     /// The DHCPv6 server inside tunnels, if there is one.
     dhcpv6: Option<dhcpv6::Server>,
+    /// The DHCPv6 servers on links, if there are any.
+    links: Option<LinkServers>,
     counters: CounterReader,
     facts: Facts,
     started: Instant,
@@ -216,6 +219,7 @@ async fn live(
         office,
         dtcp: None,
         dhcpv6: None,
+        links: None,
         counters: plane.counters,
         facts: plane.facts,
         started: plane.started,
@@ -232,6 +236,9 @@ async fn live(
     };
     drop(control.dtcp.take());
     drop(control.dispatch.tsp.take());
+    if let Some(links) = control.links.take() {
+        links.close().await;
+    }
     if let Some(office) = control.office.take() {
         office.close();
     }
@@ -280,6 +287,10 @@ impl Control {
         // Leases that have outlived the process before forward again before anybody hears of this one.
         self.settle_all().await;
         self.serve_dhcpv6()?;
+        if let Some(links) = &self.config.links {
+            let store = &self.config.store.path;
+            self.links = Some(LinkServers::open(&links.interfaces, &links.config, store).await?);
+        }
         if let (Some(config), Some(office)) = (&self.config.dtcp, &self.office) {
             let most = self.config.limits.tunnels_per_account;
             self.dtcp = Some(Front::open(config, office.desk(), most)?);
@@ -647,6 +658,9 @@ impl Control {
         touched.into_iter().for_each(|id| self.dispatch.forget(id));
         self.dispatch.follow(&self.registry);
         self.serve_dhcpv6()?;
+        if let Some(links) = &self.links {
+            links.reload().await;
+        }
         Ok(Reloaded::new(diff, notes))
     }
 
@@ -702,6 +716,8 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     keep("[dtcp]", now.dtcp != wanted.dtcp);
     keep("[tsp]", now.tsp != wanted.tsp);
     wanted.tsp.clone_from(&now.tsp);
+    keep("[dhcpv6] interfaces and link_config", now.links != wanted.links);
+    wanted.links.clone_from(&now.links);
     wanted.put_dtcp(now.dtcp.clone());
     // The first store is opened by a reload; one that is open stays.
     if now.store.wanted {

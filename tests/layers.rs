@@ -105,6 +105,9 @@ const RULES: &[(&str, &str, &[&str])] = &[
         ".rs",
         &["tokio", "crate::endpoint", "crate::dtcp", "crate::tsp", "sixway_dataplane::table"],
     ),
+    ("src/dhcp6s/shelf.rs", "", PURE_CONTROL),
+    ("src/dhcp6s/plan.rs", "", PURE_CONTROL),
+    ("src/dhcp6s/", ".rs", &["crate::registry", "crate::office", "crate::router", "crate::config"]),
     ("src/dtcp/client.rs", "", PURE_CONTROL),
     ("src/dtcp/interfaces.rs", "", PURE_CONTROL),
     (

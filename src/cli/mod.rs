@@ -8,6 +8,7 @@ pub mod check;
 pub mod connect;
 pub mod demo;
 pub mod dhcp6ctl;
+pub mod dhcp6s;
 pub mod drain;
 pub mod dtcpauth;
 pub mod dtcpc;
@@ -22,6 +23,7 @@ pub mod sessions;
 pub mod snippet;
 pub mod socket;
 pub mod status;
+mod syslog;
 mod tsp_wish;
 mod tspc;
 pub mod user;
@@ -71,6 +73,8 @@ enum Command {
     Dtcpc(dtcpc::DtcpcArgs),
     /// Users and passwords of pop.auth, as dtcpauth(8) and qpopauth(8); also by the first name
     Dtcpauth(dtcpauth::DtcpauthArgs),
+    /// The DHCPv6 server with the flags of dhcp6s(8); also by that name
+    Dhcp6s(dhcp6s::Dhcp6sArgs),
     /// Tell a DHCPv6 server or client what to do, as dhcp6ctl(8); also by that name
     Dhcp6ctl(dhcp6ctl::Dhcp6ctlArgs),
     /// See the whole thing work: three hosts in one process, both encapsulations, measured
@@ -93,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Dtcps(args) => dtcps::run(&args),
         Command::Dtcpc(args) => dtcpc::run(&args),
         Command::Dtcpauth(args) => dtcpauth::run(&args),
+        Command::Dhcp6s(args) => dhcp6s::run(&args),
         Command::Dhcp6ctl(args) => dhcp6ctl::run(&args),
         Command::Demo(args) => demo::run(args, &crate::demo::tunnels::InProcess),
     };
@@ -106,9 +111,9 @@ pub fn main() -> ExitCode {
 }
 
 /// Commands that the program is also called by.
-const NAMES: [&str; 4] = ["dtcps", "dtcpc", "dtcpauth", "dhcp6ctl"];
+const NAMES: [&str; 5] = ["dtcps", "dtcpc", "dtcpauth", "dhcp6ctl", "dhcp6s"];
 /// Those of them that exit with 1, not 2, where the command line is wrong, as scripts expect.
-const ONE_CODE: [&str; 1] = ["dhcp6ctl"];
+const ONE_CODE: [&str; 2] = ["dhcp6ctl", "dhcp6s"];
 
 /// The command line taken apart; if that cannot be done, what is expected is said, and the program ends.
 fn understood(words: Vec<OsString>) -> Cli {
@@ -176,6 +181,9 @@ mod tests {
         for line in [
             "dtcps -cdDoU -b 4028 -g 192.0.2.1 -i gif7[0-9] -I ng0 -p 20200 3ffe:ffff:ffff:ffff::",
             "dtcpc -acdDlnoU -f /var/run/dtcpc.pid -b 4028 -i gif0 -m 1280 -p 20200 -r static -R default -t network -u alice broker.example",
+            "dhcp6s -Ddf -c x.conf -k /dev/null -p 7 -P x.pid eth0",
+            "dhcp6s -n 2001:db8::1 eth0",
+            "dhcp6ctl -S -s ::1 -k key -p 7 remove binding IA IA_PD 1 00:01",
             "dtcpauth -list",
             "dtcpauth -delete foo",
         ] {

@@ -2,6 +2,7 @@
 //! no server; a client that is set something aside by its DUID has a table of the second kind.
 
 use std::net::Ipv6Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use dhcproto::v6::{DhcpOption, NtpSuboption};
@@ -69,6 +70,38 @@ pub(crate) fn dhcpv6(report: &mut Report<'_>, section: &Section<'_, '_>) -> Term
         reserved: std::collections::HashMap::new(),
     }
 }
+
+/// Links that are served beside the tunnels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Links {
+    /// The interfaces, at least one.
+    pub interfaces: Vec<String>,
+    /// The `dhcp6s.conf` that holds for all of them.
+    pub config: PathBuf,
+}
+
+/// Reads `interfaces` and `link_config` of `[dhcpv6]`; without the first there are no links.
+pub(crate) fn links(report: &mut Report<'_>, section: &Section<'_, '_>) -> Option<Links> {
+    let interfaces = section.texts(report, "interfaces", interface);
+    let config = section.text(report, "link_config", |text| Ok(PathBuf::from(text)));
+    let interfaces: Vec<String> = interfaces?.into_iter().map(|at| at.value).collect();
+    if let Some(twice) = interfaces.iter().enumerate().find(|(n, name)| interfaces[..*n].contains(name)) {
+        let what = format!("'{}' stands twice in `interfaces` of [dhcpv6]", twice.1);
+        report.add(section.at("interfaces"), what, "one server serves a link", "leave one of them out");
+    }
+    let config = config.unwrap_or_else(|| PathBuf::from(LINK_CONFIG));
+    (!interfaces.is_empty()).then_some(Links { interfaces, config })
+}
+
+/// A name that an interface can have.
+fn interface(text: &str) -> Result<String, Complaint> {
+    let fits = (1..=15).contains(&text.len()) && !text.contains(['/', ' ']);
+    let what = "an interface's name has 1 to 15 characters, without blanks and '/'";
+    fits.then(|| text.to_owned()).ok_or_else(|| Complaint::new(what, "write it as `ip link` does"))
+}
+
+/// Where WIDE's dhcp6s has its configuration.
+const LINK_CONFIG: &str = "/etc/wide-dhcpv6/dhcp6s.conf";
 
 fn options(report: &mut Report<'_>, section: &Section<'_, '_>) -> Vec<Opt> {
     let mut all = Vec::new();

@@ -17,7 +17,7 @@ mod address;
 mod aggregate;
 mod broker;
 mod check;
-mod dhcpv6;
+pub mod dhcpv6;
 mod dtcp;
 mod schema;
 mod sections;
@@ -87,6 +87,8 @@ pub struct Config {
     pub tsp: Option<Tsp>,
     /// The DHCPv6 server inside tunnels; `None`: there is none.
     pub dhcpv6: Option<dhcpv6_session::Terms>,
+    /// Links that are served by DHCPv6 beside the tunnels; `None`: there are none.
+    pub links: Option<dhcpv6::Links>,
 }
 
 /// `[store]`: what must survive the process.
@@ -343,6 +345,7 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
     let dhcpv6_section = root.table(report, "dhcpv6", &schema::DHCPV6);
     let mut dhcpv6 = dhcpv6::dhcpv6(report, &dhcpv6_section);
     dhcpv6::hosts(report, &root, &mut dhcpv6);
+    let links = dhcpv6::links(report, &dhcpv6_section);
     let dhcpv6 = root.has("dhcpv6").then_some(dhcpv6);
     let served = dtcp.is_some() || tsp.is_some() || dhcpv6.is_some();
     let wanted = served || root.has("store") || !pools.list.is_empty();
@@ -365,6 +368,7 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
         dtcp,
         tsp,
         dhcpv6,
+        links,
     };
     if sound {
         let capacity_at = router_section.has("capacity").then(|| router_section.at("capacity"));

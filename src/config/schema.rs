@@ -191,6 +191,8 @@ pub(crate) const DHCPV6: Schema = Schema {
         key("always", "always = [23, 24]"),
         key("decline_time", "decline_time = 86400"),
         key("bindings_per_tunnel", "bindings_per_tunnel = 16"),
+        key("interfaces", "interfaces = [\"eth1\"]"),
+        key("link_config", "link_config = \"/etc/wide-dhcpv6/dhcp6s.conf\""),
     ],
 };
 

@@ -63,6 +63,15 @@ pub struct Origin<'a> {
     pub is_unicast: bool,
 }
 
+/// Preferred and valid lifetime in seconds; [`INFINITY`] for no end. Preferred is never above valid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Life {
+    /// How long it is good for new connections.
+    pub preferred: u32,
+    /// How long it is good at all.
+    pub valid: u32,
+}
+
 /// Why a client gets nothing with one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lack;
@@ -89,6 +98,11 @@ pub trait Leases {
 
     /// Whether it is of the kind that is given out here.
     fn is_on_link(&self, prefix: Ipv6Prefix) -> bool;
+
+    /// For how long this is given; `None`: as the terms say.
+    fn lifetimes(&self, _prefix: Ipv6Prefix) -> Option<Life> {
+        None
+    }
 }
 
 /// Why a message is not answered.
@@ -287,7 +301,7 @@ impl Session {
         let offered = leases.offer(&wishes);
         let ias = case.message.ias().zip(offered);
         ias.map(|(ia, offer)| match offer {
-            Ok(prefix) => self.filled(ia, &[prefix]),
+            Ok(prefix) => self.filled(ia, &[prefix], leases),
             Err(Lack) => self.lacking(ia),
         })
         .collect()
@@ -304,7 +318,7 @@ impl Session {
             }
             let wish = self.wish(case, ia, false);
             ias.push(match leases.bind(&wish, self.lasts()) {
-                Ok(prefixes) => self.filled(ia, &prefixes),
+                Ok(prefixes) => self.filled(ia, &prefixes, leases),
                 Err(Lack) => self.lacking(ia),
             });
         }
@@ -323,7 +337,7 @@ impl Session {
             let bound = leases.bind(&wish, self.lasts());
             ias.push(match bound {
                 Ok(prefixes) => {
-                    let mut filled = self.filled(ia, &prefixes);
+                    let mut filled = self.filled(ia, &prefixes, leases);
                     let foreign = ia.values().filter(|value| !prefixes.iter().any(|p| is(value, *p)));
                     filled.parts.extend(foreign.map(ended).map(Part::Value));
                     filled
@@ -417,20 +431,13 @@ impl Session {
         }
     }
 
-    /// T1 and T2: half and four fifths of the preferred lifetime, the same in all IAs (RFC 8415 section 21.4).
-    fn times(&self) -> (u32, u32) {
-        let preferred = u64::from(self.terms.preferred);
-        let part = |n: u64| u32::try_from(preferred * n / 10).unwrap_or(INFINITY);
-        if self.terms.preferred == INFINITY { (INFINITY, INFINITY) } else { (part(5), part(8)) }
-    }
-
-    fn filled(&self, ia: &Ia, prefixes: &[Ipv6Prefix]) -> Ia {
-        let (t1, t2) = self.times();
-        let Terms { preferred, valid, .. } = self.terms;
+    fn filled(&self, ia: &Ia, prefixes: &[Ipv6Prefix], leases: &dyn Leases) -> Ia {
+        let usual = Life { preferred: self.terms.preferred, valid: self.terms.valid };
         let value = |p: &Ipv6Prefix| {
+            let Life { preferred, valid } = leases.lifetimes(*p).unwrap_or(usual);
             Part::Value(Value { addr: p.addr(), len: p.prefix_len(), preferred, valid, options: Vec::new() })
         };
-        Ia { kind: ia.kind, iaid: ia.iaid, t1, t2, parts: prefixes.iter().map(value).collect() }
+        Ia { kind: ia.kind, iaid: ia.iaid, t1: 0, t2: 0, parts: prefixes.iter().map(value).collect() }
     }
 
     fn lacking(&mut self, ia: &Ia) -> Ia {
@@ -447,8 +454,9 @@ impl Session {
     }
 
     /// Options in the order of KAME's server: identity, addresses, information, prefixes.
-    fn reply(&self, case: &Case<'_>, ias: Vec<Ia>, status: Option<Status>, rapid: bool) -> Message {
+    fn reply(&self, case: &Case<'_>, mut ias: Vec<Ia>, status: Option<Status>, rapid: bool) -> Message {
         use MessageType as M;
+        set_times(&mut ias);
         let (addresses, prefixes): (Vec<Ia>, Vec<Ia>) =
             ias.into_iter().partition(|ia| ia.kind == IaKind::Address);
         let mut options = Vec::new();
@@ -536,6 +544,18 @@ fn is(value: &Value, prefix: Ipv6Prefix) -> bool {
 /// The same value with lifetimes of zero: it is not the client's any more.
 fn ended(value: &Value) -> Value {
     Value { preferred: 0, valid: 0, options: Vec::new(), ..*value }
+}
+
+/// T1 and T2: half and four fifths of the shortest preferred lifetime, the same in all that give something (RFC 8415
+/// sections 18.3.2 and 21.4).
+fn set_times(ias: &mut [Ia]) {
+    let given = |ia: &Ia| ia.values().filter(|value| value.valid > 0).map(|value| value.preferred).min();
+    let Some(shortest) = ias.iter().filter_map(given).min() else { return };
+    let part = |n: u64| u32::try_from(u64::from(shortest) * n / 10).unwrap_or(INFINITY);
+    let times = if shortest == INFINITY { (INFINITY, INFINITY) } else { (part(5), part(8)) };
+    for ia in ias.iter_mut().filter(|ia| given(ia).is_some()) {
+        (ia.t1, ia.t2) = times;
+    }
 }
 
 fn failed(ia: &Ia, status: Status) -> Ia {

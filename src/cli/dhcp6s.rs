@@ -1,0 +1,206 @@
+//! `dhcp6s`: the DHCPv6 server on one interface with the old program's flags, by its own name or as `sixway dhcp6s`.
+//!
+//! Without `-f` it goes to the background once it works, and logs to the system's log; what stands against it is said, and
+//! told by the exit code, before.
+
+use std::io::ErrorKind;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::level_filters::LevelFilter;
+use zeroize::Zeroizing;
+
+use super::background::{detach, into_background};
+use super::syslog;
+use crate::compat::ctlkey;
+use crate::compat::dhcp6sconf::{ServerConf, Surroundings};
+use crate::dhcp6ctl::codec::Order;
+use crate::dhcp6ctl::{SERVER_KEY, SERVER_PORT};
+use crate::dhcp6s::here::{self, Here};
+use crate::dhcp6s::{Ended, Server, Start, configuration};
+use crate::dhcpv6::codec::code;
+
+/// Where the old program has its configuration.
+const CONFIG: &str = "/etc/wide-dhcpv6/dhcp6s.conf";
+/// Where it has its DUID, and ours its leases beside it.
+const STATE: &str = "/var/lib/dhcpv6";
+/// Where it says which process it is.
+const PID_FILE: &str = "/var/run/dhcp6s.pid";
+
+/// Arguments of `dhcp6s`.
+#[derive(Debug, Args)]
+#[command(
+    disable_version_flag = true,
+    after_help = "Files: /etc/wide-dhcpv6/dhcp6s.conf, /etc/wide-dhcpv6/dhcp6sctlkey, /var/lib/dhcpv6/dhcp6s_duid,\n/var/lib/dhcpv6/dhcp6s_leases_INTERFACE.db (leases outlive the process), /var/run/dhcp6s.pid.\nSIGHUP, and `dhcp6ctl -S reload`, read the configuration again; SIGTERM stops.\nExit codes: 0 stopped as it was told to, 1 anything else."
+)]
+pub struct Dhcp6sArgs {
+    /// The interface whose link is served
+    interface: String,
+    /// Configuration file
+    #[arg(short, value_name = "FILE", default_value = CONFIG)]
+    config: PathBuf,
+    /// Log what is done
+    #[arg(short)]
+    debug: bool,
+    /// Log everything
+    #[arg(short = 'D')]
+    debug_more: bool,
+    /// Stay in the foreground, and log to standard error
+    #[arg(short)]
+    foreground: bool,
+    /// Key file of dhcp6ctl; without a key in it no commands are taken
+    #[arg(short = 'k', value_name = "FILE", default_value = SERVER_KEY)]
+    key_file: PathBuf,
+    /// TCP port on ::1 that dhcp6ctl's commands are taken at
+    #[arg(short = 'p', value_name = "PORT", default_value_t = SERVER_PORT)]
+    control_port: u16,
+    /// File for the process's number
+    #[arg(short = 'P', value_name = "FILE", default_value = PID_FILE)]
+    pid_file: PathBuf,
+    /// Obsolete: a server for names; write 'option domain-name-servers ...;' into the configuration
+    #[arg(short = 'n', value_name = "ADDRESS")]
+    name_server: Vec<Ipv6Addr>,
+    /// File of the server's own DUID
+    #[arg(long, value_name = "FILE", default_value_os_t = Path::new(STATE).join("dhcp6s_duid"))]
+    duid_file: PathBuf,
+    /// File of leases [default: /var/lib/dhcpv6/dhcp6s_leases_INTERFACE.db]
+    #[arg(long, value_name = "FILE")]
+    lease_file: Option<PathBuf>,
+    /// Say so on standard output when it works (used by the process that waits for it)
+    #[arg(long, hide = true)]
+    child: bool,
+}
+
+/// Serves until it is told to stop; without `-f` in a process of its own.
+pub fn run(args: &Dhcp6sArgs) -> anyhow::Result<()> {
+    let interface = &args.interface;
+    if !Here.has_interface(interface) {
+        bail!("there is no interface '{interface}'; `ip link` names those that there are");
+    }
+    if !args.foreground && !args.child {
+        // First here, where mistakes are seen.
+        conf(args)?;
+        return into_background("dhcp6s");
+    }
+    let level = match (args.debug_more, args.debug) {
+        (true, _) => LevelFilter::DEBUG,
+        (false, true) => LevelFilter::INFO,
+        (false, false) => LevelFilter::WARN,
+    };
+    syslog::start("dhcp6s", level, args.foreground);
+    let start = start(args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(args, start))
+}
+
+/// The configuration; a file that is not there is an empty one, as ever.
+fn conf(args: &Dhcp6sArgs) -> anyhow::Result<ServerConf> {
+    let file = &args.config;
+    let conf = match configuration(file) {
+        Err(why)
+            if why.downcast_ref::<std::io::Error>().is_some_and(|why| why.kind() == ErrorKind::NotFound) =>
+        {
+            tracing::error!("{} is not there: nobody is given anything", file.display());
+            ServerConf::default()
+        }
+        read => read?,
+    };
+    if !args.name_server.is_empty() {
+        if conf.options.addresses.contains_key(&code::DNS_SERVERS) {
+            bail!("-n is obsolete, and {} has domain-name-servers; leave out -n", file.display());
+        }
+        tracing::warn!("-n is obsolete: write 'option domain-name-servers ...;' into {}", file.display());
+    }
+    Ok(conf)
+}
+
+fn start(args: &Dhcp6sArgs) -> anyhow::Result<Start> {
+    let conf = conf(args)?;
+    let absolute = |file: &Path| std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let leases = Path::new(STATE).join(format!("dhcp6s_leases_{}.db", args.interface));
+    Ok(Start {
+        interface: args.interface.clone(),
+        file: absolute(&args.config),
+        conf,
+        dns: args.name_server.clone(),
+        duid: absolute(&args.duid_file),
+        leases: absolute(args.lease_file.as_ref().unwrap_or(&leases)),
+        control: key(&args.key_file)
+            .map(|key| (SocketAddr::new(Ipv6Addr::LOCALHOST.into(), args.control_port), key)),
+    })
+}
+
+/// The secret of dhcp6ctl; without one there is no control port.
+fn key(file: &Path) -> Option<Zeroizing<Vec<u8>>> {
+    let read = here::read(file).map(Zeroizing::new).map_err(|why| why.to_string());
+    match read.and_then(|octets| ctlkey::parse(&octets).map_err(|why| why.to_string())) {
+        Ok(key) => Some(key),
+        Err(why) => {
+            tracing::warn!("no commands of dhcp6ctl are taken: {}: {why}", file.display());
+            None
+        }
+    }
+}
+
+async fn serve(args: &Dhcp6sArgs, start: Start) -> anyhow::Result<()> {
+    let mut orders = signals()?;
+    let mut server = Server::open(start).await?;
+    let pid_file = PidFile::write(&std::path::absolute(&args.pid_file)?)?;
+    if args.child {
+        detach()?;
+    }
+    let (interface, leases) = (&args.interface, server.leases());
+    match server.control() {
+        Some(at) => tracing::info!("serving {interface}, {leases} leases, commands at {at}"),
+        None => tracing::info!("serving {interface}, {leases} leases, no commands"),
+    }
+    let ended = server.serve(&mut orders).await;
+    tracing::info!("stopping: {}", if ended == Ended::Told { "dhcp6ctl says so" } else { "a signal" });
+    server.close().await;
+    drop(pid_file);
+    Ok(())
+}
+
+/// SIGHUP, SIGTERM and SIGINT as orders.
+fn signals() -> anyhow::Result<mpsc::Receiver<Order>> {
+    let (tell, orders) = mpsc::channel(4);
+    let kinds = [
+        (SignalKind::hangup(), Order::Reload),
+        (SignalKind::terminate(), Order::Stop),
+        (SignalKind::interrupt(), Order::Stop),
+    ];
+    for (kind, order) in kinds {
+        let mut signal = signal(kind).context("cannot receive signals")?;
+        let tell = tell.clone();
+        tokio::spawn(async move {
+            while signal.recv().await.is_some() && tell.send(order.clone()).await.is_ok() {}
+        });
+    }
+    Ok(orders)
+}
+
+/// The file that says which process this is; removed when this is dropped.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: &Path) -> anyhow::Result<Self> {
+        std::fs::write(path, format!("{}\n", std::process::id())).with_context(|| {
+            format!("cannot write {}; run as root, or name another with -P", path.display())
+        })?;
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // One that another process has written since is not ours to remove.
+        let own = std::process::id().to_string();
+        if std::fs::read_to_string(&self.0).is_ok_and(|text| text.trim() == own) {
+            let _gone_or_not = std::fs::remove_file(&self.0);
+        }
+    }
+}

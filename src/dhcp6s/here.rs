@@ -1,0 +1,157 @@
+//! This host: its files, interfaces and clock, as far as a DHCPv6 server's configuration and name need them.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use jiff::Zoned;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use nix::ifaddrs::getifaddrs;
+use sixway_dataplane::update::Ipv6Prefix;
+
+use crate::compat::dhcp6sconf::{Duid, Surroundings};
+use crate::compat::duidfile;
+
+/// The most octets of a configuration file.
+const MAX_FILE: u64 = 64 << 20;
+
+/// This host.
+#[derive(Clone, Copy, Debug)]
+pub struct Here;
+
+impl Surroundings for Here {
+    fn read(&self, file: &str) -> io::Result<Vec<u8>> {
+        read(Path::new(file))
+    }
+
+    fn has_interface(&self, name: &str) -> bool {
+        index(name).is_some()
+    }
+
+    fn now(&self) -> u64 {
+        now()
+    }
+
+    fn today(&self) -> (i16, i8, i8) {
+        let now = Zoned::now();
+        (now.year(), now.month(), now.day())
+    }
+
+    fn unix_time(&self, (year, month, day): (i16, i8, i8), (hour, minute): (i8, i8)) -> Option<u64> {
+        let local = DateTime::new(year, month, day, hour, minute, 0, 0).ok()?;
+        let at = local.to_zoned(TimeZone::system()).ok()?;
+        u64::try_from(at.timestamp().as_second()).ok()
+    }
+}
+
+/// A file's octets, up to a bound.
+///
+/// # Errors
+/// As the system says, or that it is larger.
+pub fn read(file: &Path) -> io::Result<Vec<u8>> {
+    let mut octets = Vec::new();
+    std::fs::File::open(file)?.take(MAX_FILE + 1).read_to_end(&mut octets)?;
+    if octets.len() as u64 > MAX_FILE {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, "it has more than 64 MiB"));
+    }
+    Ok(octets)
+}
+
+/// The clock in Unix seconds.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The number of an interface; `None` if there is none of that name.
+pub fn index(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
+}
+
+/// The prefixes that an interface's own addresses lie in, without the link-local one.
+pub fn on_link(name: &str) -> Vec<Ipv6Prefix> {
+    let Ok(all) = getifaddrs() else { return Vec::new() };
+    let own = all.filter(|one| one.interface_name == name);
+    own.filter_map(|one| {
+        let (addr, mask) = (one.address?, one.netmask?);
+        let (addr, mask) = (addr.as_sockaddr_in6()?.ip(), mask.as_sockaddr_in6()?.ip());
+        let len = u128::from(mask).leading_ones() as u8;
+        Ipv6Prefix::new(addr, len).filter(|_| !addr.is_unicast_link_local())
+    })
+    .collect()
+}
+
+/// The server's own DUID out of its file. Where there is none it is made, of the first Ethernet interface's address and the
+/// time, or of chance where there is no such interface; it is on the disk before anybody is told.
+///
+/// # Errors
+/// That the file makes no sense, or cannot be read or written.
+pub fn own_duid(file: &Path) -> anyhow::Result<Duid> {
+    match read(file) {
+        Ok(octets) => duidfile::parse(&octets).with_context(|| format!("the DUID file {}", file.display())),
+        Err(why) if why.kind() == ErrorKind::NotFound => {
+            let made = ethernet().and_then(|mac| duidfile::link_layer_time(mac, now()));
+            let duid = made.or_else(|| duidfile::uuid(rand::random())).context("no DUID can be made")?;
+            keep(file, &duidfile::emit(&duid)).with_context(|| {
+                format!("cannot keep the server's DUID in {}; run as root", file.display())
+            })?;
+            Ok(duid)
+        }
+        Err(why) => Err(why).with_context(|| format!("cannot read the DUID file {}", file.display())),
+    }
+}
+
+/// Puts a file on the disk, whole or not at all.
+fn keep(file: &Path, octets: &[u8]) -> io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(folder)?;
+    let beside = file.with_extension("new");
+    let mut new =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&beside)?;
+    new.write_all(octets)?;
+    new.sync_all()?;
+    std::fs::rename(&beside, file)?;
+    std::fs::File::open(folder)?.sync_all()
+}
+
+/// The address of the first interface that has one of Ethernet.
+fn ethernet() -> Option<[u8; 6]> {
+    let mut names: Vec<String> = getifaddrs().ok()?.map(|one| one.interface_name).collect();
+    names.dedup();
+    names.iter().find_map(|name| {
+        let about = |what: &str| std::fs::read_to_string(format!("/sys/class/net/{name}/{what}")).ok();
+        let kind = about("type")?;
+        let text = about("address")?;
+        let octets: Vec<u8> =
+            text.trim().split(':').map(|pair| u8::from_str_radix(pair, 16)).collect::<Result<_, _>>().ok()?;
+        let mac: [u8; 6] = octets.try_into().ok()?;
+        // 1 is Ethernet in the kernel's list; the loopback has zeros.
+        (kind.trim() == "1" && mac != [0; 6]).then_some(mac)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duid_is_made_once_and_stays() {
+        let folder = std::env::temp_dir().join(format!("sixway-own-duid-{}", std::process::id()));
+        let file = folder.join("dhcp6s_duid");
+        let made = own_duid(&file).unwrap();
+        assert_eq!(own_duid(&file).unwrap(), made);
+        std::fs::write(&file, [14, 0, 0]).unwrap();
+        assert!(format!("{:#}", own_duid(&file).unwrap_err()).contains("3 octets"));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn local_times_are_times() {
+        let (a, b) = (Here.unix_time((2030, 1, 2), (3, 4)), Here.unix_time((2030, 1, 2), (3, 5)));
+        assert_eq!(b.unwrap() - a.unwrap(), 60);
+        assert_eq!(Here.unix_time((2030, 2, 30), (3, 4)), None);
+        assert!(Here.has_interface("lo") && !Here.has_interface("no such"));
+    }
+}

@@ -1,0 +1,211 @@
+//! The leases of one link on disk: SQLite, one file, each batch in one transaction that is on the disk when it returns.
+//!
+//! Knows no protocol; what is in a lease is written as it is.
+
+use std::net::Ipv6Addr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, Row, params};
+use sixway_dataplane::update::Ipv6Prefix;
+
+use super::plan::Life;
+use super::shelf::{Change, Lease, NEVER};
+use crate::broker::{BindKey, BindKind};
+
+/// The format that this program writes.
+const FORMAT: i64 = 1;
+const SCHEMA: &str = "
+    CREATE TABLE lease (
+        prefix    TEXT PRIMARY KEY,
+        client    BLOB NOT NULL,
+        kind      TEXT NOT NULL,
+        number    INTEGER NOT NULL,
+        preferred INTEGER NOT NULL,
+        valid     INTEGER NOT NULL,
+        until     INTEGER,
+        peer      TEXT
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// Why leases cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The file or the disk.
+    #[error("cannot keep leases in {path}: {why}; does another server use it, or is the disk full?")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        why: rusqlite::Error,
+    },
+    /// The file cannot be made.
+    #[error("cannot open {path}: {why}; run as root, or choose another folder")]
+    System {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        why: std::io::Error,
+    },
+    /// Written by a later version.
+    #[error(
+        "{path} has format {found}, and this program knows formats up to {FORMAT}; run the newer program"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+    },
+}
+
+/// An open file of leases.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    store: Connection,
+}
+
+impl Ledger {
+    /// Opens the file, made if it is not there, readable by its owner alone.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        let system = |why| LedgerError::System { path: path.to_owned(), why };
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(system)?;
+        }
+        std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(system)?;
+        let failed = |why| LedgerError::Sqlite { path: path.to_owned(), why };
+        let store = Connection::open(path).map_err(failed)?;
+        store
+            .execute_batch(
+                "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;",
+            )
+            .map_err(failed)?;
+        let found: i64 = store.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+        match found {
+            0 => {
+                let batch = format!("BEGIN IMMEDIATE;{SCHEMA}PRAGMA user_version = {FORMAT};COMMIT;");
+                store.execute_batch(&batch).map_err(failed)?;
+            }
+            FORMAT => {}
+            found => return Err(LedgerError::Newer { path: path.to_owned(), found }),
+        }
+        Ok(Self { path: path.to_owned(), store })
+    }
+
+    /// All leases that were written. A line that makes no sense is left out, and said.
+    ///
+    /// # Errors
+    /// [`LedgerError::Sqlite`].
+    pub fn load(&self, link: &str) -> Result<Vec<Lease>, LedgerError> {
+        let failed = |why| LedgerError::Sqlite { path: self.path.clone(), why };
+        let columns = "SELECT prefix, client, kind, number, preferred, valid, until, peer FROM lease";
+        let mut question = self.store.prepare(columns).map_err(failed)?;
+        let rows = question.query_map([], |row| read(row, link)).map_err(failed)?;
+        let mut all = Vec::new();
+        for row in rows {
+            match row.map_err(failed)? {
+                Some(lease) => all.push(lease),
+                None => tracing::warn!("a lease in {} makes no sense and is left out", self.path.display()),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Writes changes; all of them are on the disk afterwards, or none.
+    ///
+    /// # Errors
+    /// [`LedgerError::Sqlite`].
+    pub fn write(&mut self, changes: &[Change]) -> Result<(), LedgerError> {
+        let path = self.path.clone();
+        let failed = |why| LedgerError::Sqlite { path: path.clone(), why };
+        let batch = self.store.transaction().map_err(failed)?;
+        {
+            let mut put = batch
+                .prepare_cached("INSERT OR REPLACE INTO lease (prefix, client, kind, number, preferred, valid, until, peer) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")
+                .map_err(failed)?;
+            let mut drop = batch.prepare_cached("DELETE FROM lease WHERE prefix = ?1").map_err(failed)?;
+            for change in changes {
+                match change {
+                    Change::Has(Lease { key, prefix, life, until, peer }) => put.execute(params![
+                        prefix.to_string(),
+                        &*key.client,
+                        key.kind.name(),
+                        key.number,
+                        life.preferred,
+                        life.valid,
+                        (*until != NEVER).then_some(i64::try_from(*until).unwrap_or(i64::MAX)),
+                        peer.map(|peer| peer.to_string()),
+                    ]),
+                    Change::Gone(lease) => drop.execute([lease.prefix.to_string()]),
+                }
+                .map_err(failed)?;
+            }
+        }
+        batch.commit().map_err(failed)
+    }
+}
+
+fn read(row: &Row<'_>, link: &str) -> rusqlite::Result<Option<Lease>> {
+    let prefix: String = row.get(0)?;
+    let kind: String = row.get(2)?;
+    let until: Option<i64> = row.get(6)?;
+    let peer: Option<String> = row.get(7)?;
+    let key = |kind| {
+        let client: Vec<u8> = row.get(1)?;
+        Ok::<_, rusqlite::Error>(BindKey {
+            tunnel: link.into(),
+            client: client.into(),
+            kind,
+            number: row.get(3)?,
+        })
+    };
+    let kind = [BindKind::Address, BindKind::Prefix].into_iter().find(|known| known.name() == kind);
+    let (Ok(prefix), Some(kind)) = (prefix.parse::<Ipv6Prefix>(), kind) else { return Ok(None) };
+    Ok(Some(Lease {
+        key: key(kind)?,
+        prefix,
+        life: Life { preferred: row.get(4)?, valid: row.get(5)? },
+        until: until.map_or(NEVER, |until| u64::try_from(until).unwrap_or(0)),
+        peer: peer.and_then(|peer| peer.parse::<Ipv6Addr>().ok()),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_there_the_next_time() {
+        let folder = std::env::temp_dir().join(format!("sixway-ledger-{}", std::process::id()));
+        let path = folder.join("leases.db");
+        let lease = |prefix: &str, until, peer: Option<&str>| Lease {
+            key: BindKey {
+                tunnel: "vs0".into(),
+                client: [0, 1, 2][..].into(),
+                kind: BindKind::Prefix,
+                number: u32::MAX,
+            },
+            prefix: prefix.parse().unwrap(),
+            life: Life { preferred: 7, valid: u32::MAX },
+            until,
+            peer: peer.map(|peer| peer.parse().unwrap()),
+        };
+        let (a, b) =
+            (lease("2001:db8:1::/48", NEVER, Some("fe80::1")), lease("2001:db8:2::/48", 1_800_000_000, None));
+        let mut ledger = Ledger::open(&path).unwrap();
+        ledger.write(&[Change::Has(a.clone()), Change::Has(b.clone())]).unwrap();
+        drop(ledger);
+        let mut ledger = Ledger::open(&path).unwrap();
+        assert_eq!(ledger.load("vs0").unwrap(), [a.clone(), b.clone()]);
+        ledger.write(&[Change::Gone(a), Change::Has(Lease { until: 9, ..b.clone() })]).unwrap();
+        assert_eq!(ledger.load("vs0").unwrap(), [Lease { until: 9, ..b }]);
+        ledger.store.execute_batch("PRAGMA user_version = 99").unwrap();
+        drop(ledger);
+        assert!(Ledger::open(&path).unwrap_err().to_string().contains("format 99"));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
