@@ -29,12 +29,16 @@
 //! | [`load`] | many clients at once, to measure what sessions cost |
 //! | [`admin`] | the operator's socket: status and reload |
 //! | [`privileges`] | what needs rights, and what to do without |
+//! | [`explain`] | packets judged dry, and the last ones dropped, in words |
+//! | [`watch`] | copies of a tunnel's packets on their way to viewers |
+//! | [`audit`] | what must hold of a running router, and whether it does |
 //! | [`demo`] | the whole thing in three namespaces, in one process |
 //!
 //! The door: `TableWriter::apply(&[Update])` down, `Punt` up, `Inject` down, `Counters` read. `codec.rs` and `session.rs`
 //! of each protocol are pure: bytes, time and randomness come in, bytes and wishes go out.
 
 pub mod admin;
+pub mod audit;
 pub mod auth;
 pub mod broker;
 pub mod churn;
@@ -48,6 +52,7 @@ pub mod dhcp6s;
 pub mod dhcpv6;
 pub mod dtcp;
 pub mod endpoint;
+pub mod explain;
 pub mod link;
 pub mod load;
 pub mod nd;
@@ -60,3 +65,4 @@ pub mod router;
 pub mod snippet;
 pub mod store;
 pub mod tsp;
+pub mod watch;

@@ -106,6 +106,11 @@ struct Plan {
 }
 
 impl Registry {
+    /// Has copies of a tunnel's packets sent up, or stops that.
+    pub fn watch(&mut self, id: TunnelId, on: bool) -> Result<(), Rejected> {
+        self.writer.apply(&[Update::Watch(id, on)]).map(std::mem::drop)
+    }
+
     /// An empty registry. `probe_ident` marks the echo replies that the endpoint prober waits for.
     pub fn new(writer: TableWriter, counters: CounterReader, probe_ident: u16) -> Self {
         let policy = Policy { hairpin: true, error_source: None, probe_ident: Some(probe_ident) };

@@ -12,6 +12,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use sixway_dataplane::counters::CounterReader;
+use sixway_dataplane::explain::Explainer;
 use sixway_dataplane::io::proto41::Receive;
 use sixway_dataplane::io::spread::Spread;
 use sixway_dataplane::knobs::{Knob, Standing};
@@ -24,7 +25,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::server::{AdminSocket, Question};
 use crate::admin::status::{BrokerStatus, Reloaded, Sources};
-use crate::admin::{Request, Response};
+use crate::admin::{Reply, Request, Response};
+use crate::audit::Auditor;
 use crate::broker::{End, Protocol, UserName};
 use crate::churn::{Batch, Churn, MOST_TUNNELS, is_churn};
 use crate::config::{self, Config};
@@ -32,6 +34,7 @@ use crate::dhcp6s::front::Front as LinkServers;
 use crate::dhcpv6::server as dhcpv6;
 use crate::dtcp::front::Front;
 use crate::endpoint::session::Prober;
+use crate::explain::{drops, explain as explain_packet};
 use crate::network::Network;
 use crate::office::{Lent, Move, Office, Written};
 use crate::privileges::{check_tun_device, explain, make_room};
@@ -39,6 +42,7 @@ use crate::punt::Dispatch;
 use crate::registry::Registry;
 use crate::store::Sqlite;
 use crate::tsp;
+use crate::watch::Watchers;
 
 /// Punts handled before questions and timers get their turn.
 const PUNTS_A_TURN: usize = 256;
@@ -181,6 +185,8 @@ struct Control {
     injector: Injector,
     /// When leases were last looked after.
     patrolled: Instant,
+    explainer: Explainer,
+    watchers: Watchers,
 }
 
 async fn live(
@@ -226,6 +232,8 @@ async fn live(
         churn: Churn::default(),
         injector: plane.injector,
         patrolled: Instant::now(),
+        explainer: plane.explainer,
+        watchers: Watchers::default(),
     };
     let outcome = match control.begin().await {
         Ok(()) => {
@@ -468,6 +476,7 @@ impl Control {
                     self.check_health(workers)?;
                     self.end_stale_churn();
                     self.patrol();
+                    self.watchers.sweep(&mut self.registry);
                     self.office.iter_mut().for_each(Office::look);
                     self.show_pins();
                 }
@@ -514,7 +523,9 @@ impl Control {
 
     fn take_punts(&mut self, punts: &mut PuntReader) {
         for punt in std::iter::from_fn(|| punts.take()).take(PUNTS_A_TURN) {
-            if !self.take_dhcpv6(&punt) {
+            if punt.class() == PuntClass::Watched {
+                self.watchers.show(&self.registry, &self.counters, &punt);
+            } else if !self.take_dhcpv6(&punt) {
                 self.dispatch.handle(&mut self.registry, &punt, self.started.elapsed());
             }
         }
@@ -531,6 +542,22 @@ impl Control {
 
     async fn answer(&mut self, question: Question) {
         let response = match question.request {
+            Request::Explain(wish) => explain_packet(&wish, &self.registry, &mut self.explainer)
+                .map_or_else(Response::Error, |said| Response::Explained(Box::new(said))),
+            Request::Drops => {
+                let (uptime, unclaimed) = (self.started.elapsed(), self.dispatch.unclaimed());
+                Response::Drops(drops(&self.registry, &self.counters, uptime, unclaimed))
+            }
+            Request::Watch { tunnel } => {
+                let opened = self.watchers.open(&mut self.registry, &self.counters, &tunnel);
+                let reply = match opened {
+                    Ok(more) => Reply { first: Response::Watching, more: Some(more) },
+                    Err(why) => Response::Error(why).into(),
+                };
+                let _the_asker_may_have_left = question.reply.send(reply);
+                return;
+            }
+            Request::Audit => Response::Audited(self.auditor().findings()),
             Request::Status { page, limit, tunnel } => {
                 let status = self.sources().status(page, limit, tunnel.as_deref());
                 status.map_or_else(Response::Error, |s| Response::Status(Box::new(s)))
@@ -549,7 +576,7 @@ impl Control {
             Request::Kick { who } => self.kick(&who),
             Request::Drain { on } => self.drain(on),
         };
-        let _the_asker_may_have_left = question.reply.send(response);
+        let _the_asker_may_have_left = question.reply.send(response.into());
     }
 
     fn next_churn(&mut self, batch: Batch) -> Result<Response, String> {
@@ -601,6 +628,16 @@ impl Control {
         match UserName::parse(who).map_or(0, |user| office.kick_user(&user)) {
             0 => Response::Error(format!("no leased tunnel '{who}', and no user '{who}' who has one")),
             tunnels => Response::Kicked { tunnels },
+        }
+    }
+
+    fn auditor(&mut self) -> Auditor<'_> {
+        Auditor {
+            config: &self.config,
+            file: self.file.as_deref(),
+            registry: &self.registry,
+            explainer: &mut self.explainer,
+            proto41: self.facts.proto41.is_some(),
         }
     }
 

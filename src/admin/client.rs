@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::packet::Seen;
 use super::{Request, Response};
 
 /// An instance that is busy answers within this time or not at all.
@@ -44,16 +45,50 @@ pub enum AskError {
 
 /// Asks the instance behind the socket at `path`.
 pub fn ask(path: &Path, request: &Request) -> Result<Response, AskError> {
-    let stream = UnixStream::connect(path).map_err(|source| {
-        let denied = source.kind() == io::ErrorKind::PermissionDenied;
-        let path = path.to_owned();
-        if denied { AskError::NotAllowed(path) } else { AskError::NoInstance { path, cause: source } }
-    })?;
+    let stream = connect(path)?;
     match converse(&stream, request) {
         Ok(Response::Error(text)) => Err(AskError::Refused(text)),
         Ok(response) => Ok(response),
         Err(source) => Err(AskError::Broken { path: path.to_owned(), cause: source }),
     }
+}
+
+/// Shows every packet of the tunnel `tunnel` to `each` until that says `false` or the instance ends it.
+pub fn view(
+    path: &Path,
+    tunnel: &str,
+    mut each: impl FnMut(Seen) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let stream = connect(path)?;
+    let broken = |cause| AskError::Broken { path: path.to_owned(), cause };
+    stream.set_write_timeout(Some(PATIENCE)).map_err(broken)?;
+    let mut line = serde_json::to_vec(&Request::Watch { tunnel: tunnel.to_owned() })?;
+    line.push(b'\n');
+    (&stream).write_all(&line).map_err(broken)?;
+    let mut lines = BufReader::new(&stream).lines();
+    let first = lines.next().unwrap_or(Err(io::ErrorKind::UnexpectedEof.into())).map_err(broken)?;
+    let first: Response = serde_json::from_str(&first)?;
+    if let Response::Error(text) = first {
+        return Err(AskError::Refused(text).into());
+    }
+    anyhow::ensure!(
+        first == Response::Watching,
+        "the instance answered something else; is it another version?"
+    );
+    for line in lines {
+        if !each(serde_json::from_str(&line.map_err(broken)?)?)? {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("tunnel '{tunnel}' is gone, or the router has stopped")
+}
+
+fn connect(path: &Path) -> Result<UnixStream, AskError> {
+    UnixStream::connect(path).map_err(|source| {
+        let denied = source.kind() == io::ErrorKind::PermissionDenied;
+        let path = path.to_owned();
+        if denied { AskError::NotAllowed(path) } else { AskError::NoInstance { path, cause: source } }
+    })
 }
 
 fn converse(mut stream: &UnixStream, request: &Request) -> io::Result<Response> {

@@ -4,6 +4,9 @@
 //! [`status`] says what is asked for most. Knows no packets.
 
 pub mod client;
+pub mod packet;
+pub mod pcapng;
+pub mod remedy;
 pub mod screen;
 pub mod server;
 pub mod status;
@@ -58,6 +61,17 @@ pub enum Request {
         /// Whether.
         on: bool,
     },
+    /// What would become of a packet.
+    Explain(crate::explain::Wish),
+    /// The last packet that each reason has dropped.
+    Drops,
+    /// Copies of a tunnel's packets, one line each, until either side ends it.
+    Watch {
+        /// The tunnel's name.
+        tunnel: String,
+    },
+    /// What must hold of a router, and whether it does.
+    Audit,
 }
 
 fn first_page() -> usize {
@@ -95,6 +109,29 @@ pub enum Response {
         /// How many other brokers they are told; 0: they are told to come later.
         brokers: usize,
     },
+    /// What would become of the packet.
+    Explained(Box<crate::explain::Explained>),
+    /// What each reason has dropped.
+    Drops(Vec<crate::explain::Dropped>),
+    /// The tunnel is watched; lines of [`packet::Seen`] follow.
+    Watching,
+    /// Every requirement and how it stands.
+    Audited(Vec<crate::audit::Finding>),
     /// It could not be done; a sentence for people.
     Error(String),
+}
+
+/// An answer on its way to the asker, and what follows it.
+#[derive(Debug)]
+pub struct Reply {
+    /// The one line that everybody gets.
+    pub first: Response,
+    /// More lines; dropping it ends them.
+    pub more: Option<tokio::sync::mpsc::Receiver<packet::Seen>>,
+}
+
+impl From<Response> for Reply {
+    fn from(first: Response) -> Self {
+        Self { first, more: None }
+    }
 }

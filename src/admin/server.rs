@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::{MOST_REQUEST, Request, Response, client};
+use super::packet::Seen;
+use super::{MOST_REQUEST, Reply, Request, Response, client};
 
 const CONVERSATIONS: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,7 +24,7 @@ pub struct Question {
     /// What is asked.
     pub request: Request,
     /// Who waits.
-    pub reply: oneshot::Sender<Response>,
+    pub reply: oneshot::Sender<Reply>,
 }
 
 /// Why the socket could not be opened.
@@ -95,8 +97,12 @@ impl AdminSocket {
             let Ok(place) = places.clone().try_acquire_owned() else { continue };
             let questions = questions.clone();
             tokio::spawn(async move {
-                let _whoever_left_early_gets_no_answer =
-                    tokio::time::timeout(PATIENCE, talk(stream, questions)).await;
+                let (read, mut write) = stream.into_split();
+                let mut read = BufReader::new(read.take(MOST_REQUEST as u64));
+                let talked = tokio::time::timeout(PATIENCE, talk(&mut read, &mut write, questions)).await;
+                if let Ok(Ok(Some(more))) = talked {
+                    let _whoever_has_left_sees_no_more = stream_to(read, write, more).await;
+                }
                 drop(place);
             });
         }
@@ -125,22 +131,59 @@ impl Drop for AdminSocket {
     }
 }
 
-async fn talk(stream: UnixStream, questions: mpsc::Sender<Question>) -> io::Result<()> {
-    let (read, mut write) = stream.into_split();
+type Asking = BufReader<tokio::io::Take<OwnedReadHalf>>;
+
+/// One question and its answer; returns what follows it.
+async fn talk(
+    read: &mut Asking,
+    write: &mut OwnedWriteHalf,
+    questions: mpsc::Sender<Question>,
+) -> io::Result<Option<mpsc::Receiver<Seen>>> {
     let mut line = Vec::new();
-    BufReader::new(read.take(MOST_REQUEST as u64)).read_until(b'\n', &mut line).await?;
-    let response = match serde_json::from_slice(&line) {
+    read.read_until(b'\n', &mut line).await?;
+    let reply = match serde_json::from_slice(&line) {
         Ok(request) => answer(request, &questions).await,
-        Err(e) => Response::Error(format!("that is no question this version knows: {e}")),
+        Err(e) => Response::Error(format!("that is no question this version knows: {e}")).into(),
     };
-    let mut out = serde_json::to_vec(&response)?;
-    out.push(b'\n');
-    write.write_all(&out).await
+    write.write_all(&as_line(&reply.first)?).await?;
+    Ok(reply.more)
 }
 
-async fn answer(request: Request, questions: &mpsc::Sender<Question>) -> Response {
+fn as_line<T: serde::Serialize>(what: &T) -> io::Result<Vec<u8>> {
+    let mut out = serde_json::to_vec(what)?;
+    out.push(b'\n');
+    Ok(out)
+}
+
+/// Writes what comes until either end has gone. Whoever reads too slowly misses packets; nobody waits for it.
+async fn stream_to(
+    mut read: Asking,
+    mut write: OwnedWriteHalf,
+    mut more: mpsc::Receiver<Seen>,
+) -> io::Result<()> {
+    let mut ignored = [0; 64];
+    loop {
+        tokio::select! {
+            gone = read.read(&mut ignored) => match gone {
+                Ok(0) | Err(_) => return Ok(()),
+                Ok(_) => {}
+            },
+            seen = more.recv() => {
+                let Some(seen) = seen else { return Ok(()) };
+                let line = as_line(&seen)?;
+                tokio::select! {
+                    written = write.write_all(&line) => written?,
+                    // A viewer that has stopped reading may still be seen to go.
+                    Ok(0) | Err(_) = read.read(&mut ignored) => return Ok(()),
+                }
+            }
+        }
+    }
+}
+
+async fn answer(request: Request, questions: &mpsc::Sender<Question>) -> Reply {
     let (reply, wait) = oneshot::channel();
-    let stopping = || Response::Error("the router is stopping".to_owned());
+    let stopping = || Response::Error("the router is stopping".to_owned()).into();
     if questions.send(Question { request, reply }).await.is_err() {
         return stopping();
     }

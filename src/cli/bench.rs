@@ -108,16 +108,10 @@ impl Client {
 }
 
 fn answer(path: &Path, request: &Request) -> anyhow::Result<(u32, Option<String>)> {
-    match ask(path, request)? {
-        Response::Churned { applied, refused } => Ok((applied, refused)),
-        Response::Status(_)
-        | Response::Reloaded(_)
-        | Response::Kicked { .. }
-        | Response::Drained { .. }
-        | Response::Error(_) => {
-            bail!("the instance answered something else; is it another version?")
-        }
-    }
+    let Response::Churned { applied, refused } = ask(path, request)? else {
+        bail!("the instance answered something else; is it another version?")
+    };
+    Ok((applied, refused))
 }
 
 /// What was measured.

@@ -23,17 +23,14 @@ pub struct DrainArgs {
 
 /// Asks for it and prints what new clients are told.
 pub fn run(args: &DrainArgs) -> anyhow::Result<()> {
-    match ask(&args.instance.path()?, &Request::Drain { on: !args.stop })? {
-        Response::Drained { on: false, .. } => print_line("new clients are served"),
-        Response::Drained { brokers: 0, .. } => print_line("new clients are told to come later"),
-        Response::Drained { brokers, .. } => {
-            print_line(&format!("new clients are sent to {brokers} other brokers"))
-        }
-        Response::Status(_)
-        | Response::Reloaded(_)
-        | Response::Churned { .. }
-        | Response::Kicked { .. }
-        | Response::Error(_) => anyhow::bail!("the instance answered something else; is it another version?"),
+    let Response::Drained { on, brokers } = ask(&args.instance.path()?, &Request::Drain { on: !args.stop })?
+    else {
+        anyhow::bail!("the instance answered something else; is it another version?")
+    };
+    match (on, brokers) {
+        (false, _) => print_line("new clients are served"),
+        (true, 0) => print_line("new clients are told to come later"),
+        (true, brokers) => print_line(&format!("new clients are sent to {brokers} other brokers")),
     }
     Ok(())
 }

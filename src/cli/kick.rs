@@ -22,17 +22,10 @@ pub struct KickArgs {
 
 /// Asks for it and prints how many have ended.
 pub fn run(args: &KickArgs) -> anyhow::Result<()> {
-    match ask(&args.instance.path()?, &Request::Kick { who: args.who.clone() })? {
-        Response::Kicked { tunnels } => {
-            print_line(&format!("ended: {tunnels}"));
-            Ok(())
-        }
-        Response::Status(_)
-        | Response::Reloaded(_)
-        | Response::Churned { .. }
-        | Response::Drained { .. }
-        | Response::Error(_) => {
-            anyhow::bail!("the instance answered something else; is it another version?")
-        }
-    }
+    let request = Request::Kick { who: args.who.clone() };
+    let Response::Kicked { tunnels } = ask(&args.instance.path()?, &request)? else {
+        anyhow::bail!("the instance answered something else; is it another version?")
+    };
+    print_line(&format!("ended: {tunnels}"));
+    Ok(())
 }

@@ -2,8 +2,10 @@
 //!
 //! Exit codes: 0 done; 1 it could not be done, and why is on standard error; 2 the command line was wrong; 130 Ctrl-C.
 
+pub mod audit;
 mod background;
 pub mod bench;
+pub mod capture;
 pub mod check;
 pub mod connect;
 pub mod demo;
@@ -13,6 +15,7 @@ pub mod drain;
 pub mod dtcpauth;
 pub mod dtcpc;
 pub mod dtcps;
+pub mod explain;
 pub mod kick;
 mod password;
 mod pinger;
@@ -20,10 +23,12 @@ pub mod reload;
 pub mod run;
 mod script;
 pub mod sessions;
+pub mod show;
 pub mod snippet;
 pub mod socket;
 pub mod status;
 mod syslog;
+pub mod trace;
 mod tsp_wish;
 mod tspc;
 pub mod user;
@@ -53,6 +58,16 @@ enum Command {
     Check(check::CheckArgs),
     /// Show a running router: tunnels, counters, drops
     Status(status::StatusArgs),
+    /// What would become of a packet: every check of the running router, and what to do
+    Explain(explain::ExplainArgs),
+    /// What was dropped: the last packet of each reason, decoded
+    Show(show::ShowArgs),
+    /// One tunnel's packets as they pass, with what becomes of each
+    Trace(trace::TraceArgs),
+    /// The same into a file for Wireshark
+    Capture(capture::CaptureArgs),
+    /// Pass or fail for everything that must hold of a running router
+    Audit(audit::AuditArgs),
     /// Make a running router read its configuration file again
     Reload(reload::ReloadArgs),
     /// Add, change, remove and list the users who may have tunnels
@@ -87,6 +102,11 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Show(args) => show::run(&args),
+        Command::Trace(args) => trace::run(&args),
+        Command::Capture(args) => capture::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::User(args) => user::run(&args),
         Command::Snippet(args) => snippet::run(&args),

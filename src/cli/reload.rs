@@ -21,21 +21,14 @@ pub struct ReloadArgs {
 /// Asks for the reload and prints what it changed.
 pub fn run(args: &ReloadArgs) -> anyhow::Result<()> {
     let asked = ask(&args.instance.path()?, &Request::Reload);
-    match asked.context("not reloaded, the configuration before stays in force")? {
-        Response::Reloaded(done) => {
-            print_line(&format!(
-                "reloaded: {} added, {} removed, {} changed, {} untouched",
-                done.added, done.removed, done.changed, done.unchanged
-            ));
-            done.notes.iter().for_each(|note| print_line(&format!("note: {note}")));
-            Ok(())
-        }
-        Response::Status(_)
-        | Response::Churned { .. }
-        | Response::Kicked { .. }
-        | Response::Drained { .. }
-        | Response::Error(_) => {
-            anyhow::bail!("the instance answered something else; is it another version?")
-        }
-    }
+    let Response::Reloaded(done) = asked.context("not reloaded, the configuration before stays in force")?
+    else {
+        anyhow::bail!("the instance answered something else; is it another version?")
+    };
+    print_line(&format!(
+        "reloaded: {} added, {} removed, {} changed, {} untouched",
+        done.added, done.removed, done.changed, done.unchanged
+    ));
+    done.notes.iter().for_each(|note| print_line(&format!("note: {note}")));
+    Ok(())
 }

@@ -25,16 +25,10 @@ impl Tunnelers for InProcess {
     }
 
     fn counters(&self, admin_socket: &Path) -> String {
-        match ask(admin_socket, &Request::Status { page: 1, limit: PAGE, tunnel: None }) {
-            Ok(Response::Status(status)) => screen(&status).join("\n"),
-            Ok(
-                Response::Reloaded(_)
-                | Response::Churned { .. }
-                | Response::Kicked { .. }
-                | Response::Drained { .. }
-                | Response::Error(_),
-            ) => "no status".to_owned(),
-            Err(why) => why.to_string(),
+        let asked = ask(admin_socket, &Request::Status { page: 1, limit: PAGE, tunnel: None });
+        if let Ok(Response::Status(status)) = asked {
+            return screen(&status).join("\n");
         }
+        asked.err().map_or_else(|| "no status".to_owned(), |why| why.to_string())
     }
 }
