@@ -1,4 +1,4 @@
-//! The world turns against it: the device is deleted, signals come too early, the end comes while a command runs.
+//! The world turns against it: devices are deleted, go down, are slow or full; signals come too early, the end comes while a command runs.
 //!
 //! ```text
 //!   C alice ══ S six0 ──IPv6── U      six0 goes away, or S is still starting
@@ -12,7 +12,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use netns_tests::{Job, Rig, U6, program, tunnel, wait_for};
+use netns_tests::{ALICE, Job, Rig, U6, program, tunnel, wait_for};
 use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -28,6 +28,70 @@ fn a_deleted_device_ends_it_with_advice() {
     let said = server.gives_up(Duration::from_secs(3));
     assert!(!said.ok && said.text.contains("'six0' is gone"), "{}", said.text);
     assert!(said.text.contains("start sixway again") && !said.text.contains("bug"), "{}", said.text);
+}
+
+/// The kernel cannot get rid of its packets for a while; those that it drops are in its own count.
+#[test]
+fn a_full_tun_queue_is_survived_and_counted_by_the_kernel() {
+    let Some(rig) = Rig::new_or_skip("the TUN device's queue is full") else { return };
+    let server = rig.server(&Rig::alice("udp", ""));
+    let alice = rig.alice_peer("udp");
+    assert!(alice.ping(U6, PATIENCE).is_some());
+    rig.s.run("ip link set six0 txqueuelen 20");
+    server.signal(Signal::SIGSTOP);
+    rig.u.attempt(&format!("ping -n -q -f -c 300 -W 1 -w 3 {ALICE}"));
+    server.signal(Signal::SIGCONT);
+    let dropped: u64 = rig.s.run("cat /sys/class/net/six0/statistics/tx_dropped").trim().parse().unwrap();
+    assert!(dropped > 100, "the kernel has dropped {dropped}");
+    assert!(server.count("alice", "tx_packets") < 300);
+    wait_for("forwarding to go on", PATIENCE, || alice.ping(U6, PATIENCE));
+}
+
+#[test]
+fn an_outer_interface_that_goes_down_and_up_over_udp() {
+    down_and_up("udp");
+}
+
+#[test]
+fn an_outer_interface_that_goes_down_and_up_over_protocol_41() {
+    down_and_up("proto41");
+}
+
+/// What cannot be sent meanwhile is counted, and nothing has to be started again.
+fn down_and_up(encap: &str) {
+    let Some(rig) = Rig::new_or_skip(&format!("the outer interface goes down and up, {encap}")) else {
+        return;
+    };
+    let server = rig.server(&Rig::alice(encap, ""));
+    let alice = rig.alice_peer(encap);
+    assert!(alice.ping(U6, PATIENCE).is_some());
+    rig.s.run("ip link set s0 down");
+    rig.u.attempt(&format!("ping -n -q -i 0.1 -c 10 -W 1 {ALICE}"));
+    wait_for("the losses to be counted", PATIENCE, || (server.drops("send_failed") >= 10).then_some(()));
+    assert_eq!(server.tunnel_drops("alice", "send_failed"), server.drops("send_failed"));
+    rig.s.run("ip link set s0 up");
+    wait_for("forwarding to go on", Duration::from_secs(10), || alice.ping(U6, Duration::from_millis(300)));
+}
+
+/// A link much slower than what is to be sent: the kernel's buffers fill up, and what it refuses is counted.
+#[test]
+fn full_send_buffers_lose_packets_and_no_more() {
+    let Some(rig) = Rig::new_or_skip("the outer link is slow") else { return };
+    let slow = rig.s.attempt("tc qdisc add dev s0 root tbf rate 200kbit burst 1600 limit 100000");
+    if !slow.ok {
+        println!("SKIPPED: this kernel has no token bucket filter: {}", slow.text);
+        return;
+    }
+    let server = rig.server(&Rig::alice("udp", ""));
+    let alice = rig.alice_peer("udp");
+    assert!(alice.ping(U6, PATIENCE).is_some());
+    rig.s.run("sysctl -qw net.core.wmem_max=4608 || true");
+    rig.u.attempt(&format!("ping -n -q -f -s 1000 -c 5000 -W 1 -w 3 {ALICE}"));
+    let sent = server.count("alice", "tx_packets") + server.drops("send_failed");
+    assert!(sent > 100, "{sent} of the flood have come");
+    assert!(rig.s.run("tc -s qdisc show dev s0").contains("dropped"));
+    rig.s.run("tc qdisc del dev s0 root");
+    wait_for("forwarding to go on", PATIENCE, || alice.ping(U6, Duration::from_millis(300)));
 }
 
 #[test]
