@@ -15,6 +15,8 @@ mod from_wire;
 mod lab;
 #[path = "forward_cases/packets.rs"]
 mod packets;
+#[path = "forward_cases/regressions.rs"]
+mod regressions;
 #[path = "forward_cases/stories.rs"]
 mod stories;
 #[path = "forward_cases/trains.rs"]

@@ -1,9 +1,5 @@
 //! The rows once more, by the requirement that they show: the names that `docs/rfc.md` knows.
 
-use sixway_dataplane::verdict::Reason;
-
-use crate::lab::{B, HOST_B, WORLD, peer, row};
-use crate::packets::udp;
 use crate::{from_tun, from_wire, lab, trains, upward};
 
 /// RFC: D7 (RFC 4213 section 3.6: what is longer than our own MTU is taken)
@@ -109,15 +105,4 @@ fn super_packets() {
 #[test]
 fn datagrams_go_up() {
     lab::run(upward::rows());
-}
-
-/// RFC: R2 (RFC 791 section 3.1)
-#[test]
-fn the_largest_datagrams_are_packets_like_any_other() {
-    let (from_b, to_b) = (udp(HOST_B, WORLD, 65_507), udp(WORLD, HOST_B, 65_575));
-    lab::run(vec![
-        row("out of a tunnel").wire(peer(B), &from_b).kernel_gets(B, &from_b),
-        row("into one").tun(&to_b).drops(Reason::TooBig, Some(B)).tells_kernel((2, 0, 1400), &to_b),
-        row("less than it says").wire(peer(B), &from_b[..65_506]).drops(Reason::Truncated, Some(B)),
-    ]);
 }
