@@ -23,6 +23,7 @@ mod peer;
 mod rig;
 mod router;
 mod stream;
+pub mod tsp;
 
 pub use lab::{Done, Job, Lab, Space, wait_for};
 pub use observe::{Echo, IPV4, IPV6, Observer, echo_requests};

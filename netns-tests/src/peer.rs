@@ -56,6 +56,13 @@ impl Client {
         Self::with(Wire::Udp(socket), inner)
     }
 
+    /// A peer that speaks UDP by a socket that is there already, connected to the router.
+    #[track_caller]
+    pub fn over(socket: &UdpSocket, inner: &str) -> Self {
+        hear_well(socket);
+        Self::with(Wire::Udp(must(socket.try_clone(), "share a socket")), inner)
+    }
+
     /// A peer that speaks protocol 41 from the address `local` to the router of a rig.
     #[track_caller]
     pub fn proto41(space: &Space, local: &str, inner: &str) -> Self {
