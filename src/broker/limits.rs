@@ -2,7 +2,8 @@
 //!
 //! A reconnect storm must pass, guessing of secrets must not: connections are limited to each address by a generous
 //! rate and a number, failed logins to each address and each account by a small rate. Rates are kept in a fixed number of
-//! buckets chosen by a seeded hash, so no flood of addresses takes memory, and nobody knows who shares a bucket.
+//! buckets chosen by a seeded hash, so no flood of addresses takes memory, and nobody knows who shares a bucket. Times are
+//! on any clock that only runs forward.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -1,5 +1,7 @@
 //! What is written to the store in one go, and what follows once it is there.
 
+use std::collections::HashSet;
+
 use tokio::sync::oneshot;
 
 use super::Held;
@@ -68,8 +70,47 @@ impl Batch {
         self.records.is_empty() && self.steps.is_empty()
     }
 
+    /// Puts what could not be written in front of what came since. However long the store fails, no lease has more than
+    /// one line about until when it lasts, and one about where its peer is: the last ones.
+    pub(super) fn put_back(&mut self, mut unkept: Vec<Record>) {
+        unkept.append(&mut self.records);
+        let (mut until, mut moved) = (HashSet::new(), HashSet::new());
+        unkept.reverse();
+        unkept.retain(|record| match record {
+            Record::Until(lease, _) => until.insert(*lease),
+            Record::Moved(lease, _) => moved.insert(*lease),
+            Record::Account(_)
+            | Record::AccountGone(_)
+            | Record::Lease(_)
+            | Record::Ended(_)
+            | Record::Assigned { .. } => true,
+        });
+        unkept.reverse();
+        self.records = unkept;
+    }
+
     /// How much there is to do.
     pub(super) fn len(&self) -> usize {
         self.steps.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::LeaseId;
+
+    #[test]
+    fn what_waits_for_a_failing_store_does_not_grow_by_renewals() {
+        let (one, two) = (LeaseId(1), LeaseId(2));
+        let mut batch =
+            Batch { records: vec![Record::Until(one, Time(30)), Record::Ended(two)], steps: Vec::new() };
+        batch.put_back(vec![
+            Record::Until(one, Time(10)),
+            Record::Until(two, Time(11)),
+            Record::Until(one, Time(20)),
+        ]);
+        let wanted = [Record::Until(two, Time(11)), Record::Until(one, Time(30)), Record::Ended(two)];
+        assert_eq!(batch.records, wanted, "the last of each, in order");
     }
 }

@@ -12,7 +12,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -70,6 +70,8 @@ pub enum Ask {
 pub struct Desk {
     accounts: Accounts,
     door: Arc<Mutex<Doorman>>,
+    /// Limits are counted from here on: a clock that is set back must lock nobody out.
+    opened: Instant,
     asks: mpsc::Sender<Ask>,
     /// Leases whose holder has gone without a word. Not bounded by itself: each lease is in it once at most.
     dropped: mpsc::UnboundedSender<(LeaseId, End)>,
@@ -90,7 +92,8 @@ impl Desk {
         let (asks, asked) = mpsc::channel(MOST_WAITING);
         let (dropped, left) = mpsc::unbounded_channel();
         let door = Arc::new(Mutex::new(Doorman::new(limits)));
-        (Self { accounts, door, asks, dropped }, Counter { asks: asked, dropped: left })
+        let opened = Instant::now();
+        (Self { accounts, door, opened, asks, dropped }, Counter { asks: asked, dropped: left })
     }
 
     /// From now on these limits hold.
@@ -103,6 +106,10 @@ impl Desk {
         self.door(|door| door.open())
     }
 
+    fn clock(&self) -> Time {
+        Time::default().after(self.opened.elapsed())
+    }
+
     fn door<T>(&self, f: impl FnOnce(&mut Doorman) -> T) -> T {
         f(&mut self.door.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -113,7 +120,8 @@ impl Desk {
     /// # Errors
     /// [`Refusal::TooManyConnections`], [`Refusal::Throttled`].
     pub fn enter(&self, peer: Ipv4Addr) -> Result<Visit, Refusal> {
-        self.door(|door| door.enter(now(), peer))?;
+        let at = self.clock();
+        self.door(|door| door.enter(at, peer))?;
         Ok(Visit { door: self.door.clone(), peer })
     }
 
@@ -130,7 +138,7 @@ impl Desk {
         by: Mechanism,
         prove: impl FnOnce(&Secret) -> Option<T>,
     ) -> Result<(UserName, T), Refusal> {
-        let at = now();
+        let at = self.clock();
         self.door(|door| door.may_try(at, peer, user))?;
         self.accounts.prove(user, by, prove).ok_or_else(|| {
             self.door(|door| door.failed(at, peer, user));

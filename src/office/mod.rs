@@ -17,7 +17,7 @@ mod keeper;
 pub mod lent;
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sixway_dataplane::update::{Ipv6Prefix, Outer, Rejected, TunnelId};
 use tokio::sync::oneshot;
@@ -63,8 +63,8 @@ pub struct Office {
     open: Batch,
     /// What is being written.
     writing: Option<Batch>,
-    /// When the store may be tried again; `None`: it works.
-    failing: Option<Time>,
+    /// When the store may be tried again, by a clock that nobody sets; `None`: it works.
+    failing: Option<Instant>,
     /// Accounts that other programs' files lend.
     lent: Lent,
     /// Whether accounts have changed since [`Office::new_pins`] was asked.
@@ -271,7 +271,7 @@ impl Office {
         loop {
             self.submit();
             let full = self.open.len() >= MOST_IN_BATCH;
-            let due = self.due();
+            let (due, retry) = (self.broker.poll_timeout(), self.retry());
             tokio::select! {
                 Some(told) = self.keeper.told() => match told {
                     Told::Kept(kept) => {
@@ -289,18 +289,18 @@ impl Office {
                     let outcome = self.broker.expire(now());
                     self.open.add(outcome);
                 }
+                () = pause_until(retry) => {}
             }
         }
     }
 
-    /// The next moment at which something happens by itself.
-    fn due(&self) -> Option<Time> {
-        let retry = self.failing.filter(|_| self.writing.is_none() && !self.open.is_empty());
-        [retry, self.broker.poll_timeout()].into_iter().flatten().min()
+    /// When a store that has failed is tried again, if there is something to write.
+    fn retry(&self) -> Option<Instant> {
+        self.failing.filter(|_| self.writing.is_none() && !self.open.is_empty())
     }
 
     fn submit(&mut self) {
-        let waits = self.failing.is_some_and(|until| now() < until);
+        let waits = self.failing.is_some_and(|until| Instant::now() < until);
         if self.writing.is_some() || self.open.is_empty() || waits {
             return;
         }
@@ -396,9 +396,9 @@ impl Office {
             return false;
         };
         tracing::error!(event = "store_failed", %why, "nothing is granted until it works");
-        self.failing = Some(now().after(RETRY));
+        self.failing = Some(Instant::now() + RETRY);
         // In front of what came since: nothing of it may be forgotten.
-        self.open.records.splice(0..0, self.keeper.unkept());
+        self.open.put_back(self.keeper.unkept());
         true
     }
 
@@ -555,6 +555,13 @@ fn hex(octets: &[u8]) -> String {
 async fn sleep_until(due: Option<Time>) {
     match due {
         Some(at) => tokio::time::sleep(at.since(now())).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn pause_until(due: Option<Instant>) {
+    match due {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
 }
