@@ -1,6 +1,7 @@
 //! Accounts that files of other programs lend: read at the start, and again when a file has changed.
 //!
-//! What cannot be read any more leaves in force what was read before. Does not know what is in the files: that is
+//! A file that is being written is left alone until it looks the same twice: half a route table would end the tunnels of all
+//! users behind the half. What cannot be read any more leaves in force what was read before. Does not know what is in the files: that is
 //! `compat`'s business.
 
 use std::collections::HashMap;
@@ -45,7 +46,10 @@ pub struct LentError {
 #[derive(Debug)]
 struct File<T> {
     path: PathBuf,
+    /// Of what was read last.
     stamp: Option<Stamp>,
+    /// At the last look.
+    seen: Option<Stamp>,
     content: Arc<T>,
 }
 
@@ -106,13 +110,14 @@ impl<T> File<T> {
         let refused = |why| LentError { path: path.to_owned(), why };
         let stamp = stamp(path).ok();
         let content = content(path).and_then(|octets| read(&octets)).map_err(refused)?;
-        Ok(Self { path: path.to_owned(), stamp, content: Arc::new(content) })
+        Ok(Self { path: path.to_owned(), stamp, seen: stamp, content: Arc::new(content) })
     }
 
-    /// Reads it again if it has changed since it was looked at last; whether there is something new.
+    /// Reads it again if it has changed, and not since it was looked at last; whether there is something new.
     fn look(&mut self, read: impl Fn(&[u8]) -> Result<T, String>) -> bool {
         let now = stamp(&self.path).ok();
-        if now == self.stamp {
+        let is_settled = std::mem::replace(&mut self.seen, now) == now;
+        if now == self.stamp || !is_settled {
             return false;
         }
         self.stamp = now;
@@ -180,14 +185,19 @@ mod tests {
         assert!(!lent.look());
         assert_eq!(lent.accounts()[0].prefixes, ["2001:db8::/48".parse().unwrap()]);
         fs::write(&routes, "foo 2001:db8:1::/48,2001:db8:2::/48 gif7\n").unwrap();
+        assert!(!lent.look(), "it may still be being written");
         assert!(lent.look() && !lent.look());
         assert_eq!((lent.accounts()[0].prefixes.len(), lent.accounts()[0].pair), (2, Some(7)));
-        fs::write(&routes, "foo nonsense\n").unwrap();
+        fs::write(&routes, "").unwrap();
         assert!(!lent.look());
+        assert_eq!(lent.accounts()[0].prefixes.len(), 2, "who writes it anew has emptied it first");
+        fs::write(&routes, "foo nonsense\n").unwrap();
+        assert!(!lent.look() && !lent.look());
         assert_eq!(lent.accounts()[0].prefixes.len(), 2, "what was read before stays");
         assert_eq!(lent.pins().get("foo").map(String::as_str), Some("gif7"));
         fs::remove_file(&routes).unwrap();
-        assert!(!lent.look());
+        assert!(!lent.look() && !lent.look());
+        assert_eq!(lent.accounts()[0].prefixes.len(), 2, "and so does it when the file is gone");
         lent.own(vec![Account { pair: Some(3), ..account("eve", b"x").unwrap() }]);
         assert_eq!(lent.accounts().len(), 2);
         assert_eq!(lent.pins().get("eve").map(String::as_str), Some("gif3"));
