@@ -173,3 +173,39 @@ fn what_dtcpauth_exports_is_imported() {
     assert_eq!((foo.secret.expose(), foo.prefixes.len(), foo.pair), (&b"bar"[..], 2, Some(12)));
     assert_eq!((eve.secret.expose(), eve.prefixes.len(), eve.pair), (&b"eve"[..], 0, None));
 }
+
+#[test]
+fn commands_at_the_same_time_give_nothing_away_twice() {
+    let desk = Desk::new("crowd");
+    let added = std::thread::scope(|scope| {
+        let one = |n: u32| {
+            let desk = &desk;
+            scope.spawn(move || desk.user(&["add", &format!("u{n}"), "--prefix", "2001:db8:7::/48"], "").0)
+        };
+        let all: Vec<_> = (0..8).map(one).collect();
+        all.into_iter().filter_map(|one| one.join().ok().filter(|added| *added)).count()
+    });
+    assert_eq!(added, 1, "a prefix is one user's alone: {}", desk.done(&["list"], ""));
+}
+
+#[test]
+fn dtcpauth_at_the_same_time_loses_nobody() {
+    let desk = Desk::new("turns");
+    let file = desk.0.join("pop.auth");
+    let dtcpauth = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sixway"));
+        let out = command.arg("dtcpauth").args(words).arg("--file").arg(&file).output().unwrap();
+        assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    dtcpauth(&["--init"]);
+    let word = desk.0.join("word");
+    std::fs::write(&word, "hush\n").unwrap();
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let (dtcpauth, word) = (&dtcpauth, word.to_str().unwrap());
+            scope.spawn(move || dtcpauth(&["--user", &format!("u{n}"), "--password-file", word]));
+        }
+    });
+    assert_eq!(dtcpauth(&["--list"]).lines().count(), 8);
+}

@@ -1,7 +1,7 @@
 //! `dtcpauth`: users and passwords of the file `pop.auth`, which `dtcps` reads beside the store.
 //!
 //! Takes qpopauth's words too (`-init`, `-user NAME`, `-delete NAME`, `-list`). The file is the text that `db_dump` makes
-//! of qpopper's database; a running server sees changes within a second.
+//! of qpopper's database; a running server sees changes within two seconds.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -69,6 +69,10 @@ pub fn run(args: &DtcpauthArgs) -> anyhow::Result<()> {
     if args.init {
         return init(args);
     }
+    // Asked for before anybody else has to wait.
+    let new = args.user.as_deref().map(|user| asked(user, args.password_file.as_deref())).transpose()?;
+    // Until the end: two at the same time lose nobody.
+    let _turn = if args.list || args.export { None } else { Some(turn(&args.file)?) };
     let mut all = load(&args.file)?;
     if args.list {
         all.iter().for_each(|(user, _)| print_line(user));
@@ -83,12 +87,7 @@ pub fn run(args: &DtcpauthArgs) -> anyhow::Result<()> {
         }
         return save(&args.file, &all);
     }
-    let name = UserName::parse(args.user.as_deref().unwrap_or_default())?;
-    let secret = match &args.password_file {
-        Some(file) => password::from_file(file)?,
-        None => password::ask_twice(&format!("New password for {name}: "))?,
-    };
-    let secret = Secret::parse(secret)?;
+    let Some((name, secret)) = new else { return Ok(()) };
     let was_there = all.set(name.as_str(), zeroize::Zeroizing::new(secret.expose().to_vec()));
     save(&args.file, &all)?;
     print_line(&format!("{}: {name}", if was_there { "changed" } else { "added" }));
@@ -128,7 +127,9 @@ fn export(all: &PopAuth, routetable: Option<&Path>) -> anyhow::Result<()> {
     let (accounts, notes) = merge(Vec::new(), all, &table);
     notes.iter().for_each(|note| eprintln!("dtcpauth: {note}"));
     for account in accounts {
-        let Some(word) = std::str::from_utf8(account.secret.expose()).ok().filter(|word| !word.contains(' '))
+        let Some(word) = std::str::from_utf8(account.secret.expose())
+            .ok()
+            .filter(|word| !word.contains(char::is_whitespace))
         else {
             eprintln!(
                 "dtcpauth: the password of '{}' has a space in it; add this user by hand",
@@ -144,12 +145,36 @@ fn export(all: &PopAuth, routetable: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The user's name and the new password.
+fn asked(user: &str, file: Option<&Path>) -> anyhow::Result<(UserName, Secret)> {
+    let name = UserName::parse(user)?;
+    let secret = match file {
+        Some(file) => password::from_file(file)?,
+        None => password::ask_twice(&format!("New password for {name}: "))?,
+    };
+    Ok((name, Secret::parse(secret)?))
+}
+
+/// Waits until nobody else changes the file. Whoever did has put another one in its place: then that one is waited for.
+fn turn(file: &Path) -> anyhow::Result<fs::File> {
+    let told = |why: std::io::Error| unreadable(file, &why);
+    loop {
+        let held = fs::File::open(file).map_err(told)?;
+        held.lock().map_err(told)?;
+        let number = |found: &fs::Metadata| std::os::unix::fs::MetadataExt::ino(found);
+        if number(&held.metadata().map_err(told)?) == number(&fs::metadata(file).map_err(told)?) {
+            return Ok(held);
+        }
+    }
+}
+
+fn unreadable(file: &Path, why: &std::io::Error) -> anyhow::Error {
+    let next = if why.kind() == ErrorKind::NotFound { "`dtcpauth --init` makes it" } else { "run as root" };
+    anyhow::anyhow!("cannot read {}: {why}; {next}", file.display())
+}
+
 fn load(file: &Path) -> anyhow::Result<PopAuth> {
-    let octets = fs::read(file).map_err(|why| {
-        let next =
-            if why.kind() == ErrorKind::NotFound { "`dtcpauth --init` makes it" } else { "run as root" };
-        anyhow::anyhow!("cannot read {}: {why}; {next}", file.display())
-    })?;
+    let octets = fs::read(file).map_err(|why| unreadable(file, &why))?;
     PopAuth::parse(&zeroize::Zeroizing::new(octets)).with_context(|| file.display().to_string())
 }
 

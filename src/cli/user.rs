@@ -99,7 +99,7 @@ pub fn run(args: &UserArgs) -> anyhow::Result<()> {
         None => Config::load(&args.config)?.store.path,
     };
     let mut store = Sqlite::open_beside(&path)?;
-    let memory = store.load()?;
+    // What is asked for or read from elsewhere is so before anybody else has to wait for us.
     match &args.what {
         What::Add { name, secret, prefix, interface, mechanisms } => {
             let prefixes = prefix.iter().map(|text| parse_prefix(text)).collect::<anyhow::Result<_>>()?;
@@ -107,35 +107,43 @@ pub fn run(args: &UserArgs) -> anyhow::Result<()> {
             let name = UserName::parse(name)?;
             let (pair, mechanisms) = (*interface, *mechanisms);
             let account = Account { name, secret: secret.clone(), prefixes, pair, mechanisms };
-            store.append(&[Roll::new(&memory).add(&account)?])?;
+            change(&mut store, |memory| Ok(vec![Roll::new(memory).add(&account)?]))?;
             print_line(&format!("added: {}", account.name));
             print_made(&secret, made);
         }
         What::Passwd { name, secret } => {
             let (secret, made) = secret.read()?;
             let name = UserName::parse(name)?;
-            store.append(&[roll::change_secret(&memory, &name, secret.clone())?])?;
+            change(&mut store, |memory| Ok(vec![roll::change_secret(memory, &name, secret.clone())?]))?;
             print_line(&format!("changed: {name}"));
             print_made(&secret, made);
         }
         What::Mechanisms { name, mechanisms } => {
             let name = UserName::parse(name)?;
-            store.append(&[roll::change_mechanisms(&memory, &name, *mechanisms)?])?;
+            change(&mut store, |memory| Ok(vec![roll::change_mechanisms(memory, &name, *mechanisms)?]))?;
             print_line(&format!("changed: {name}"));
         }
         What::Del { name } => {
             let name = UserName::parse(name)?;
-            store.append(&[roll::remove(&memory, &name)?])?;
+            change(&mut store, |memory| Ok(vec![roll::remove(memory, &name)?]))?;
             print_line(&format!("removed: {name}"));
         }
-        What::List => list(&memory),
+        What::List => list(&store.load()?),
         What::Import { file } => {
-            let records = import(&memory, file)?;
-            store.append(&records)?;
-            print_line(&format!("added: {}", records.len()));
+            let accounts = parse_accounts(file)?;
+            change(&mut store, |memory| import(memory, file, &accounts))?;
+            print_line(&format!("added: {}", accounts.len()));
         }
     }
     Ok(())
+}
+
+/// Two commands at the same time give nobody's prefix away twice.
+fn change(
+    store: &mut Sqlite,
+    decide: impl FnOnce(&Memory) -> anyhow::Result<Vec<Record>>,
+) -> anyhow::Result<()> {
+    store.change(|memory| Ok((decide(memory)?, ())))
 }
 
 impl SecretArgs {
@@ -204,21 +212,29 @@ fn or_dash(text: String) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
-/// All accounts of the file as records, or the first line that is wrong.
-fn import(memory: &Memory, file: &Path) -> anyhow::Result<Vec<Record>> {
+/// All accounts of the file with their lines, or the first line that is wrong.
+fn parse_accounts(file: &Path) -> anyhow::Result<Vec<(usize, Account)>> {
     let octets = read(file, MOST_IMPORTED)?;
     let text = std::str::from_utf8(&octets).with_context(|| format!("{} is no text", file.display()))?;
-    let (mut roll, mut records) = (Roll::new(memory), Vec::new());
+    let mut accounts = Vec::new();
     for (n, line) in text.lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let place = || format!("{}:{}", file.display(), n + 1);
-        let account = parse_account(line).with_context(place)?;
-        records.push(roll.add(&account).with_context(place)?);
+        accounts.push((n + 1, parse_account(line).with_context(|| place(file, n + 1))?));
     }
-    Ok(records)
+    Ok(accounts)
+}
+
+fn place(file: &Path, line: usize) -> String {
+    format!("{}:{line}", file.display())
+}
+
+/// The accounts as records, or the first that cannot be beside what is there.
+fn import(memory: &Memory, file: &Path, accounts: &[(usize, Account)]) -> anyhow::Result<Vec<Record>> {
+    let mut roll = Roll::new(memory);
+    accounts.iter().map(|(line, account)| roll.add(account).with_context(|| place(file, *line))).collect()
 }
 
 fn parse_account(line: &str) -> anyhow::Result<Account> {

@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, Row, TransactionBehavior, params};
 use zeroize::Zeroizing;
 
 use super::text::{emit_outer, emit_prefixes, parse_outer, parse_prefixes};
@@ -187,6 +187,30 @@ impl Sqlite {
 }
 
 impl Sqlite {
+    /// Keeps what `decide` makes of what is there; nobody else writes in between. Returns what else it said.
+    ///
+    /// # Errors
+    /// Its own, or the store's; nothing is kept then.
+    pub fn change<T, E: From<StoreError>>(
+        &mut self,
+        decide: impl FnOnce(&Memory) -> Result<(Vec<Record>, T), E>,
+    ) -> Result<T, E> {
+        let path = self.path.clone();
+        let failed = |why: rusqlite::Error| E::from(engine(&path, &why));
+        self.db.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+        let changed = self.load().map_err(E::from).and_then(|memory| {
+            let (records, told) = decide(&memory)?;
+            records.iter().try_for_each(|record| write(&self.db, record)).map_err(failed)?;
+            self.db.execute_batch("COMMIT").map_err(failed)?;
+            Ok(told)
+        });
+        if changed.is_err() {
+            // It has been taken back already where the engine itself failed.
+            let _nothing_open = self.db.execute_batch("ROLLBACK");
+        }
+        changed
+    }
+
     fn departed(&self) -> Result<Vec<(UserName, Time)>, StoreError> {
         self.all("SELECT name, at FROM departed", |row| Ok((user(row.get(0)?)?, time(row, 1)?)))
     }
@@ -265,7 +289,7 @@ fn refused(path: &Path, why: rusqlite::Error) -> StoreError {
     StoreError::Open { path: path.to_owned(), why: why.to_string() }
 }
 
-fn write(changes: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
+fn write(changes: &Connection, record: &Record) -> rusqlite::Result<()> {
     let run = |query: &str, values: &[&dyn rusqlite::ToSql]| {
         changes.prepare_cached(query)?.execute(values).map(|_rows| ())
     };
@@ -323,7 +347,7 @@ fn write(changes: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
     }
 }
 
-fn write_lease(changes: &Transaction<'_>, lease: &Lease) -> rusqlite::Result<()> {
+fn write_lease(changes: &Connection, lease: &Lease) -> rusqlite::Result<()> {
     let Lease { grant, protocol, granted } = lease;
     let pair = grant.pair;
     changes
