@@ -3,7 +3,6 @@
 //! One control thread with a single-threaded tokio runtime owns all state, so nothing here is locked. Threads that
 //! [`Router::start`] spawns stay in the network namespace of the thread that called it.
 
-use std::path::PathBuf;
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
@@ -56,13 +55,22 @@ pub struct Router {
     stop: Option<oneshot::Sender<()>>,
 }
 
+/// Reads a configuration again.
+pub struct Reread(pub Box<dyn Fn() -> anyhow::Result<Config> + Send>);
+
+impl std::fmt::Debug for Reread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reread")
+    }
+}
+
 /// What a router is started with.
 #[derive(Debug)]
 pub struct Start {
     /// The configuration.
     pub config: Config,
-    /// The file it came from, for reloads.
-    pub file: Option<PathBuf>,
+    /// Reads it again, for reloads, where that makes sense.
+    pub reread: Option<Reread>,
     /// Outer sockets opened beforehand in another network namespace.
     pub prepared: Option<Prepared>,
     /// Whether SIGTERM, SIGINT and SIGHUP are for this router.
@@ -166,7 +174,7 @@ pub fn prepare(config: &Config) -> anyhow::Result<Prepared> {
 /// All state of the control loop.
 struct Control {
     config: Config,
-    file: Option<PathBuf>,
+    reread: Option<Reread>,
     registry: Registry,
     dispatch: Dispatch,
     network: Network,
@@ -194,7 +202,7 @@ async fn live(
     ready: std_mpsc::Sender<()>,
     stopped: oneshot::Receiver<()>,
 ) -> anyhow::Result<()> {
-    let Start { config, file, prepared, signals } = start;
+    let Start { config, reread, prepared, signals } = start;
     // First of all: from here on a signal asks, it does not kill.
     let signals = Signals::new(signals)?;
     let admin = AdminSocket::bind(&config.admin.socket)?;
@@ -218,7 +226,7 @@ async fn live(
     let registry = Registry::new(plane.writer, plane.counters.clone(), prober.ident());
     let mut control = Control {
         config,
-        file,
+        reread,
         registry,
         dispatch: Dispatch::new(prober, plane.injector.clone(), plane.counters.clone()),
         network,
@@ -659,8 +667,8 @@ impl Control {
     }
 
     async fn reload(&mut self) -> anyhow::Result<Reloaded> {
-        let Some(file) = &self.file else { anyhow::bail!("this instance was not started from a file") };
-        let mut wanted = Config::load(file)?;
+        let Some(reread) = &self.reread else { anyhow::bail!("this instance was not started from a file") };
+        let mut wanted = reread.0()?;
         let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
         self.check_encapsulations(&wanted)?;
         // The first [store] or [[pool]]: before anything is changed it must be there.

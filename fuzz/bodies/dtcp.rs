@@ -69,7 +69,7 @@ fn server(octets: &[u8], how: u8) {
 
 fn client(octets: &[u8]) {
     let (user, kind) = ("foo".to_owned(), Kind::Network);
-    let wish = Wish { user, secret: b"bar".to_vec(), kind, udp: None, behind_nat: true };
+    let wish = Wish { user, secret: b"bar".to_vec().into(), kind, udp: None, behind_nat: true };
     let mut client = Client::new(wish, IpAddr::V4(Ipv4Addr::LOCALHOST), Duration::ZERO);
     let mut ends = 0;
     for chunk in octets.chunks(7) {

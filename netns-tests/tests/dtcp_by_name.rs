@@ -73,6 +73,12 @@ fn dtcps_and_dtcpc_by_name() {
     let said = by_hand.tunnel("foo", "bar", "host");
     assert_eq!(said, format!("+OK {C4} 192.0.2.9 fd00:2:f::002e fd00:2:f::002d"), "gif10, and -g's address");
     drop(by_hand);
+    // What the flags say holds after a reload too: the address that the prefix stands for.
+    server.signal(Signal::SIGHUP);
+    wait_for("the reload", PATIENCE, || {
+        fs::read_to_string(rig.lab.path("dtcps.log")).ok()?.contains("reloaded").then_some(())
+    });
+    assert!(rig.s.run("ip -6 -o addr show dev six0").contains("fd00:2:f::1/128"));
     assert!(server.end(Signal::SIGTERM, PATIENCE).success());
     assert!(!named.pid.exists(), "the pid file goes");
     let server = started(&rig, &["-D", "--config", &config, "fd00:2:f::"]);

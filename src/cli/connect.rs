@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use sixway_dataplane::update::{MAX_MTU, MIN_MTU};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -177,7 +178,7 @@ impl Target {
                 );
             }
             ("nat", "") => self.nat = true,
-            ("mtu", mtu) => self.mtu = mtu.parse().with_context(|| format!("'{mtu}' is no MTU"))?,
+            ("mtu", mtu) => self.mtu = mtu_of(mtu)?,
             _ => bail!("'{word}' is not known here; known are type, udp, nat and mtu"),
         }
         Ok(())
@@ -187,6 +188,12 @@ impl Target {
 /// The type of that name.
 pub fn kind_of(name: &str) -> anyhow::Result<Kind> {
     Kind::parse(name).with_context(|| format!("'{name}' is no type of tunnel: network, host or tunnelonly"))
+}
+
+/// The MTU in this text.
+pub fn mtu_of(text: &str) -> anyhow::Result<u16> {
+    let mtu = text.parse().ok().filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu));
+    mtu.with_context(|| format!("'{text}' is no MTU of a tunnel: {MIN_MTU} to {MAX_MTU}"))
 }
 
 /// The UDP port that the old client sends from.
@@ -326,7 +333,7 @@ impl Keeper {
         // Behind a NAT nobody knows from which port we come: the server learns it.
         let udp = target.udp.map(|port| UdpWish { port: Some(port).filter(|_| !target.nat) });
         let behind_nat = target.nat;
-        Wish { user: target.user.clone(), secret: secret.to_vec(), kind: target.kind, udp, behind_nat }
+        Wish { user: target.user.clone(), secret: secret.clone(), kind: target.kind, udp, behind_nat }
     }
 
     /// Runs what was granted; true: it was only to be shown.
@@ -351,7 +358,7 @@ impl Keeper {
             router.stop()?;
         }
         let config = Config::parse("what the server granted", &text)?;
-        let router = Router::start(Start { config, file: None, prepared: None, signals: false })?;
+        let router = Router::start(Start { config, reread: None, prepared: None, signals: false })?;
         tracing::info!("the tunnel is up: {}", shown(up));
         if self.job.background && !self.job.again {
             detach()?;
@@ -432,6 +439,7 @@ mod tests {
             ("dtcp://a@b:x", "no port"),
             ("dtcp://a@b?type=x", "no type"),
             ("dtcp://a@b?udp=0", "no port"),
+            ("dtcp://a@b?mtu=1279", "1280 to 65000"),
             ("dtcp://a@b?x", "not known"),
         ] {
             let why = format!("{:#}", Target::parse(wrong).unwrap_err());

@@ -10,7 +10,7 @@ use clap::Args;
 use zeroize::Zeroizing;
 
 use super::background::into_background;
-use super::connect::{Job, Target, UDP_PORT, keep, kind_of, secret};
+use super::connect::{Job, Target, UDP_PORT, keep, kind_of, mtu_of, secret};
 use crate::config::DEFAULT_TUN;
 use crate::dtcp::codec::PORT;
 
@@ -39,8 +39,8 @@ pub struct DtcpcArgs {
     #[arg(short, value_name = "INTERFACE")]
     interface: Option<String>,
     /// Largest packet inside the tunnel, octets
-    #[arg(short, value_name = "MTU", default_value_t = 1280)]
-    mtu: u16,
+    #[arg(short, value_name = "MTU", default_value = "1280")]
+    mtu: String,
     /// Connect again when the connection is lost
     #[arg(short = 'l')]
     again: bool,
@@ -59,6 +59,12 @@ pub struct DtcpcArgs {
     /// What to route: only `default` is known
     #[arg(short = 'R', value_name = "LIST", default_value = "default")]
     destinations: String,
+    /// Not done: prefixes on other interfaces
+    #[arg(short = 'P', value_name = "IF/SLA[/HOST[/LEN]],...", hide = true)]
+    prefixes: Option<String>,
+    /// Not done
+    #[arg(short = 'A', value_name = "ADDRESS", hide = true)]
+    address: Option<String>,
     /// Log more
     #[arg(short)]
     debug: bool,
@@ -90,6 +96,15 @@ pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
     if args.destinations != "default" {
         bail!("-R {}: only the default route is set here; add others by hand", args.destinations);
     }
+    if let Some(list) = &args.prefixes {
+        bail!(
+            "-P {list}: addresses on other interfaces are not given here; give them by hand once the network is known \
+             (`ip -6 address add ADDRESS/64 dev IF`): they stay the same as long as the user has it"
+        );
+    }
+    if let Some(address) = &args.address {
+        bail!("-A {address}: nobody knows any more what it meant; leave it out");
+    }
     let routes = match args.routes.as_str() {
         // A tunnel has one router: whom soliciting would find is whom the default route leads to.
         "static" | "solicit" => true,
@@ -113,11 +128,12 @@ pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
         kind: kind_of(&args.kind)?,
         udp: args.udp.then_some(args.udp_port),
         nat: args.nat,
-        mtu: args.mtu,
+        mtu: mtu_of(&args.mtu)?,
     };
-    let secret = match known(&target)? {
-        Some(secret) if args.password_file.is_none() => secret,
-        Some(_) | None => secret(args.password_file.as_deref(), &target.user, &target.host)?,
+    let known = if args.password_file.is_none() { known(&target)? } else { None };
+    let secret = match known {
+        Some(secret) => secret,
+        None => secret(args.password_file.as_deref(), &target.user, &target.host)?,
     };
     // Kernel interfaces of the old system are not devices that can be made here.
     let tun = args.interface.clone().filter(|name| !name.starts_with("gif") && !name.starts_with("ng"));

@@ -12,6 +12,7 @@ use super::background::{detach, into_background};
 use super::run::{serve, start_log};
 use crate::compat::dtcps::{Flags, POPAUTH, ROUTETABLE};
 use crate::config::{Config, DEFAULT_PATH};
+use crate::router::Reread;
 
 /// Arguments of `dtcps`.
 #[derive(Debug, Args)]
@@ -69,14 +70,23 @@ pub fn run(args: &DtcpsArgs) -> anyhow::Result<()> {
     }
     start_log(args.debug.then_some("debug"));
     let (config, file) = configuration(args)?;
-    let child = args.child;
-    serve(config, file, || if child { detach() } else { Ok(()) })
+    let (child, flags) = (args.child, flags(args));
+    // The flags hold after a reload too.
+    let reread = file.map(|file| Reread(Box::new(move || over(&flags, Some(&file)))));
+    serve(config, reread, || if child { detach() } else { Ok(()) })
 }
 
 fn configuration(args: &DtcpsArgs) -> anyhow::Result<(Config, Option<PathBuf>)> {
     let usual = Path::new(DEFAULT_PATH);
     let file = args.config.clone().or_else(|| usual.exists().then(|| usual.to_owned()));
-    let base = match &file {
+    // The process will have another directory in the background.
+    let file = file.map(std::path::absolute).transpose()?;
+    Ok((over(&flags(args), file.as_deref())?, file))
+}
+
+/// The configuration of the file, if there is one, with the flags over it.
+fn over(flags: &Flags, file: Option<&Path>) -> anyhow::Result<Config> {
+    let base = match file {
         Some(file) => {
             // For its own mistakes, with their lines.
             Config::load(file)?;
@@ -84,8 +94,8 @@ fn configuration(args: &DtcpsArgs) -> anyhow::Result<(Config, Option<PathBuf>)> 
         }
         None => String::new(),
     };
-    let text = flags(args).over(&base).map_err(anyhow::Error::msg)?;
-    Ok((Config::parse("dtcps", &text)?, file))
+    let text = flags.over(&base).map_err(anyhow::Error::msg)?;
+    Ok(Config::parse("dtcps", &text)?)
 }
 
 fn flags(args: &DtcpsArgs) -> Flags {

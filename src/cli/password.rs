@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
@@ -23,6 +23,8 @@ pub(super) fn from_file(file: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     while octets.last().is_some_and(|last| matches!(last, b'\n' | b'\r')) {
         octets.pop();
     }
+    ensure!(!octets.is_empty(), "{} is empty; it should hold the password", file.display());
+    ensure!(octets.len() <= MAX_SECRET, "{}: a password has at most {MAX_SECRET} octets", file.display());
     Ok(octets)
 }
 

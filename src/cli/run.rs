@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use crate::config::Config;
 use crate::privileges::leave_network;
-use crate::router::{Router, Start, hold_signals, prepare, release_signals};
+use crate::router::{Reread, Router, Start, hold_signals, prepare, release_signals};
 
 /// Arguments of `sixway run`.
 #[derive(Debug, Args)]
@@ -44,7 +44,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         None
     };
     let file = std::path::absolute(&args.config).unwrap_or_else(|_| args.config.clone());
-    let router = Router::start(Start { config, file: Some(file), prepared, signals: true })?;
+    let reread = Reread(Box::new(move || Ok(Config::load(&file)?)));
+    let router = Router::start(Start { config, reread: Some(reread), prepared, signals: true })?;
     release_signals()?;
     match args.command.split_first() {
         None => router.wait(),
@@ -55,11 +56,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
 /// Runs a router by this configuration until it is told to stop; `works` is called once it works.
 pub(crate) fn serve(
     config: Config,
-    file: Option<PathBuf>,
+    reread: Option<Reread>,
     works: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     hold_signals()?;
-    let router = Router::start(Start { config, file, prepared: None, signals: true })?;
+    let router = Router::start(Start { config, reread, prepared: None, signals: true })?;
     release_signals()?;
     match works() {
         Ok(()) => router.wait(),

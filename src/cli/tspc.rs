@@ -295,7 +295,7 @@ impl Keeper {
         }
         self.take_down().await?;
         let config = Config::parse("what the server granted", &text)?;
-        let router = Router::start(Start { config, file: None, prepared: None, signals: false })?;
+        let router = Router::start(Start { config, reread: None, prepared: None, signals: false })?;
         let mut up = Up { config: text, router, farewell: Vec::new() };
         if let Some(script) = &self.job.script {
             up.farewell = variables(granted, &side, &script.house, Occasion::Down);

@@ -6,6 +6,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use super::codec::{Command, Kind, MAX_LINE, Net, TunnelWords, UdpWish, Up, UpInner, digest, greeting};
 
 /// A ping is sent so long after the last one.
@@ -19,7 +21,7 @@ pub struct Wish {
     /// On whose account.
     pub user: String,
     /// What proves it.
-    pub secret: Vec<u8>,
+    pub secret: Zeroizing<Vec<u8>>,
     /// What type.
     pub kind: Kind,
     /// Not by protocol 41 but in UDP: our extension.
@@ -92,7 +94,9 @@ impl Client {
         while let Some(end) = self.input.iter().position(|octet| *octet == b'\n') {
             let line: Vec<u8> = self.input.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line);
-            self.handle_line(line.trim_end_matches(['\r', '\n']), now);
+            // What is said is shown to people: it must not play with their terminals.
+            let line = line.trim_end_matches(['\r', '\n']).replace(char::is_control, "?");
+            self.handle_line(&line, now);
         }
         if self.input.len() > MAX_LINE {
             self.input.clear();
@@ -177,7 +181,7 @@ impl Client {
 
     fn handle_answer(&mut self, line: &str, now: Duration) {
         match Up::parse(line, self.wish.kind) {
-            Err(why) => self.refused(why),
+            Err(why) => self.refused(advised(why)),
             Ok(up) if up.udp_port.is_none() && self.wish.udp.is_some() => {
                 self.refused("the server gave a tunnel by protocol 41, not in UDP: it does not know how".to_owned());
             }
@@ -217,6 +221,22 @@ impl Client {
         command.emit(&mut octets);
         self.out.push(Output::Send(octets));
     }
+}
+
+/// What can be done about a refusal, behind it.
+fn advised(why: String) -> String {
+    let known = [
+        ("authentication failed", "user or password is wrong"),
+        ("unsupported tunnel type", "ask for another one"),
+        (
+            "no prefix for user",
+            "the server has no network for this user; ask its operator, or for another type",
+        ),
+        ("too many attempts", "several passwords were wrong"),
+        ("sold out", "everything is in use there"),
+    ];
+    let advice = known.iter().find(|(text, _)| why.contains(text));
+    advice.map_or_else(|| why.clone(), |(_, next)| format!("{why} ({next})"))
 }
 
 /// How long to wait before the next connection: twice as long each time, from one second up to a minute if nothing else is
@@ -294,7 +314,13 @@ mod tests {
     }
 
     fn client(kind: Kind, udp: Option<UdpWish>) -> Client {
-        let wish = Wish { user: "foo".to_owned(), secret: b"bar".to_vec(), kind, udp, behind_nat: false };
+        let wish = Wish {
+            user: "foo".to_owned(),
+            secret: Zeroizing::new(b"bar".to_vec()),
+            kind,
+            udp,
+            behind_nat: false,
+        };
         Client::new(wish, IpAddr::V4(ME), s(0))
     }
 
@@ -364,6 +390,8 @@ mod tests {
         };
         assert!(matches!(answer("-ERR authentication failed."), End::Refused(_)));
         assert!(matches!(answer("-ERR tunnel interface sold out"), End::Lost(_)));
+        let refused = answer("-ERR no prefix for user \u{1b}[2Jfoo").to_string();
+        assert!(refused.contains("ask its operator") && refused.contains("?[2Jfoo"), "{refused}");
         let nat = answer("+OK 192.0.2.9 10.77.0.1 3ffe::6 3ffe::5");
         assert!(matches!(&nat, End::Refused(why) if why.contains("NAT")), "{nat}");
         let mut client = client(Kind::Host, None);

@@ -170,7 +170,8 @@ impl Session {
 
     /// The answer to [`Output::Prove`]. A claim may not be looked at too often: then it is `Err` with a text for the client.
     pub fn handle_proof(&mut self, proof: Result<bool, String>, now: Duration) {
-        let Stage::Proving(want, word) = std::mem::replace(&mut self.stage, Stage::Bare) else { return };
+        let Stage::Proving(want, word) = self.stage.clone() else { return };
+        self.stage = Stage::Bare;
         match proof {
             Err(why) => self.say(&Reply::Refused(why)),
             Ok(false) => self.say(&Reply::LoginFailed),
@@ -187,7 +188,8 @@ impl Session {
 
     /// The answer to [`Output::Grant`].
     pub fn handle_grant(&mut self, grant: Result<Given, Denied>, now: Duration) {
-        let Stage::Asking(want) = std::mem::replace(&mut self.stage, Stage::Bare) else { return };
+        let Stage::Asking(want) = self.stage.clone() else { return };
+        self.stage = Stage::Bare;
         match grant {
             Ok(given) => {
                 let up = self.up(want.kind, given);
@@ -478,6 +480,18 @@ mod tests {
         assert!(!asking.wants_input());
         asking.handle_end();
         assert_eq!(asking.poll_output(), [Output::Release, Output::Finish], "what was asked for is not kept");
+    }
+
+    #[test]
+    fn an_answer_that_comes_too_late_wakes_nobody() {
+        let mut session = session();
+        session.handle_input(login("host").as_bytes(), s(0));
+        session.handle_end();
+        session.handle_proof(Ok(true), s(0));
+        session.handle_grant(Ok(given()), s(0));
+        session.handle_input(b"ping\r\n", s(1));
+        assert!(matches!(session.poll_output()[..], [Output::Prove(_), Output::Finish]));
+        assert_eq!(session.poll_timeout(), None);
     }
 
     #[test]

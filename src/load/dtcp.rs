@@ -26,6 +26,7 @@ impl Users {
     /// What user `n` wants.
     pub fn wish(&self, n: u32) -> Wish {
         let (user, secret, kind) = (format!("{}{n}", self.name), self.secret.clone(), self.kind);
+        let secret = zeroize::Zeroizing::new(secret);
         Wish { user, secret, kind, udp: None, behind_nat: true }
     }
 }
