@@ -358,7 +358,12 @@ impl Keeper {
             router.stop()?;
         }
         let config = Config::parse("what the server granted", &text)?;
-        let router = Router::start(Start { config, reread: None, prepared: None, signals: false })?;
+        let router = Router::start(Start { config, reread: None, prepared: None, signals: false });
+        // Its own advice is for those who have written a configuration.
+        let router = router.context(
+            "a tunnel was granted and cannot be set up here (--tun names another device, --socket another admin socket, \
+             --no-route leaves the default route alone)",
+        )?;
         tracing::info!("the tunnel is up: {}", shown(up));
         if self.job.background && !self.job.again {
             detach()?;

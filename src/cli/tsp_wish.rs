@@ -69,8 +69,9 @@ impl Target {
     /// Reads `tsp://[USER@]HOST[:PORT][?KEY=VALUE&...]`.
     pub(super) fn parse(url: &str) -> anyhow::Result<Self> {
         let form = "write tsp://alice@broker.example?tunnel=v6anyv4";
-        let rest =
-            url.strip_prefix("tsp://").with_context(|| format!("'{url}' is no TSP address; {form}"))?;
+        let rest = url
+            .strip_prefix("tsp://")
+            .with_context(|| format!("'{url}' is no broker's address; {form}, or dtcp://... for DTCP"))?;
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let place = place.trim_end_matches('/');
         let (user, host) = place.rsplit_once('@').unwrap_or(("", place));
@@ -246,7 +247,7 @@ mod tests {
         );
         assert!(Target::parse("tsp://broker.example").unwrap().is_anonymous());
         for (wrong, word) in [
-            ("http://a@b", "no TSP address"),
+            ("http://a@b", "no broker's address"),
             ("tsp://a:pw@b", "password"),
             ("tsp://a@", "no server"),
             ("tsp://a@b:x", "no server"),
