@@ -3,6 +3,7 @@
 //! One control thread with a single-threaded tokio runtime owns all state, so nothing here is locked. Threads that
 //! [`Router::start`] spawns stay in the network namespace of the thread that called it.
 
+use std::path::{Path, PathBuf};
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
@@ -55,12 +56,20 @@ pub struct Router {
     stop: Option<oneshot::Sender<()>>,
 }
 
+/// Makes a configuration of a file.
+pub type Reading = dyn Fn(&Path) -> anyhow::Result<Config> + Send;
+
 /// Reads a configuration again.
-pub struct Reread(pub Box<dyn Fn() -> anyhow::Result<Config> + Send>);
+pub struct Reread {
+    /// The file that it comes from.
+    pub file: PathBuf,
+    /// Makes a configuration of that file.
+    pub read: Box<Reading>,
+}
 
 impl std::fmt::Debug for Reread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Reread")
+        write!(f, "Reread({})", self.file.display())
     }
 }
 
@@ -642,7 +651,7 @@ impl Control {
     fn auditor(&mut self) -> Auditor<'_> {
         Auditor {
             config: &self.config,
-            file: self.file.as_deref(),
+            file: self.reread.as_ref().map(|reread| reread.file.as_path()),
             registry: &self.registry,
             explainer: &mut self.explainer,
             proto41: self.facts.proto41.is_some(),
@@ -668,7 +677,7 @@ impl Control {
 
     async fn reload(&mut self) -> anyhow::Result<Reloaded> {
         let Some(reread) = &self.reread else { anyhow::bail!("this instance was not started from a file") };
-        let mut wanted = reread.0()?;
+        let mut wanted = (reread.read)(&reread.file)?;
         let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
         self.check_encapsulations(&wanted)?;
         // The first [store] or [[pool]]: before anything is changed it must be there.

@@ -72,7 +72,7 @@ pub fn run(args: &DtcpsArgs) -> anyhow::Result<()> {
     let (config, file) = configuration(args)?;
     let (child, flags) = (args.child, flags(args));
     // The flags hold after a reload too.
-    let reread = file.map(|file| Reread(Box::new(move || over(&flags, Some(&file)))));
+    let reread = file.map(|file| Reread { file, read: Box::new(move |file| over(&flags, Some(file))) });
     serve(config, reread, || if child { detach() } else { Ok(()) })
 }
 

@@ -44,7 +44,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         None
     };
     let file = std::path::absolute(&args.config).unwrap_or_else(|_| args.config.clone());
-    let reread = Reread(Box::new(move || Ok(Config::load(&file)?)));
+    let reread = Reread { file, read: Box::new(|file| Ok(Config::load(file)?)) };
     let router = Router::start(Start { config, reread: Some(reread), prepared, signals: true })?;
     release_signals()?;
     match args.command.split_first() {

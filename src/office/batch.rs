@@ -74,15 +74,18 @@ impl Batch {
     /// one line about until when it lasts, and one about where its peer is: the last ones.
     pub(super) fn put_back(&mut self, mut unkept: Vec<Record>) {
         unkept.append(&mut self.records);
-        let (mut until, mut moved) = (HashSet::new(), HashSet::new());
+        let (mut until, mut moved, mut bound) = (HashSet::new(), HashSet::new(), HashSet::new());
         unkept.reverse();
         unkept.retain(|record| match record {
             Record::Until(lease, _) => until.insert(*lease),
             Record::Moved(lease, _) => moved.insert(*lease),
+            Record::BoundUntil(prefix, _) => bound.insert(*prefix),
             Record::Account(_)
             | Record::AccountGone(_)
             | Record::Lease(_)
             | Record::Ended(_)
+            | Record::Bound(_)
+            | Record::Unbound(_)
             | Record::Assigned { .. } => true,
         });
         unkept.reverse();
