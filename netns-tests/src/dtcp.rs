@@ -1,6 +1,7 @@
 //! A DTCP client made of one TCP connection: says lines, hears lines, and knows how a user is proven.
 //!
-//! Sets up no tunnel: what the server grants is for the story to use. Users live in a dump of `pop.auth`.
+//! Sets up no tunnel: what the server grants is for the story to use. Users live in a dump of `pop.auth`. Most stories begin
+//! with [`served`].
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -10,8 +11,37 @@ use std::time::Duration;
 use md5::{Digest, Md5};
 use socket2::{Domain, Socket, Type};
 
-use crate::Space;
 use crate::lab::must;
+use crate::{Rig, Router, Space};
+
+/// What address pairs begin with.
+pub const PAIRS: &str = "fd00:2:f::";
+/// What is routed to foo.
+pub const FOO_NET: &str = "fd00:2:7::/48";
+
+/// The rig with a server in S: users foo/bar and eve/adam, and more keys for `[dtcp]`.
+#[track_caller]
+pub fn served(story: &str, keys: &str) -> Option<(Rig, Router)> {
+    let rig = Rig::new_or_skip(story)?;
+    let server = Router::start(&rig.lab, &rig.s, &server_config(&rig, keys));
+    Some((rig, server))
+}
+
+/// That server's configuration. The route table is written unless the story has one already.
+pub fn server_config(rig: &Rig, keys: &str) -> String {
+    let secrets = rig.lab.write("pop.auth", &popauth(&[("foo", "bar"), ("eve", "adam")]));
+    let routes = rig.lab.path("routetable");
+    if !routes.exists() {
+        rig.lab.write("routetable", &format!("foo {FOO_NET}  # his\neve - gif7\n"));
+    }
+    let dtcp = format!(
+        "[store]\npath = \"{}\"\n[dtcp]\nprefix = \"{PAIRS}/64\"\npopauth = \"{}\"\nroutetable = \"{}\"\n{keys}\n",
+        rig.lab.path("store.db").display(),
+        secrets.display(),
+        routes.display()
+    );
+    Rig::server_config("", &dtcp)
+}
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -104,7 +104,41 @@ fn two_at_once_and_ranges_in_use_are_refused() {
         thread::sleep(Duration::from_millis(10));
         assert_eq!(tunnels(&server), 2);
     }
+    let pool = format!(
+        "[store]\npath = \"{}\"\n[[pool]]\nprefix = \"2001:2:0:8000::/49\"\nassign = 64\n",
+        rig.lab.path("store.db").display()
+    );
+    assert!(server.reload(&Rig::server_config("", &(Rig::alice("udp", "") + &pool))).ok);
+    let refused = churn(&server, &["--rate", "100", "--seconds", "1"]).wait_with_output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused).contains("the pool 2001:2:0:8000::/49 uses addresses"), "{}", text(&refused));
     let crowded = churn(&server, &["--rate", "100000", "--tunnels", "10"]).wait_with_output().unwrap();
     assert!(text(&crowded).contains("use --tunnels 1000 or more"), "{}", text(&crowded));
+    server.stop();
+}
+
+#[test]
+fn its_tunnels_are_nobody_s_to_kick() {
+    let Some(rig) = Rig::new_or_skip("sixway kick churn:0") else { return };
+    let pool = format!(
+        "[store]\npath = \"{}\"\n[[pool]]\nprefix = \"fd00:2:8000::/40\"\nassign = 56\n",
+        rig.lab.path("store.db").display()
+    );
+    let server = rig.server(&(Rig::alice("udp", "") + &pool));
+    let kick = |who: &str| {
+        let (program, socket) = (program(), server.socket().to_owned());
+        rig.s.attempt(&format!("{} kick {who} --socket {}", program.display(), socket.display()))
+    };
+    // All of them come in the first half second, and go not before the measurement's end.
+    let running = churn(&server, &["--rate", "20", "--seconds", "3", "--tunnels", "60"]);
+    wait_for("tunnels of the churn", Duration::from_secs(5), || (tunnels(&server) > 2).then_some(()));
+    let done = kick("churn:0");
+    assert!(!done.ok && done.text.contains("belongs to a running `sixway bench churn`"), "{}", done.text);
+    let done = kick("alice");
+    assert!(!done.ok && done.text.contains("is in the configuration"), "{}", done.text);
+    let done = kick("carol");
+    assert!(!done.ok && done.text.contains("no user 'carol'"), "{}", done.text);
+    assert!(running.wait_with_output().unwrap().status.success());
+    assert_eq!(tunnels(&server), 1);
     server.stop();
 }

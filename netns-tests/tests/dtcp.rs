@@ -9,35 +9,13 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use netns_tests::dtcp::{Dtcp, popauth};
+use netns_tests::dtcp::{Dtcp, FOO_NET, PAIRS, served, server_config};
 use netns_tests::{
     C4, C4_OTHER, Client, Ends, Job, Rig, Router, S4, U6, icmp, pings, program, transfer, wait_for,
 };
 use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(5);
-const PAIRS: &str = "fd00:2:f::";
-const FOO_NET: &str = "fd00:2:7::/48";
-
-/// The server with users foo/bar and eve/adam; more keys for `[dtcp]`.
-fn server(rig: &Rig, keys: &str) -> Router {
-    Router::start(&rig.lab, &rig.s, &config(rig, keys))
-}
-
-fn config(rig: &Rig, keys: &str) -> String {
-    let secrets = rig.lab.write("pop.auth", &popauth(&[("foo", "bar"), ("eve", "adam")]));
-    let routes = rig.lab.path("routetable");
-    if !routes.exists() {
-        rig.lab.write("routetable", &format!("foo {FOO_NET}  # his\neve - gif7\n"));
-    }
-    let dtcp = format!(
-        "[store]\npath = \"{}\"\n[dtcp]\nprefix = \"{PAIRS}/64\"\npopauth = \"{}\"\nroutetable = \"{}\"\n{keys}\n",
-        rig.lab.path("store.db").display(),
-        secrets.display(),
-        routes.display()
-    );
-    Rig::server_config("", &dtcp)
-}
 
 /// `sixway connect` in C, with its log.
 struct Connected {
@@ -86,8 +64,7 @@ fn traces(rig: &Rig) -> String {
 
 #[test]
 fn a_host_has_an_address_and_reaches_the_world() {
-    let Some(rig) = Rig::new_or_skip("type host: an address pair") else { return };
-    let server = server(&rig, "");
+    let Some((rig, server)) = served("type host: an address pair", "") else { return };
     let before = traces(&rig);
     let client = connect(&rig, "type=host", "c");
     let address = format!("{PAIRS}6");
@@ -107,8 +84,7 @@ fn a_host_has_an_address_and_reaches_the_world() {
 
 #[test]
 fn a_network_is_routed() {
-    let Some(rig) = Rig::new_or_skip("types network and tunnelroute: the user's prefix") else { return };
-    let server = server(&rig, "");
+    let Some((rig, server)) = served("types network and tunnelroute: the user's prefix", "") else { return };
     let client = connect(&rig, "type=tunnelroute", "c");
     assert_eq!(pings(&rig.c, U6, 3, ""), 3);
     assert_eq!(pings(&rig.u, "fd00:2:7::1", 3, ""), 3);
@@ -125,8 +101,7 @@ fn a_network_is_routed() {
 
 #[test]
 fn a_bare_tunnel_has_a_router_that_answers() {
-    let Some(rig) = Rig::new_or_skip("type tunnelonly: link-local addresses") else { return };
-    let server = server(&rig, "");
+    let Some((rig, server)) = served("type tunnelonly: link-local addresses", "") else { return };
     let mut eve = Dtcp::connect(&rig.c, C4, S4);
     assert_eq!(eve.tunnel("eve", "adam", "tunnelonly"), format!("+OK {C4} {S4}"));
     let peer = Client::proto41(&rig.c, C4, "fe80::2");
@@ -146,8 +121,7 @@ fn a_bare_tunnel_has_a_router_that_answers() {
 
 #[test]
 fn a_bare_tunnel_carries_what_is_routed_by_hand() {
-    let Some(rig) = Rig::new_or_skip("type tunnelonly: addresses assigned by hand") else { return };
-    let server = server(&rig, "");
+    let Some((rig, server)) = served("type tunnelonly: addresses assigned by hand", "") else { return };
     let client = connect(&rig, "type=tunnelonly", "c");
     rig.c.run("ip addr add fd00:2:7::9/128 dev six0 nodad");
     assert_eq!(pings(&rig.c, U6, 3, "-I fd00:2:7::9"), 3);
@@ -160,8 +134,7 @@ fn a_bare_tunnel_carries_what_is_routed_by_hand() {
 
 #[test]
 fn ipv6_in_udp_is_there_for_those_who_know_the_words() {
-    let Some(rig) = Rig::new_or_skip("our extension: IPv6 in UDP") else { return };
-    let server = server(&rig, "udp = true");
+    let Some((rig, server)) = served("our extension: IPv6 in UDP", "udp = true") else { return };
     let client = connect(&rig, "type=host&udp", "c");
     assert_eq!(pings(&rig.c, U6, 3, ""), 3);
     transfer(&rig.u, &rig.c, &format!("{PAIRS}6"), 4 << 20);
@@ -175,8 +148,9 @@ fn ipv6_in_udp_is_there_for_those_who_know_the_words() {
 
 #[test]
 fn behind_a_nat_the_udp_port_is_learned() {
-    let Some(rig) = Rig::new_or_skip("UDP without a port: proven by echo, then known") else { return };
-    let server = server(&rig, "udp = true");
+    let Some((rig, server)) = served("UDP without a port: proven by echo, then known", "udp = true") else {
+        return;
+    };
     let mut asked = Dtcp::connect(&rig.c, C4, S4);
     let up = asked.tunnel("foo", "bar", "host udp");
     assert!(up.ends_with(" udp/4028"), "{up}");
@@ -192,8 +166,7 @@ fn behind_a_nat_the_udp_port_is_learned() {
 
 #[test]
 fn the_tunnel_goes_with_its_connection() {
-    let Some(rig) = Rig::new_or_skip("a client that is killed") else { return };
-    let server = server(&rig, "");
+    let Some((rig, server)) = served("a client that is killed", "") else { return };
     let client = connect(&rig, "type=host", "c");
     assert_eq!(pings(&rig.u, &format!("{PAIRS}6"), 1, ""), 1);
     client.job.end(Signal::SIGKILL, PATIENCE);
@@ -208,8 +181,7 @@ fn the_tunnel_goes_with_its_connection() {
 
 #[test]
 fn who_comes_back_from_another_address_has_the_tunnel() {
-    let Some(rig) = Rig::new_or_skip("the newest session of a user has the tunnel") else { return };
-    let server = server(&rig, "");
+    let Some((rig, server)) = served("the newest session of a user has the tunnel", "") else { return };
     let mut first = Dtcp::connect(&rig.c, C4, S4);
     assert_eq!(first.tunnel("foo", "bar", "host"), format!("+OK {C4} {S4} {PAIRS}0006 {PAIRS}0005"));
     assert_eq!(server.tunnel("foo@dtcp")["remote"], C4);
@@ -230,8 +202,11 @@ fn who_comes_back_from_another_address_has_the_tunnel() {
 
 #[test]
 fn silence_ends_it() {
-    let Some(rig) = Rig::new_or_skip("the timers, on a faster clock") else { return };
-    let server = server(&rig, "login_timeout = 1\ntunnel_timeout = 2");
+    let Some((rig, server)) =
+        served("the timers, on a faster clock", "login_timeout = 1\ntunnel_timeout = 2")
+    else {
+        return;
+    };
     let begin = Instant::now();
     let mut stranger = Dtcp::connect(&rig.c, C4, S4);
     assert_eq!(stranger.hear(), "-ERR connection timed out, disconnecting");
@@ -254,8 +229,11 @@ fn silence_ends_it() {
 
 #[test]
 fn slow_clients_hold_up_nobody() {
-    let Some(rig) = Rig::new_or_skip("lines that never end") else { return };
-    let server = server(&rig, "login_timeout = 2\n[limits]\nconnections_per_address = 100");
+    let Some((rig, server)) =
+        served("lines that never end", "login_timeout = 2\n[limits]\nconnections_per_address = 100")
+    else {
+        return;
+    };
     let mut slow: Vec<_> = (0..100).map(|_| Dtcp::dial(&rig.c, C4_OTHER, &format!("{S4}:20200"))).collect();
     let begin = Instant::now();
     let mut over = 0;
@@ -276,8 +254,11 @@ fn slow_clients_hold_up_nobody() {
 /// RFC: R6
 #[test]
 fn a_flood_of_connections_meets_the_limit() {
-    let Some(rig) = Rig::new_or_skip("more connections than an address may have") else { return };
-    let server = server(&rig, "[limits]\nconnections_per_address = 10");
+    let Some((rig, server)) =
+        served("more connections than an address may have", "[limits]\nconnections_per_address = 10")
+    else {
+        return;
+    };
     let held: Vec<_> = (0..30).map(|_| Dtcp::dial(&rig.c, C4_OTHER, &format!("{S4}:20200"))).collect();
     wait_for("the refusals", PATIENCE, || (server.status()["dtcp"]["refused"] == 20).then_some(()));
     let mut foo = Dtcp::connect(&rig.c, C4, S4);
@@ -288,8 +269,7 @@ fn a_flood_of_connections_meets_the_limit() {
 
 #[test]
 fn the_last_descriptors_are_not_for_connections() {
-    let Some(rig) = Rig::new_or_skip("a limit of open files, and below it") else { return };
-    let server = server(&rig, "");
+    let Some((rig, server)) = served("a limit of open files, and below it", "") else { return };
     let pid = server.pid();
     let open = || fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
     let limit = |files: usize| rig.s.run(&format!("prlimit --pid {pid} --nofile={files}:"));
@@ -318,8 +298,9 @@ fn the_last_descriptors_are_not_for_connections() {
 
 #[test]
 fn wrong_passwords_are_refused_and_counted() {
-    let Some(rig) = Rig::new_or_skip("wrong passwords") else { return };
-    let server = server(&rig, "[limits]\nfailed_logins_per_minute = 3");
+    let Some((rig, server)) = served("wrong passwords", "[limits]\nfailed_logins_per_minute = 3") else {
+        return;
+    };
     let mut foo = Dtcp::connect(&rig.c, C4, S4);
     for (user, secret) in [("foo", "rab"), ("oof", "bar"), ("foo", "")] {
         assert_eq!(foo.tunnel(user, secret, "host"), "-ERR authentication failed.");
@@ -333,8 +314,7 @@ fn wrong_passwords_are_refused_and_counted() {
 
 #[test]
 fn the_route_table_is_read_again_when_it_changes() {
-    let Some(rig) = Rig::new_or_skip("a changed route table") else { return };
-    let server = server(&rig, "");
+    let Some((rig, server)) = served("a changed route table", "") else { return };
     let mut eve = Dtcp::connect(&rig.c, C4, S4);
     assert_eq!(eve.tunnel("eve", "adam", "network"), "-ERR no prefix for user eve");
     let pinned = eve.tunnel("eve", "adam", "host");
@@ -359,8 +339,12 @@ fn the_route_table_is_read_again_when_it_changes() {
 
 #[test]
 fn interfaces_run_out_and_it_is_said() {
-    let Some(rig) = Rig::new_or_skip("one interface, two users") else { return };
-    let server = server(&rig, "interfaces = 9\nnames = \"gif[35]\"\n[limits]\ntunnels_per_account = 5");
+    let Some((rig, server)) = served(
+        "one interface, two users",
+        "interfaces = 9\nnames = \"gif[35]\"\n[limits]\ntunnels_per_account = 5",
+    ) else {
+        return;
+    };
     let mut foo: Vec<_> = [C4, C4_OTHER].map(|from| Dtcp::connect(&rig.c, from, S4)).into();
     assert!(foo[0].tunnel("foo", "bar", "host").ends_with("0012 fd00:2:f::0011"), "gif3");
     assert!(foo[1].tunnel("foo", "bar", "host").ends_with("001a fd00:2:f::0019"), "gif5");
@@ -377,7 +361,8 @@ fn interfaces_run_out_and_it_is_said() {
 #[test]
 fn the_client_comes_back_when_the_server_does() {
     let Some(rig) = Rig::new_or_skip("a server that is restarted") else { return };
-    let config = format!("{}[admin]\nsocket = \"{}\"\n", config(&rig, ""), rig.lab.path("s.sock").display());
+    let config =
+        format!("{}[admin]\nsocket = \"{}\"\n", server_config(&rig, ""), rig.lab.path("s.sock").display());
     let server = Router::start(&rig.lab, &rig.s, &config);
     let client = connect(&rig, "type=host", "c");
     server.crash();
@@ -393,8 +378,7 @@ fn the_client_comes_back_when_the_server_does() {
 
 #[test]
 fn what_would_be_done_can_be_seen() {
-    let Some(rig) = Rig::new_or_skip("--print shows and changes nothing") else { return };
-    let server = server(&rig, "");
+    let Some((rig, server)) = served("--print shows and changes nothing", "") else { return };
     let before = traces(&rig);
     let secret = rig.lab.write("secret", "bar\n");
     let (bin, secret) = (program(), secret.display().to_string());
@@ -430,7 +414,7 @@ fn pasted(rig: &Rig, client: &str, config: &str, sed: &str, before: &str) -> (Jo
 #[test]
 fn what_is_pasted_on_linux_logs_in_and_sets_up_the_tunnel() {
     let Some(rig) = Rig::new_or_skip("sixway snippet --for linux, run by bash") else { return };
-    let config = config(&rig, "");
+    let config = server_config(&rig, "");
     let server = Router::start(&rig.lab, &rig.s, &config);
     // Not every kernel has the module sit: iproute2 is played by a script that notes what it is told.
     let told = rig.lab.path("told");
@@ -466,7 +450,7 @@ fn what_is_pasted_for_dtcpc_brings_up_the_tunnel() {
     let Some(rig) = Rig::new_or_skip("sixway snippet --for dtcpc, run as it is but in the foreground") else {
         return;
     };
-    let config = config(&rig, "");
+    let config = server_config(&rig, "");
     let server = Router::start(&rig.lab, &rig.s, &config);
     let bin = rig.lab.path("bin");
     rig.s.run(&format!("mkdir -p {0}; ln -s {1} {0}/dtcpc", bin.display(), program().display()));

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use netns_tests::{Job, Rig, Router, S4, Space, U6, pings, program, transfer, wait_for};
+use netns_tests::{C4, Client, Job, Rig, Router, S4, Space, U6, pings, program, transfer, wait_for};
 use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -168,6 +168,31 @@ fn a_restart_of_the_broker_is_survived() {
     });
     assert_eq!(rig.c.run("ip -6 -o addr show dev six0 scope global"), address, "the same address");
     client.stop();
+    server.stop();
+}
+
+#[test]
+fn a_restarted_broker_sends_to_where_the_peer_was_found_last() {
+    let Some(rig) = Rig::new_or_skip("connect tsp://: learned endpoints and a crash") else { return };
+    let server = broker(&rig, &rig.s, "");
+    let client = connect(&rig, &[&url("tunnel=v6udpv4&keepalive=60")]);
+    let address = format!("{PAIRS}6");
+    assert_eq!(pings(&rig.u, &address, 1, ""), 1);
+    // The client dies, its tunnel lasts; a NAT in between gives the same peer another port.
+    client.job.end(Signal::SIGKILL, PATIENCE);
+    let moved = format!("{C4}:5999");
+    let peer = Client::udp(&rig.c, &moved, &address);
+    wait_for("the peer to be found elsewhere", PATIENCE, || {
+        peer.ping(U6, Duration::from_millis(300));
+        (server.tunnel("alice@tsp")["remote"] == moved.as_str()).then_some(())
+    });
+    // Written within a moment.
+    std::thread::sleep(Duration::from_millis(500));
+    server.crash();
+    let server = broker(&rig, &rig.s, "");
+    let _answers = peer.serve();
+    assert_eq!(pings(&rig.u, &address, 3, ""), 3, "the peer has said nothing to the new process");
+    assert_eq!(server.tunnel("alice@tsp")["remote"], moved.as_str());
     server.stop();
 }
 
