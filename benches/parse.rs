@@ -12,6 +12,7 @@ use etherparse::{IpNumber, Ipv4Header};
 use shared::{host, path, sender, udp, world};
 use sixway_dataplane::encap::{inner_class, outer_tos, proto41};
 use sixway_dataplane::io::outbox::Outbox;
+use sixway_dataplane::manners::Manners;
 use sixway_dataplane::packet::view::View;
 use sixway_dataplane::table::slab::{OuterKey, Owner};
 use sixway_dataplane::table::tables;
@@ -64,7 +65,7 @@ fn outer(criterion: &mut Criterion) {
     group.bench_function("ecn_decap", |b| {
         b.iter(|| {
             for n in 0..BATCH as u8 {
-                black_box(inner_class(black_box(2), n & 1));
+                black_box(inner_class(Manners::PLAIN, black_box(2), n & 1));
             }
         });
     });
@@ -74,7 +75,7 @@ fn outer(criterion: &mut Criterion) {
     group.bench_function("queue_message", |b| {
         b.iter(|| {
             for (n, path) in paths.iter().enumerate() {
-                outbox.push(black_box(path), outer_tos(2), n * 100, 100);
+                outbox.push(black_box(path), outer_tos(Manners::PLAIN, 2), n * 100, 100);
             }
             outbox.forget();
         });

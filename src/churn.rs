@@ -141,6 +141,7 @@ fn tunnel(n: u32, mtu: u16, peers: Ipv4Addr) -> TunnelConfig {
         mtu,
         default_route: false,
         ra: Ra { on: false, managed: false, other: false, prefix: Vec::new() },
+        care: None,
     }
 }
 

@@ -187,6 +187,7 @@ fn check_name(check: Check) -> &'static str {
         Check::Addresses => "addresses",
         Check::Scope => "scope",
         Check::Source => "source",
+        Check::Inside => "inside",
         Check::Marks => "marks",
         Check::Train => "offload",
         Check::Destination => "destination",
@@ -227,6 +228,9 @@ fn found(
             None => place(said.source, names),
             Some(_) => format!("{}; the sender is {} peer", place(said.source, names), peer()),
         },
+        (Check::Inside, _) => {
+            or("no source route, no tunnels too many", "a source route, or too many tunnels in each other")
+        }
         (Check::Marks, _) => or("no congestion, or it can be marked", "congestion cannot be marked"),
         (Check::Train, _) => or("nothing merged", "cannot be cut"),
         (Check::Destination, _) => place(said.destination, names),

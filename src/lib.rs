@@ -20,6 +20,7 @@
 //! | [`compat`] | the old programs' files, read as they are |
 //! | [`nd`] | neighbour discovery and echo inside each tunnel |
 //! | [`endpoint`] | proves where a peer is before its tunnel moves there |
+//! | [`pmtu`] | how long packets in a tunnel may be |
 //! | [`broker`] | who may have which tunnel and prefix, until when; pure |
 //! | [`store`] | what must survive the process: SQLite |
 //! | [`office`] | from wishes to answers: broker, store, tables, in this order |
@@ -28,6 +29,7 @@
 //! | [`snippet`] | client configuration to paste, for other programs and systems |
 //! | [`load`] | many clients at once, to measure what sessions cost |
 //! | [`admin`] | the operator's socket: status and reload |
+//! | [`advice`] | what of the host stands in the way |
 //! | [`privileges`] | what needs rights, and what to do without |
 //! | [`explain`] | packets judged dry, and the last ones dropped, in words |
 //! | [`watch`] | copies of a tunnel's packets on their way to viewers |
@@ -38,6 +40,7 @@
 //! of each protocol are pure: bytes, time and randomness come in, bytes and wishes go out.
 
 pub mod admin;
+pub mod advice;
 pub mod audit;
 pub mod auth;
 pub mod broker;
@@ -58,6 +61,7 @@ pub mod load;
 pub mod nd;
 pub mod network;
 pub mod office;
+pub mod pmtu;
 pub mod privileges;
 pub mod punt;
 pub mod registry;

@@ -17,6 +17,8 @@ use sixway_dataplane::worker::Inject;
 
 use crate::endpoint::session::{Candidate, Output, Prober};
 use crate::nd::server::NdServer;
+use crate::pmtu::server::PathServer;
+use crate::pmtu::wrap::Wraps;
 use crate::registry::Registry;
 use crate::tsp;
 
@@ -27,6 +29,9 @@ pub struct Dispatch {
     pub nd: NdServer,
     /// The server for TSP, if there is one.
     pub tsp: Option<tsp::server::Server>,
+    /// Path MTU discovery.
+    pub paths: PathServer,
+    wraps: Wraps,
     prober: Prober<StdRng>,
     injector: Injector,
     counters: CounterReader,
@@ -42,11 +47,18 @@ pub struct Dispatch {
 
 impl Dispatch {
     /// With a prober whose randomness is secret.
-    pub fn new(prober: Prober<StdRng>, injector: Injector, counters: CounterReader) -> Self {
-        let (nd, heard) = (NdServer::new(), HashMap::new());
+    pub fn new(
+        prober: Prober<StdRng>,
+        paths: PathServer,
+        injector: Injector,
+        counters: CounterReader,
+    ) -> Self {
+        let (nd, heard, wraps) = (NdServer::new(), HashMap::new(), Wraps::default());
         Self {
             nd,
             tsp: None,
+            paths,
+            wraps,
             prober,
             injector,
             counters,
@@ -60,9 +72,34 @@ impl Dispatch {
     }
 
     /// Tunnels came, went or changed: advertise where it is wanted, and no longer where it is not.
-    pub fn follow(&mut self, registry: &Registry) {
+    pub fn follow(&mut self, registry: &mut Registry, now: Duration) {
         for (id, packet) in self.nd.follow(registry) {
             self.inject(Inject::Tunnel { id, packet });
+        }
+        self.paths.follow(registry, now);
+        self.drain_paths(registry);
+    }
+
+    /// Errors about outer packets may have come.
+    pub fn hear(&mut self, registry: &mut Registry, now: Duration) {
+        self.paths.hear(registry, now);
+        self.drain_paths(registry);
+    }
+
+    /// Once a second: what nobody tells of.
+    pub fn look(&mut self, registry: &mut Registry, now: Duration) {
+        self.paths.look(now);
+        self.hear(registry, now);
+        let counters = &self.counters;
+        self.wraps.look(registry.slots(), |id| {
+            let may_be_cut = registry.tunnel(id)?.path.is_none_or(|(_, whole)| !whole);
+            may_be_cut.then(|| counters.tunnel(id).tx_packets)
+        });
+    }
+
+    fn drain_paths(&mut self, registry: &mut Registry) {
+        for inject in self.paths.drain(registry) {
+            self.inject(inject);
         }
     }
 
@@ -92,7 +129,10 @@ impl Dispatch {
                 }
             }
             (PuntClass::EchoReply, id) => {
-                self.prober.handle_packet(now, id, sender.remote, sender.local, punt.bytes());
+                if !self.prober.handle_packet(now, id, sender.remote, sender.local, punt.bytes()) {
+                    self.paths.handle_reply(now, id, punt.bytes());
+                    self.drain_paths(registry);
+                }
             }
             (PuntClass::Candidate, Some(id)) => self.candidate(registry, id, &sender, punt.bytes(), now),
             (PuntClass::Datagram, _) if self.is_for_tsp(sender.local) => {
@@ -104,7 +144,7 @@ impl Dispatch {
                 self.unclaimed += 1;
             }
         }
-        self.drain_prober(registry);
+        self.drain_prober(registry, now);
     }
 
     fn is_for_tsp(&self, local: SocketAddrV4) -> bool {
@@ -148,7 +188,9 @@ impl Dispatch {
     /// Something may be due.
     pub fn handle_timeout(&mut self, registry: &mut Registry, now: Duration) {
         self.prober.handle_timeout(now);
-        self.drain_prober(registry);
+        self.drain_prober(registry, now);
+        self.paths.handle_timeout(now);
+        self.drain_paths(registry);
         for (id, packet) in self.nd.poll(registry, now) {
             self.inject(Inject::Tunnel { id, packet });
         }
@@ -156,16 +198,21 @@ impl Dispatch {
 
     /// When [`Self::handle_timeout`] must be called next.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        [self.prober.poll_timeout(), self.nd.poll_timeout()].into_iter().flatten().min()
+        [self.prober.poll_timeout(), self.nd.poll_timeout(), self.paths.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// A tunnel is gone or is another one now.
     pub fn forget(&mut self, tunnel: TunnelId) {
         self.heard.remove(&tunnel);
         self.prober.forget(tunnel);
+        self.paths.leave(tunnel);
     }
 
-    fn drain_prober(&mut self, registry: &mut Registry) {
+    fn drain_prober(&mut self, registry: &mut Registry, now: Duration) {
+        let mut moved = Vec::new();
         while let Some(output) = self.prober.poll_output() {
             match output {
                 Output::Probe { tunnel, remote, local, packet } => {
@@ -185,6 +232,7 @@ impl Dispatch {
                         Some(Ok(())) => {
                             self.moved += 1;
                             self.movers.push(tunnel);
+                            moved.push(tunnel);
                             tracing::info!("tunnel {name}: its peer is at {remote}, proven by echo");
                         }
 
@@ -196,6 +244,15 @@ impl Dispatch {
                 }
             }
         }
+        self.follow_moved(registry, moved, now);
+    }
+
+    /// Paths to new places have MTUs of their own.
+    fn follow_moved(&mut self, registry: &mut Registry, moved: Vec<TunnelId>, now: Duration) {
+        for id in moved {
+            self.paths.join(registry, id, now);
+        }
+        self.drain_paths(registry);
     }
 
     /// Sends a packet to a tunnel's peer.
@@ -215,6 +272,13 @@ impl Dispatch {
     /// Packets that nobody wanted.
     pub fn unclaimed(&self) -> u64 {
         self.unclaimed
+    }
+
+    /// What became of path MTU discovery.
+    pub fn path_counts(&self) -> BTreeMap<String, u64> {
+        let mut counts = self.paths.counts();
+        counts.insert("id_wrap_risk".to_owned(), self.wraps.risks());
+        counts
     }
 
     /// What became of endpoint probes.

@@ -8,13 +8,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use sixway_dataplane::counters::{CounterReader, TunnelTotals};
+use sixway_dataplane::manners::Manners;
 use sixway_dataplane::start::TableWriter;
+use sixway_dataplane::table::slab::Encap;
 use sixway_dataplane::update::{
-    Holder, Ipv6Prefix, Outer, Policy, Rejected, Tunnel, TunnelId, UdpLocal, UdpRemote, Update,
+    Holder, Ipv6Prefix, MIN_MTU, Meter, Outer, Policy, Rejected, Tunnel, TunnelId, UdpLocal, UdpRemote,
+    Update,
 };
 
 use crate::broker::{Binding, Grant, LeaseId, Protocol, Route};
-use crate::config::{Config, Ra, TunnelConfig};
+use crate::config::{Config, Pmtu, Ra, TunnelConfig};
 
 /// A tunnel that is in the tables.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub struct Live {
     pub server: Option<Ipv6Addr>,
     /// What clients inside it have, beside what it has itself.
     pub bound: Vec<Ipv6Prefix>,
+    /// What was found of its path: the MTU in octets inside, and whether DF is set. `None`: as configured.
+    pub path: Option<(u16, bool)>,
     /// Counts of earlier tunnels with the same number.
     before: TunnelTotals,
 }
@@ -113,7 +118,7 @@ impl Registry {
 
     /// An empty registry. `probe_ident` marks the echo replies that the endpoint prober waits for.
     pub fn new(writer: TableWriter, counters: CounterReader, probe_ident: u16) -> Self {
-        let policy = Policy { hairpin: true, error_source: None, probe_ident: Some(probe_ident) };
+        let policy = Policy { probe_ident: Some(probe_ident), ..Policy::default() };
         Self {
             writer,
             counters,
@@ -161,7 +166,12 @@ impl Registry {
                 Change::Put(wanted) => {
                     let held = self.by_name(&wanted.name);
                     let Some(id) = held.or_else(|| numbers.next()) else { continue };
-                    plan.batch.push(Update::Upsert(tunnel(id, wanted.outer, &wanted, self.bound(id))));
+                    plan.batch.push(Update::Upsert(tunnel(
+                        id,
+                        wanted.outer,
+                        &wanted,
+                        (self.bound(id), None),
+                    )));
                     let outer = wanted.outer;
                     plan.put.push((id, wanted, outer, held.is_none()));
                 }
@@ -183,7 +193,17 @@ impl Registry {
 
     fn policy_of(&self, config: &Config) -> Policy {
         let error_source = config.router.address.first().map(|a| a.addr);
-        Policy { hairpin: config.router.hairpin, error_source, ..self.policy }
+        let guard = &config.guard;
+        Policy {
+            hairpin: config.router.hairpin,
+            error_source,
+            errors: guard.icmp_errors,
+            errors_of_tunnel: guard.icmp_errors_of_tunnel,
+            tells_source: guard.tell_source,
+            takes_source_routes: guard.source_routes,
+            nesting: guard.nesting,
+            ..self.policy
+        }
     }
 
     fn plan(&self, config: &Config) -> Plan {
@@ -255,7 +275,11 @@ impl Registry {
                 plan.batch.push(bare(id, outer, wanted.mtu));
             }
             let bound = if is_new { &[] } else { self.bound(id) };
-            upserts.push(Update::Upsert(tunnel(id, outer, wanted, bound)));
+            upserts.push(Update::Upsert(tunnel(id, outer, wanted, (bound, None))));
+            let (was, is) = (held.map(|(_, live)| live.config.care().meter), wanted.care().meter);
+            if was.unwrap_or(Meter::NONE) != is {
+                upserts.push(Update::Meter(id, is));
+            }
             plan.put.push((id, wanted.clone(), outer, is_new));
         }
         upserts
@@ -266,7 +290,7 @@ impl Registry {
             if is_new {
                 self.seat(id, config, outer);
             } else if let Some(live) = self.live.get_mut(id.0 as usize).and_then(Option::as_mut) {
-                (live.config, live.outer) = (config, outer);
+                (live.config, live.outer, live.path) = (config, outer, None);
             }
         }
         for id in plan.removed {
@@ -287,7 +311,8 @@ impl Registry {
         }
         let before = if reused { self.counters.tunnel(id) } else { TunnelTotals::default() };
         self.by_name.insert(config.name.clone(), id);
-        self.live[slot] = Some(Live { config, outer, lease: None, server: None, bound: Vec::new(), before });
+        self.live[slot] =
+            Some(Live { config, outer, lease: None, server: None, bound: Vec::new(), path: None, before });
     }
 
     fn unseat(&mut self, id: TunnelId) {
@@ -327,11 +352,11 @@ impl Registry {
         for (id, grant) in &up {
             let server = grant.pair.map(|pair| Ipv6Prefix::host(pair.server));
             batch.extend(server.map(|server| Update::Reserve(server, Holder::Local)));
-            batch.push(Update::Upsert(tunnel(*id, grant.outer, &self.leased(grant), &[])));
+            batch.push(Update::Upsert(tunnel(*id, grant.outer, &self.leased(grant), (&[], None))));
         }
         for (id, after) in &bound {
             let Some(live) = self.tunnel(*id).filter(|live| live.bound != *after) else { continue };
-            batch.push(Update::Upsert(tunnel(*id, live.outer, &live.config, after)));
+            batch.push(Update::Upsert(tunnel(*id, live.outer, &live.config, (after, live.path))));
         }
         self.writer.apply(&batch)?;
         for (id, after) in bound {
@@ -380,6 +405,7 @@ impl Registry {
             mtu: grant.mtu,
             default_route: false,
             ra: Ra { on, managed: false, other: false, prefix: Vec::new() },
+            care: None,
         }
     }
 
@@ -416,7 +442,7 @@ impl Registry {
         let live = self.tunnel(id)?;
         let kept: Vec<Ipv6Prefix> = live.bound.iter().copied().filter(|p| after.contains(p)).collect();
         let gone = kept.len() < live.bound.len();
-        gone.then(|| Update::Upsert(tunnel(id, live.outer, &live.config, &kept)))
+        gone.then(|| Update::Upsert(tunnel(id, live.outer, &live.config, (&kept, live.path))))
     }
 
     fn bound(&self, id: TunnelId) -> &[Ipv6Prefix] {
@@ -500,7 +526,7 @@ impl Registry {
         // Without a fixed address of ours, answers come from the one that the peer knows.
         let addr = configured.addr.or(Some(*local.ip()).filter(|a| !a.is_unspecified()));
         let moved = Outer::Udp { local: UdpLocal { addr, ..was }, remote: peer.moved_to(remote)? };
-        let update = Update::Upsert(tunnel(id, moved, &live.config, &live.bound));
+        let update = Update::Upsert(tunnel(id, moved, &live.config, (&live.bound, live.path)));
         if let Err(why) = self.writer.apply(&[update]) {
             return Some(Err(why));
         }
@@ -508,6 +534,26 @@ impl Registry {
             live.outer = moved;
         }
         Some(Ok(()))
+    }
+
+    /// What was found of a tunnel's path: its MTU inside, and whether outer packets go with DF set.
+    ///
+    /// # Errors
+    /// There is no such tunnel, or the tables refuse.
+    pub fn set_path(&mut self, id: TunnelId, mtu: u16, whole: bool) -> Result<(), Rejected> {
+        let live = self.tunnel(id).ok_or(Rejected::NoTunnel(id))?;
+        let path = Some((mtu, whole));
+        let update = Update::Upsert(tunnel(id, live.outer, &live.config, (&live.bound, path)));
+        self.writer.apply(&[update])?;
+        if let Some(live) = self.live.get_mut(id.0 as usize).and_then(Option::as_mut) {
+            live.path = path;
+        }
+        Ok(())
+    }
+
+    /// The tunnel whose peer is at `remote`, as an outer packet of ours names it.
+    pub fn tunnel_to(&self, encap: Encap, local: SocketAddrV4, remote: SocketAddrV4) -> Option<TunnelId> {
+        self.writer.tunnel_to(encap, local, remote)
     }
 
     /// The live tunnel with this number.
@@ -524,6 +570,11 @@ impl Registry {
     pub fn iter(&self) -> impl Iterator<Item = (TunnelId, &Live)> {
         let numbered = self.live.iter().enumerate();
         numbered.filter_map(|(n, l)| l.as_ref().map(|l| (TunnelId(n as u32), l)))
+    }
+
+    /// Numbers in use are below this.
+    pub fn slots(&self) -> usize {
+        self.live.len()
     }
 
     /// How many tunnels are live.
@@ -583,10 +634,31 @@ fn rising(route: &Route) -> Option<&Grant> {
     }
 }
 
-fn tunnel(id: TunnelId, outer: Outer, config: &TunnelConfig, bound: &[Ipv6Prefix]) -> Tunnel {
+/// `bound` is what clients inside have besides; `path` what was found of the way there.
+fn tunnel(
+    id: TunnelId,
+    outer: Outer,
+    config: &TunnelConfig,
+    (bound, path): (&[Ipv6Prefix], Option<(u16, bool)>),
+) -> Tunnel {
     let mut prefixes = config.prefixes.clone();
     prefixes.extend(bound.iter().filter(|prefix| !config.prefixes.contains(prefix)));
-    Tunnel { id, outer, prefixes, mtu: config.mtu }
+    let care = config.care();
+    let (mtu, whole) = path.unwrap_or((first_mtu(config), false));
+    let manners = care.manners.with_metered(care.meter != Meter::NONE).with_whole(whole);
+    Tunnel { id, outer, prefixes, mtu, manners }
+}
+
+/// The MTU before anything was found: what always gets through, where it is looked for.
+fn first_mtu(config: &TunnelConfig) -> u16 {
+    if config.care().pmtu == Pmtu::Static { config.mtu } else { MIN_MTU }
+}
+
+impl Live {
+    /// The tunnel's MTU now, octets inside.
+    pub fn mtu(&self) -> u16 {
+        self.path.map_or_else(|| first_mtu(&self.config), |(mtu, _)| mtu)
+    }
 }
 
 /// The tunnel without prefixes and without a peer: it holds nothing that another could want.
@@ -595,7 +667,7 @@ fn bare(id: TunnelId, outer: Outer, mtu: u16) -> Update {
         Outer::Udp { local, .. } => Outer::Udp { local, remote: UdpRemote::Learned(None) },
         Outer::Proto41 { local, .. } => Outer::Proto41 { local, remote: Ipv4Addr::UNSPECIFIED },
     };
-    Update::Upsert(Tunnel { id, outer, prefixes: Vec::new(), mtu })
+    Update::Upsert(Tunnel { id, outer, prefixes: Vec::new(), mtu, manners: Manners::PLAIN })
 }
 
 fn since(now: TunnelTotals, before: &TunnelTotals) -> TunnelTotals {

@@ -3,6 +3,7 @@
 //! One control thread with a single-threaded tokio runtime owns all state, so nothing here is locked. Threads that
 //! [`Router::start`] spawns stay in the network namespace of the thread that called it.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
@@ -26,10 +27,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::admin::server::{AdminSocket, Question};
 use crate::admin::status::{BrokerStatus, Reloaded, Sources};
 use crate::admin::{Reply, Request, Response};
+use crate::advice::{is_within, kernel_tunnels, routed_into};
 use crate::audit::Auditor;
 use crate::broker::{End, Protocol, UserName};
 use crate::churn::{Batch, Churn, MOST_TUNNELS, is_churn};
-use crate::config::{self, Config};
+use crate::config::{self, Config, TunnelConfig};
 use crate::dhcp6s::front::Front as LinkServers;
 use crate::dhcpv6::server as dhcpv6;
 use crate::dtcp::front::Front;
@@ -37,6 +39,7 @@ use crate::endpoint::session::Prober;
 use crate::explain::{drops, explain as explain_packet};
 use crate::network::Network;
 use crate::office::{Lent, Move, Office, Written};
+use crate::pmtu::server::PathServer;
 use crate::privileges::{check_tun_device, explain, make_room};
 use crate::punt::Dispatch;
 use crate::registry::Registry;
@@ -155,6 +158,7 @@ pub fn settings(config: &Config) -> Settings {
         linger: config.router.linger,
         capacity: config.router.capacity,
         offload: config.offload,
+        ttl: config.router.ttl,
         proto41: (config.proto41.enabled != Some(false)).then_some(receive),
     }
 }
@@ -231,13 +235,15 @@ async fn live(
         network.raise_loopback().await?;
     }
     let plane = prepared.start(rng.next_u64()).map_err(explain)?;
+    let path_rng = StdRng::from_rng(&mut rand::rng());
     let prober = Prober::new(rng);
+    let paths = PathServer::new(plane.ears, path_rng, prober.ident());
     let registry = Registry::new(plane.writer, plane.counters.clone(), prober.ident());
     let mut control = Control {
         config,
         reread,
         registry,
-        dispatch: Dispatch::new(prober, plane.injector.clone(), plane.counters.clone()),
+        dispatch: Dispatch::new(prober, paths, plane.injector.clone(), plane.counters.clone()),
         network,
         office,
         dtcp: None,
@@ -304,8 +310,9 @@ fn stop_workers(workers: Workers, outcome: anyhow::Result<()>) -> anyhow::Result
 
 impl Control {
     async fn begin(&mut self) -> anyhow::Result<()> {
+        self.refuse_own_addresses(&self.config)?;
         self.registry.configure(&self.config)?;
-        self.dispatch.follow(&self.registry);
+        self.dispatch.follow(&mut self.registry, self.started.elapsed());
         for note in self.network.apply(&self.config).await? {
             tracing::warn!("{note}");
         }
@@ -445,6 +452,14 @@ impl Control {
             tracing::info!("DHCPv6: answers inside every tunnel");
         }
         announce_proto41(*proto41);
+        if !self.dispatch.paths.hears() {
+            tracing::info!(
+                "no right to hear ICMP errors (needs CAP_NET_RAW): `pmtu = \"dynamic\"` learns nothing; \"probe\" works"
+            );
+        }
+        if let (Some(advice), true) = (kernel_tunnels(Path::new("/")), proto41.is_some()) {
+            tracing::warn!("{advice}");
+        }
         let (tunnels, socket) = (self.registry.len(), self.config.admin.socket.display());
         let version = env!("CARGO_PKG_VERSION");
         tracing::info!("sixway {version} runs; tunnels: {tunnels}; admin socket: {socket}");
@@ -464,6 +479,7 @@ impl Control {
         let (ask, mut questions) = mpsc::channel(16);
         let mut punts = Punts::new(punts)?;
         let mut health = tokio::time::interval(HEALTH);
+        let errors = Errors::new(self.dispatch.paths.waiting())?;
         let listening = admin.serve(ask);
         tokio::pin!(listening);
         loop {
@@ -483,6 +499,7 @@ impl Control {
                 written = next_written(&mut self.office) => self.settle(written).await,
                 () = punts.ready() => self.take_punts(&mut punts.reader),
                 Some(question) = questions.recv() => self.answer(question).await,
+                () = errors.ready() => self.dispatch.hear(&mut self.registry, self.started.elapsed()),
                 () = sleep_until(due) => {
                     // An answer that has come counts before the time that it was given.
                     self.take_punts(&mut punts.reader);
@@ -494,6 +511,7 @@ impl Control {
                     self.end_stale_churn();
                     self.patrol();
                     self.watchers.sweep(&mut self.registry);
+                    self.dispatch.look(&mut self.registry, self.started.elapsed());
                     self.office.iter_mut().for_each(Office::look);
                     self.show_pins();
                 }
@@ -667,6 +685,7 @@ impl Control {
             uptime_s: self.started.elapsed().as_secs(),
             nd: self.dispatch.nd.counts(),
             endpoints: self.dispatch.endpoint_counts(),
+            pmtu: self.dispatch.path_counts(),
             unclaimed: self.dispatch.unclaimed(),
             broker: self.office.as_ref().map(BrokerStatus::new),
             dtcp: self.dtcp.as_ref().map(|dtcp| dtcp.server.hall().counts()),
@@ -680,6 +699,7 @@ impl Control {
         let mut wanted = (reread.read)(&reread.file)?;
         let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
         self.check_encapsulations(&wanted)?;
+        self.refuse_own_addresses(&wanted)?;
         // The first [store] or [[pool]]: before anything is changed it must be there.
         let opened = if self.office.is_none() { open_office(&wanted, rand::random())? } else { None };
         // All or nothing here too: what the kernel or the tables refuse leaves the configuration before in force.
@@ -710,12 +730,38 @@ impl Control {
         }
         self.churn.forget();
         touched.into_iter().for_each(|id| self.dispatch.forget(id));
-        self.dispatch.follow(&self.registry);
+        self.dispatch.follow(&mut self.registry, self.started.elapsed());
         self.serve_dhcpv6()?;
         if let Some(links) = &self.links {
             links.reload().await;
         }
         Ok(Reloaded::new(diff, notes))
+    }
+
+    /// A tunnel to an address of this host would lead into itself (RFC 2473 section 4.1.2).
+    fn refuse_own_addresses(&self, wanted: &Config) -> anyhow::Result<()> {
+        let own = self.dispatch.paths.own_addresses();
+        let loops = |t: &&TunnelConfig| t.outer.peer().is_some_and(|peer| own.contains(&peer));
+        let routes = std::fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
+        let inside = routed_into(&wanted.router.tun, &routes);
+        let through_itself = |t: &&TunnelConfig| t.outer.peer().is_some_and(|peer| is_within(peer, &inside));
+        if let Some(tunnel) = wanted.tunnels.iter().filter(|_| !inside.is_empty()).find(through_itself) {
+            anyhow::bail!(
+                "tunnel '{}': this host's route to its peer leads into {}, so into the tunnel itself; take that IPv4 \
+                 route away, or add one to the peer by another interface",
+                tunnel.name,
+                wanted.router.tun
+            );
+        }
+        match wanted.tunnels.iter().find(loops) {
+            Some(tunnel) => anyhow::bail!(
+                "tunnel '{}' leads to {}, which is an address of this host: its packets would go round for ever; write \
+                 the address of the other end",
+                tunnel.name,
+                tunnel.outer.peer().unwrap_or(std::net::Ipv4Addr::UNSPECIFIED)
+            ),
+            None => Ok(()),
+        }
     }
 
     /// What was not opened at the start cannot carry a tunnel now.
@@ -762,6 +808,7 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     keep("[router] workers", now.router.workers != wanted.router.workers);
     keep("[router] pin", now.router.pin != wanted.router.pin);
     keep("[router] linger_us", now.router.linger != wanted.router.linger);
+    keep("[router] ttl", now.router.ttl != wanted.router.ttl);
     keep("[router] capacity", now.router.capacity != wanted.router.capacity);
     keep("[admin] socket", now.admin != wanted.admin);
     keep("[proto41]", now.proto41 != wanted.proto41);
@@ -781,6 +828,7 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     wanted.router.workers = now.router.workers;
     wanted.router.pin = now.router.pin;
     wanted.router.linger = now.router.linger;
+    wanted.router.ttl = now.router.ttl;
     wanted.router.capacity = now.router.capacity;
     wanted.admin = now.admin.clone();
     wanted.proto41 = now.proto41.clone();
@@ -818,6 +866,30 @@ impl Punts {
                 return;
             }
         }
+    }
+}
+
+/// Errors about outer packets as something to wait for.
+struct Errors(Option<tokio::net::UdpSocket>);
+
+impl Errors {
+    /// Any socket of datagrams can be waited on as one of UDP.
+    fn new(socket: Option<OwnedFd>) -> std::io::Result<Self> {
+        let socket = socket.map(std::net::UdpSocket::from);
+        Ok(Self(socket.map(tokio::net::UdpSocket::from_std).transpose()?))
+    }
+
+    /// What comes while the last errors are read is told of again.
+    async fn ready(&self) {
+        if let Some(socket) = &self.0
+            && socket.readable().await.is_ok()
+        {
+            // It is read behind tokio's back; to find nothing tells tokio so.
+            let empty = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
+            let _emptied = socket.try_io(tokio::io::Interest::READABLE, empty);
+            return;
+        }
+        std::future::pending().await
     }
 }
 

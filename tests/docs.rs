@@ -15,6 +15,7 @@ use sixway::config::Config;
 use sixway::dtcp::server::Counts;
 use sixway::endpoint::EndpointCounters;
 use sixway::nd::Silence;
+use sixway::pmtu::session::PathCounters;
 use sixway_dataplane::counters::Event;
 use sixway_dataplane::verdict::Reason;
 
@@ -95,6 +96,7 @@ fn the_counters_page_names_every_count_and_no_other() {
         differences("events", &on_page("Events"), events),
         differences("nd", &on_page("Neighbour discovery"), discovery),
         differences("endpoints", &on_page("Endpoints"), endpoint_counts()),
+        differences("pmtu", &on_page("Path MTU"), path_counts()),
         differences("dtcp", &on_page("DTCP"), dtcp_counts()),
         differences("tsp", &on_page("TSP"), sixway::tsp::server::Counts::default().all().into_keys()),
         differences("dhcpv6", &on_page("DHCPv6"), dhcpv6_counts()),
@@ -118,6 +120,15 @@ fn dhcpv6_counts() -> BTreeSet<String> {
         .counts()
         .into_keys()
         .collect()
+}
+
+/// The fields of path MTU discovery's counters, and the two counts beside them.
+fn path_counts() -> BTreeSet<String> {
+    let printed = format!("{:?}", PathCounters::default());
+    let fields = printed.split(['{', ',']).filter_map(|part| part.split_once(": "));
+    let mut names: BTreeSet<_> = fields.map(|(name, _)| name.trim().to_owned()).collect();
+    names.extend(["malformed", "id_wrap_risk"].map(str::to_owned));
+    names
 }
 
 /// The DTCP server's counts, and the one that it does not count but has.

@@ -78,7 +78,7 @@ pub(crate) fn tunnel(id: u32) -> Update {
 pub(crate) fn tunnel_for(id: u32, prefixes: Vec<Ipv6Prefix>) -> Update {
     let local = UdpLocal { addr: Some(OURS), port: PORT };
     let outer = Outer::Udp { local, remote: UdpRemote::Fixed(peer(id)) };
-    Update::Upsert(Tunnel { id: TunnelId(id), outer, prefixes, mtu: MTU })
+    Update::Upsert(Tunnel { id: TunnelId(id), outer, prefixes, mtu: MTU, manners: Default::default() })
 }
 
 /// Tables with room for so many tunnels and one reader, online.
@@ -103,6 +103,7 @@ pub(crate) fn path(id: u32) -> Path {
         socket: 0,
         learn: Learn::Never,
         watched: false,
+        manners: Default::default(),
     }
 }
 

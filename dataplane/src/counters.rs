@@ -44,6 +44,8 @@ events! {
     IcmpSent = "icmp_sent",
     /// ICMPv6 errors not sent because of the rate limit (RFC 4443 section 2.4(f)).
     IcmpLimited = "icmp_limited",
+    /// Congestion marks outside that their inner packets cannot have got on the way (RFC 6040 section 4.2, marked !!!).
+    EcnOdd = "ecn_odd",
     /// Packets handed to the control plane.
     Punted = "punted",
     /// Packets sent for the control plane.

@@ -29,6 +29,8 @@ pub enum Check {
     Scope,
     /// Is the sender the peer of the tunnel that the inner source belongs to?
     Source,
+    /// Does it carry what may not come out of a tunnel, or too many tunnels?
+    Inside,
     /// Can the packet carry the congestion mark that it got outside?
     Marks,
     /// Can a merged packet be cut, a left checksum be completed?
@@ -51,6 +53,7 @@ const FROM_TUN: &[Check] = &[
     Check::Destination,
     Check::Endpoint,
     Check::Size,
+    Check::Inside,
     Check::Train,
 ];
 const FROM_WIRE: &[Check] = &[
@@ -59,6 +62,7 @@ const FROM_WIRE: &[Check] = &[
     Check::Header,
     Check::Addresses,
     Check::Source,
+    Check::Inside,
     Check::Marks,
     Check::Train,
     Check::Destination,
@@ -183,7 +187,8 @@ fn passed_to_kernel(all: &[Check]) -> Vec<(Check, Standing)> {
     let standing = |check: &Check| match check {
         Check::Hairpin | Check::Endpoint | Check::Size => Standing::NotReached,
         Check::Sender | Check::Datagram | Check::Header | Check::Addresses => Standing::Passed,
-        Check::Scope | Check::Source | Check::Marks | Check::Train => Standing::Passed,
+        Check::Scope | Check::Source | Check::Inside => Standing::Passed,
+        Check::Marks | Check::Train => Standing::Passed,
         Check::Destination => Standing::Passed,
     };
     all.iter().map(|check| (*check, standing(check))).collect()
@@ -194,10 +199,11 @@ fn check_of(reason: Reason) -> Option<Check> {
     Some(match reason {
         Reason::OuterMartian => Check::Sender,
         Reason::TooShort | Reason::NotIpv6 | Reason::Truncated => Check::Header,
-        Reason::InnerMartian => Check::Addresses,
+        Reason::InnerMartian | Reason::SixToFour => Check::Addresses,
         Reason::Scope => Check::Scope,
         Reason::UnknownOuter | Reason::WrongOuter => Check::Source,
         Reason::SourceNotInPrefix | Reason::SourceIsLocal | Reason::SourceInTunnel => Check::Source,
+        Reason::SourceRouted | Reason::Nested => Check::Inside,
         Reason::Ecn => Check::Marks,
         Reason::BadOffload => Check::Train,
         Reason::NoRoute | Reason::Unassigned => Check::Destination,
@@ -206,6 +212,7 @@ fn check_of(reason: Reason) -> Option<Check> {
         Reason::TooBig => Check::Size,
         Reason::OuterHeader | Reason::OuterFragment | Reason::NotOurs | Reason::OddLink => return None,
         Reason::PuntFull | Reason::PuntLimited | Reason::Unclaimed => return None,
+        Reason::RateLimited | Reason::QuotaSpent => return None,
         Reason::SendFailed | Reason::TunFull | Reason::BatchFull => return None,
     })
 }

@@ -10,7 +10,9 @@ use crate::encap::{inner_class, outer_tos};
 use crate::offload::segment::{Layout, complete};
 use crate::packet::batch::{Arrival, Batch, Merged, Packet, Sender};
 use crate::packet::icmp::IcmpError;
-use crate::packet::view::{HEADER, Unreadable, View, address, set_hop_limit, set_traffic_class};
+use crate::packet::mss;
+use crate::packet::view::{HEADER, ICMPV6, TCP, UDP, Unreadable, View, address};
+use crate::packet::view::{depth, is_source_routed, set_hop_limit, set_traffic_class};
 use crate::table::slab::{Encap, Entry, Learn, OuterKey, Owner, Path};
 use crate::table::{FETCH, View as Tables};
 use crate::update::Holder;
@@ -19,6 +21,7 @@ use crate::verdict::{Judged, PuntClass, Reason, Verdict};
 /// The shortest datagram that may be for the control plane (RFC 5572 section 4.4: its signalling header is 8 octets).
 const LEAST_DATAGRAM: usize = 8;
 const ECHO_REPLY: u8 = 129;
+const FRAGMENT: u8 = 44;
 
 type Outcome = Result<Judged, Judged>;
 
@@ -84,8 +87,8 @@ fn parse(packet: &mut Packet, bytes: &[u8]) -> Result<View, Reason> {
 fn from_tun(tables: &Tables<'_>, packet: &mut Packet, bytes: &mut [u8]) -> Outcome {
     let view = parse(packet, bytes).map_err(|r| drop(r, None))?;
     let bytes = &mut bytes[..view.len];
-    if is_inner_martian(&view) {
-        return Err(drop(Reason::InnerMartian, None));
+    if let Some(reason) = martian(&view) {
+        return Err(drop(reason, None));
     }
     if is_scoped(view.destination) || is_scoped(view.source) || view.destination.is_multicast() {
         return Err(drop(Reason::Scope, None));
@@ -102,15 +105,16 @@ fn from_tun(tables: &Tables<'_>, packet: &mut Packet, bytes: &mut [u8]) -> Outco
         // The kernel keeps what is its own; what comes back here would go round for ever.
         Some(Owner::Reserved(Holder::Local)) => Err(drop(Reason::NoRoute, None)),
         Some(Owner::Tunnel(path)) => {
-            let entered = into_tunnel(path, packet, bytes, &view)?;
+            let entered = into_tunnel(tables, path, packet, bytes, &view)?;
             finish_checksum(packet, bytes, &path)?;
+            clamp(&path, packet, bytes);
             Ok(entered)
         }
     }
 }
 
 /// The checks that stand before every tunnel's entrance.
-fn into_tunnel(path: Path, packet: &Packet, bytes: &[u8], view: &View) -> Outcome {
+fn into_tunnel(tables: &Tables<'_>, path: Path, packet: &Packet, bytes: &[u8], view: &View) -> Outcome {
     if !path.has_remote() {
         return Err(refuse(Reason::NoEndpoint, Some(path), IcmpError::AddressUnreachable));
     }
@@ -118,7 +122,11 @@ fn into_tunnel(path: Path, packet: &Packet, bytes: &[u8], view: &View) -> Outcom
     if largest > usize::from(path.mtu) {
         return Err(refuse(Reason::TooBig, Some(path), IcmpError::PacketTooBig(path.mtu)));
     }
-    Ok(Judged { verdict: Verdict::ToWire(path, outer_tos(view.traffic_class)), tunnel: Some(path) })
+    if is_rare(view) && depth(bytes) > tables.policy().nesting {
+        return Err(drop(Reason::Nested, Some(path)));
+    }
+    let tos = outer_tos(path.manners, view.traffic_class);
+    Ok(Judged { verdict: Verdict::ToWire(path, tos), tunnel: Some(path) })
 }
 
 /// Octets of the largest packet that will be on the wire.
@@ -132,7 +140,7 @@ fn largest(packet: &Packet, bytes: &[u8], mtu: u16) -> Option<usize> {
 // ---- from a peer ----
 
 fn from_wire(tables: &Tables<'_>, packet: &mut Packet, bytes: &mut [u8], sender: &Sender) -> Outcome {
-    if is_outer_martian(*sender.remote.ip()) || sender.remote == sender.local {
+    if is_outer_martian(*sender.remote.ip()) || sender.remote.ip() == sender.local.ip() {
         return Err(drop(Reason::OuterMartian, None));
     }
     if sender.encap == Encap::Udp && bytes.first().is_some_and(|b| b >> 4 != 6) {
@@ -140,19 +148,44 @@ fn from_wire(tables: &Tables<'_>, packet: &mut Packet, bytes: &mut [u8], sender:
     }
     let view = parse(packet, bytes).map_err(|r| drop(r, by_sender(tables, sender)))?;
     let bytes = &mut bytes[..view.len];
-    if is_inner_martian(&view) {
-        return Err(drop(Reason::InnerMartian, by_sender(tables, sender)));
+    if let Some(reason) = martian(&view) {
+        return Err(drop(reason, by_sender(tables, sender)));
     }
     if is_for_link(&view) {
         return on_link(tables, &view, sender);
     }
-    let (path, _) = owner_of_source(tables, &view, sender, bytes)?;
-    let marked = inner_class(view.traffic_class, sender.tos).ok_or(drop(Reason::Ecn, Some(path)))?;
+    let path = owner_of_source(tables, &view, sender, bytes)?;
+    if is_rare(&view) {
+        guard(tables, bytes).map_or(Ok(()), |reason| Err(drop(reason, Some(path))))?;
+    }
+    let marked = inner_class(path.manners, view.traffic_class, sender.tos);
+    let marked = marked.ok_or(drop(Reason::Ecn, Some(path)))?;
     if marked != view.traffic_class {
         set_traffic_class(bytes, marked);
     }
     settle_size(packet, bytes, &path)?;
+    clamp(&path, packet, bytes);
     out_of_tunnel(tables, packet, bytes, &View { traffic_class: marked, ..view }, path)
+}
+
+/// What follows the fixed header is neither TCP, UDP nor ICMPv6: then it is worth a closer look.
+fn is_rare(view: &View) -> bool {
+    !matches!(view.next_header, TCP | UDP | ICMPV6)
+}
+
+/// What of that may not come out of a tunnel.
+fn guard(tables: &Tables<'_>, bytes: &[u8]) -> Option<Reason> {
+    let policy = tables.policy();
+    let source_routed = is_source_routed(bytes, !policy.takes_source_routes);
+    let nested = depth(bytes) > policy.nesting;
+    source_routed.then_some(Reason::SourceRouted).or(nested.then_some(Reason::Nested))
+}
+
+/// A segment size that the tunnel cannot carry is lowered where it is offered, both ways.
+fn clamp(path: &Path, packet: &Packet, bytes: &mut [u8]) {
+    if path.manners.is_clamped() && packet.offload.merged.is_none() {
+        mss::clamp(bytes, path.mtu, packet.offload.partial.is_none());
+    }
 }
 
 fn datagram(tables: &Tables<'_>, bytes: &[u8], sender: &Sender) -> Outcome {
@@ -199,30 +232,35 @@ fn is_local(tables: &Tables<'_>, addr: Ipv6Addr) -> bool {
 }
 
 /// The tunnel that the inner source belongs to, if the sender is its peer.
-fn owner_of_source(
-    tables: &Tables<'_>,
-    view: &View,
-    sender: &Sender,
-    bytes: &[u8],
-) -> Result<(Path, u8), Judged> {
+fn owner_of_source(tables: &Tables<'_>, view: &View, sender: &Sender, bytes: &[u8]) -> Result<Path, Judged> {
     let (path, len) = match tables.longest_match(view.source) {
         Some(Entry { owner: Owner::Tunnel(path), len, .. }) => (path, len),
         other => return Err(stranger(tables, sender, other)),
     };
     if path.is_sender(outer_key(sender), *sender.local.ip()) {
-        return Ok((path, len));
+        // Of an uplink nobody knows who is behind it; a 6to4 site's own tunnel leads to the address in its prefix.
+        if len >= 16 && six_to_four(view.source).is_some_and(|inside| inside != *sender.remote.ip()) {
+            return Err(drop(Reason::SixToFour, Some(path)));
+        }
+        return Ok(path);
     }
     if let Some(really) = by_sender(tables, sender) {
-        return Err(drop(Reason::SourceNotInPrefix, Some(really)));
+        return Err(outside(tables, really));
     }
     Err(candidate(tables, path, view, sender, bytes))
+}
+
+/// A peer sent from where it may not; told only where that is wanted, since a reflector must not be (RFC 4213 section 3.6).
+fn outside(tables: &Tables<'_>, path: Path) -> Judged {
+    let error = tables.policy().tells_source.then_some(IcmpError::SourcePolicy);
+    Judged { verdict: Verdict::Drop(Reason::SourceNotInPrefix, error), tunnel: Some(path) }
 }
 
 /// The inner source is in no tunnel: say whether the sender is known at all.
 fn stranger(tables: &Tables<'_>, sender: &Sender, source: Option<Entry>) -> Judged {
     match (by_sender(tables, sender), source.map(|e| e.owner)) {
         (path, Some(Owner::Reserved(Holder::Local))) => drop(Reason::SourceIsLocal, path),
-        (Some(path), _) => drop(Reason::SourceNotInPrefix, Some(path)),
+        (Some(path), _) => outside(tables, path),
         (None, _) => drop(Reason::UnknownOuter, None),
     }
 }
@@ -247,8 +285,14 @@ fn candidate(tables: &Tables<'_>, path: Path, view: &View, sender: &Sender, byte
 
 fn is_probe_reply(tables: &Tables<'_>, view: &View, bytes: &[u8]) -> bool {
     let Some(ident) = tables.policy().probe_ident else { return false };
-    view.icmpv6_type(bytes) == Some(ECHO_REPLY)
-        && bytes.get(HEADER + 4..HEADER + 6) == Some(&ident.to_be_bytes())
+    // A peer whose own MTU is smaller answers a long probe in fragments, of which the first says whose it is.
+    let is_first_fragment = view.next_header == FRAGMENT
+        && bytes.get(HEADER) == Some(&ICMPV6)
+        && bytes.get(HEADER + 2..HEADER + 4).is_some_and(|at| at[0] == 0 && at[1] & 0xf8 == 0);
+    let at = if is_first_fragment { HEADER + 8 } else { HEADER };
+    (is_first_fragment || view.next_header == ICMPV6)
+        && bytes.get(at) == Some(&ECHO_REPLY)
+        && bytes.get(at + 4..at + 6) == Some(&ident.to_be_bytes())
 }
 
 /// Accepted from its tunnel: where to?
@@ -300,9 +344,11 @@ fn hairpin(
     if view.hop_limit <= 1 {
         return Err(refuse(Reason::HopLimit, Some(from), IcmpError::HopLimitExceeded));
     }
-    let entered = into_tunnel(to, packet, bytes, view).map_err(|j| Judged { tunnel: Some(from), ..j })?;
+    let entered =
+        into_tunnel(tables, to, packet, bytes, view).map_err(|j| Judged { tunnel: Some(from), ..j })?;
     set_hop_limit(bytes, view.hop_limit - 1);
     finish_checksum(packet, bytes, &from)?;
+    clamp(&to, packet, bytes);
     Ok(Judged { tunnel: Some(from), ..entered })
 }
 
@@ -347,6 +393,26 @@ fn is_scoped(addr: Ipv6Addr) -> bool {
 /// Addresses that no peer has (RFC 4213 section 3.6, RFC 6890).
 fn is_outer_martian(addr: Ipv4Addr) -> bool {
     addr.octets()[0] == 0 || addr.is_loopback() || addr.is_multicast() || addr.is_broadcast()
+}
+
+/// Why this packet's addresses must not cross a tunnel, if so.
+fn martian(view: &View) -> Option<Reason> {
+    if is_inner_martian(view) {
+        return Some(Reason::InnerMartian);
+    }
+    let strange = |addr| six_to_four(addr).is_some_and(is_no_site);
+    (strange(view.source) || strange(view.destination)).then_some(Reason::SixToFour)
+}
+
+/// The IPv4 address inside a 6to4 address (RFC 3056 section 2).
+fn six_to_four(addr: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [0x20, 0x02, a, b, c, d, ..] = addr.octets() else { return None };
+    Some(Ipv4Addr::new(a, b, c, d))
+}
+
+/// IPv4 addresses that no 6to4 site has (RFC 3964 section 5.1).
+fn is_no_site(addr: Ipv4Addr) -> bool {
+    is_outer_martian(addr) || addr.is_private() || addr.is_link_local()
 }
 
 /// Sources and destinations that must not cross a tunnel (RFC 4213 section 3.6, RFC 4291 sections 2.5.2 to 2.5.5 and 2.7).

@@ -4,6 +4,7 @@
 //! Time is an argument, in milliseconds.
 
 use crate::table::index::Seed;
+use crate::update::Rate;
 
 const BUCKETS: usize = 1024;
 /// A token in the bucket's own unit: fractions of it trickle in each millisecond.
@@ -30,6 +31,16 @@ impl Buckets {
         let depth = u64::from(burst) * TOKEN;
         let buckets = vec![Bucket { level: depth, at: 0 }; BUCKETS].into();
         Self { buckets, per_second: u64::from(per_second), depth, seed: Seed(seed) }
+    }
+
+    /// The same by a rate.
+    pub(crate) fn of(rate: Rate, seed: u64) -> Self {
+        Self::new(rate.per_second, rate.burst, seed)
+    }
+
+    /// Full buckets of another rate, shared by the same keys.
+    pub(crate) fn with_rate(&self, rate: Rate) -> Self {
+        Self::of(rate, self.seed.0)
     }
 
     /// Takes a token for `key` if there is one.

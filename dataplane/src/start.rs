@@ -16,6 +16,7 @@ use mio::Waker;
 use crate::counters::{CounterReader, counters};
 use crate::explain::Explainer;
 use crate::io::PacketIo;
+use crate::io::ears::Ears;
 use crate::io::kernel::KernelIo;
 use crate::io::proto41::{self, Proto41Port, Proto41Sockets, Receive};
 use crate::io::spread::Spread;
@@ -24,8 +25,9 @@ use crate::knobs::{Knob, Knobs, Standings};
 use crate::offload::coalesce::Coalescer;
 use crate::punt::{self, PuntReader};
 use crate::table::editor::Editor;
+use crate::table::slab::{Encap, OuterKey};
 use crate::table::tables;
-use crate::update::{Generation, Rejected, Update};
+use crate::update::{Generation, Rejected, TunnelId, Update};
 use crate::worker::{Command, Inject, MOST_PACKETS, Worker};
 
 /// Commands that may wait for one worker.
@@ -50,6 +52,8 @@ pub struct Settings {
     pub offload: Knobs,
     /// Protocol 41, and how it is received; `None` turns it off.
     pub proto41: Option<Receive>,
+    /// Time to live of outer packets.
+    pub ttl: u8,
 }
 
 /// Why the forwarder did not start.
@@ -100,6 +104,7 @@ pub struct Prepared {
     proto41: Option<(Vec<Proto41Sockets>, Receive)>,
     udp: HashMap<SocketAddrV4, Vec<UdpSocket>>,
     spread: Spread,
+    ears: Ears,
     moved: bool,
 }
 
@@ -113,7 +118,11 @@ impl Prepared {
             settings.offload = settings.offload.with(Knob::Proto41Gso, false);
         }
         let mut standings = Standings::wanted(settings.offload);
-        let mut open = |receive| proto41::open(settings.workers, receive, &mut standings);
+        let mut open = |receive| {
+            let (mut all, taken) = proto41::open(settings.workers, receive, &mut standings)?;
+            all.iter_mut().try_for_each(|sockets| sockets.set_ttl(settings.ttl))?;
+            Ok((all, taken))
+        };
         let proto41 = settings.proto41.map(&mut open).transpose().map_err(StartError::Proto41)?;
         selftest::udp(&mut standings);
         settings.offload = standings.in_use();
@@ -123,6 +132,7 @@ impl Prepared {
             proto41,
             udp: HashMap::new(),
             spread: Spread::granted(),
+            ears: Ears::open()?,
             moved: false,
         })
     }
@@ -143,7 +153,7 @@ impl Prepared {
 
     /// Opens the TUN device and starts the workers. `seed` should be random.
     pub fn start(self, seed: u64) -> Result<Dataplane, StartError> {
-        let Self { settings, mut standings, proto41, udp, spread, moved } = self;
+        let Self { settings, mut standings, proto41, udp, spread, ears, moved } = self;
         let tun_error = |source| StartError::Tun { name: settings.tun.clone(), source };
         let queues = tun::open(&settings.tun, settings.workers, &mut standings).map_err(tun_error)?;
         let (rung, mut proto41) = match proto41 {
@@ -187,6 +197,7 @@ impl Prepared {
             injector,
             counters,
             workers: Workers { doors, threads },
+            ears,
             facts,
             explainer,
             started,
@@ -207,6 +218,8 @@ pub struct Dataplane {
     pub counters: CounterReader,
     /// The threads.
     pub workers: Workers,
+    /// What the outer network says of paths.
+    pub ears: Ears,
     /// What was granted.
     pub facts: Facts,
     /// Says what would become of packets.
@@ -236,7 +249,9 @@ fn spawn(n: usize, pin: bool, worker: Worker<KernelIo>) -> io::Result<JoinHandle
 }
 
 fn open_sockets(at: SocketAddrV4, settings: &Settings, spread: Spread) -> io::Result<Vec<UdpSocket>> {
-    udp::open_group(at, settings.workers, settings.offload.is_on(Knob::UdpGro), spread)
+    let all = udp::open_group(at, settings.workers, settings.offload.is_on(Knob::UdpGro), spread)?;
+    all.iter().try_for_each(|socket| socket.set_ttl(settings.ttl.into()))?;
+    Ok(all)
 }
 
 /// SO_REUSEPORT would let a second instance of ours share the endpoint silently; binding once without it asks the kernel
@@ -337,6 +352,12 @@ impl TableWriter {
             }
         }
         applied
+    }
+
+    /// The tunnel whose peer is at this endpoint, as packets to it name it: its encapsulation, our endpoint, the peer's.
+    pub fn tunnel_to(&self, encap: Encap, local: SocketAddrV4, remote: SocketAddrV4) -> Option<TunnelId> {
+        let key = OuterKey::new(encap, *remote.ip(), remote.port(), local.port());
+        self.editor.peer(key, *local.ip()).map(|path| path.tunnel)
     }
 
     /// Where UDP sockets listen.
@@ -445,7 +466,10 @@ impl Injector {
     /// Queues a packet; it is sent at the forwarder's next turn.
     pub fn inject(&self, inject: Inject) -> Result<(), QueueFull> {
         let key = match &inject {
-            Inject::Tunnel { id, .. } | Inject::TunnelAt { id, .. } => id.0 as usize,
+            Inject::Tunnel { id, .. } | Inject::TunnelAt { id, .. } | Inject::Whole { id, .. } => {
+                id.0 as usize
+            }
+            Inject::Toward { packet } => packet.get(39).copied().map_or(0, usize::from),
             Inject::Datagram { remote, .. } => usize::from(remote.port()),
         };
         let door = &self.0[key % self.0.len()];
@@ -526,7 +550,7 @@ impl<I> InMemory<I> {
                 Update::Listen(at) => self.editor.name_socket(*at, at.port()),
                 Update::Upsert(tunnel) => self.counters.make_room(tunnel.id),
                 Update::Remove(_) | Update::Reserve(..) | Update::Free(_) => {}
-                Update::Unlisten(_) | Update::Watch(..) | Update::Policy(_) => {}
+                Update::Unlisten(_) | Update::Watch(..) | Update::Meter(..) | Update::Policy(_) => {}
             }
         }
         self.editor.apply(batch)

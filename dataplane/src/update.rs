@@ -8,6 +8,8 @@ use std::net::{AddrParseError, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
+use crate::manners::Manners;
+
 /// The smallest inner MTU in octets: every IPv6 link carries 1280 (RFC 8200 section 5).
 pub const MIN_MTU: u16 = 1280;
 /// The largest inner MTU in octets that still fits one IPv4 datagram with either encapsulation.
@@ -191,6 +193,15 @@ pub enum Outer {
 }
 
 impl Outer {
+    /// The peer's outer address, where it is known.
+    pub fn peer(&self) -> Option<Ipv4Addr> {
+        match self {
+            Self::Proto41 { remote, .. } => Some(*remote),
+            Self::Udp { remote: UdpRemote::AnyPort { addr, .. }, .. } => Some(*addr),
+            Self::Udp { remote, .. } => remote.endpoint().map(|at| *at.ip()),
+        }
+    }
+
     /// Octets that this encapsulation puts before an inner packet.
     pub fn overhead(&self) -> u16 {
         match self {
@@ -211,6 +222,8 @@ pub struct Tunnel {
     pub prefixes: Vec<Ipv6Prefix>,
     /// Largest inner packet in octets, [`MIN_MTU`] to [`MAX_MTU`].
     pub mtu: u16,
+    /// How it treats its packets.
+    pub manners: Manners,
 }
 
 /// Who holds a prefix that belongs to no tunnel.
@@ -222,6 +235,31 @@ pub enum Holder {
     Unassigned,
 }
 
+/// What a tunnel may carry, both directions together; 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Meter {
+    /// Packets a second.
+    pub packets_per_second: u64,
+    /// Octets of inner packets a second.
+    pub octets_per_second: u64,
+    /// Octets of inner packets in all, from when this was set.
+    pub quota: u64,
+}
+
+impl Meter {
+    /// No limit.
+    pub const NONE: Self = Self { packets_per_second: 0, octets_per_second: 0, quota: 0 };
+}
+
+/// So many a second, and so many at once; 0 a second: none at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// A second.
+    pub per_second: u32,
+    /// At once.
+    pub burst: u32,
+}
+
 /// What holds for all tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -231,6 +269,32 @@ pub struct Policy {
     pub error_source: Option<Ipv6Addr>,
     /// Echo replies to the router with this identifier are copied up the punt queue: answers to endpoint probes.
     pub probe_ident: Option<u16>,
+    /// ICMPv6 errors about packets of one tunnel, for each worker (RFC 4443 section 2.4(f)).
+    pub errors_of_tunnel: Rate,
+    /// ICMPv6 errors in all, for each worker.
+    pub errors: Rate,
+    /// Whether a peer is told that it sent from outside its tunnel's prefixes (RFC 4443 section 3.1, code 5).
+    pub tells_source: bool,
+    /// Whether packets with a routing header come out of tunnels (RFC 6169 section 2.3). One of type 0 with segments left
+    /// never does (RFC 5095 section 3).
+    pub takes_source_routes: bool,
+    /// How many tunnels a packet may carry inside itself (RFC 2473 section 4.1.1).
+    pub nesting: u8,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            hairpin: true,
+            error_source: None,
+            probe_ident: None,
+            errors_of_tunnel: Rate { per_second: 100, burst: 50 },
+            errors: Rate { per_second: 1000, burst: 200 },
+            tells_source: false,
+            takes_source_routes: false,
+            nesting: 4,
+        }
+    }
 }
 
 /// One wish of the control plane. A batch of them is applied as a whole or not at all.
@@ -250,6 +314,8 @@ pub enum Update {
     Unlisten(SocketAddrV4),
     /// Copy this tunnel's packets up the punt queue with their verdicts, or stop that.
     Watch(TunnelId, bool),
+    /// Limit what a tunnel may carry, whose [`Manners`] must say that there is a limit.
+    Meter(TunnelId, Meter),
     /// Change what holds for all tunnels.
     Policy(Policy),
 }

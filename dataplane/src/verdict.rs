@@ -73,6 +73,16 @@ reasons! {
     Scope = "scope",
     /// Congestion was signalled in the outer header to a packet that cannot carry the signal (RFC 6040 section 4.2).
     Ecn = "ecn",
+    /// A routing header that is not to be followed (RFC 5095 section 3, RFC 6169 section 2.3).
+    SourceRouted = "source_routed",
+    /// More tunnels inside a tunnel than may be (RFC 2473 section 4.1.1).
+    Nested = "nested",
+    /// A 6to4 address around an IPv4 address that it cannot stand for (RFC 3964 section 5.1).
+    SixToFour = "six_to_four",
+    /// The tunnel's rate is used up.
+    RateLimited = "rate_limited",
+    /// The tunnel's quota is used up.
+    QuotaSpent = "quota_spent",
     /// The way to the control plane is full.
     PuntFull = "punt_full",
     /// This sender asks too often for the control plane.

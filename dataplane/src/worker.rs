@@ -10,16 +10,19 @@ use std::time::{Duration, Instant};
 use crossbeam::queue::ArrayQueue;
 
 use crate::counters::{Event, Tally};
+use crate::encap;
 use crate::forward::judge_all;
 use crate::io::{Destination, PacketIo, Side};
 use crate::limit::Buckets;
+use crate::meter::Meters;
 use crate::offload::segment::{Layout, complete};
-use crate::packet::batch::{Arrival, Batch, Packet};
-use crate::packet::icmp;
+use crate::packet::batch::{Arrival, Batch, Packet, Sender};
+use crate::packet::icmp::IcmpError;
+use crate::packet::{self, icmp};
 use crate::punt::PuntSender;
-use crate::table::Reader;
 use crate::table::slab::Path;
-use crate::update::TunnelId;
+use crate::table::{Reader, View};
+use crate::update::{Policy, TunnelId};
 use crate::verdict::{Judged, PuntClass, Reason, Verdict};
 
 /// Buffers of each side; each may hold a super-packet.
@@ -32,9 +35,6 @@ const CONTENDED: Duration = Duration::from_micros(5);
 pub(crate) const MOST_PACKETS: usize = BUFFERS * SLICES;
 /// Punts a second and sender (RFC 5572 leaves the number open; a client's set-up takes about ten).
 const PUNTS: (u32, u32) = (50, 100);
-/// ICMPv6 errors a second: for each tunnel, and by each worker (RFC 4443 section 2.4(f)).
-const ERRORS: (u32, u32) = (100, 50);
-const ALL_ERRORS: (u32, u32) = (1000, 200);
 
 /// What the control plane has sent down.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,18 @@ pub enum Inject {
         /// Which.
         id: TunnelId,
         /// The packet.
+        packet: Vec<u8>,
+    },
+    /// The same whole, whatever the tunnel's MTU: DF is set, and no fragment of it arrives (RFC 8899 section 3).
+    Whole {
+        /// Which.
+        id: TunnelId,
+        /// The packet.
+        packet: Vec<u8>,
+    },
+    /// To where its destination is: into a tunnel, or to the kernel.
+    Toward {
+        /// A whole IPv6 packet.
         packet: Vec<u8>,
     },
     /// The same to another endpoint: a probe.
@@ -92,6 +104,7 @@ pub struct Worker<I> {
     punt_limit: Buckets,
     error_limit: Buckets,
     all_errors: Buckets,
+    policy: Policy,
     error: [u8; icmp::LARGEST],
     started: Instant,
     patience: Duration,
@@ -108,6 +121,7 @@ impl<I: PacketIo> Worker<I> {
         commands: Arc<ArrayQueue<Command>>,
         (seed, started): (u64, Instant),
     ) -> Self {
+        let policy = Policy::default();
         Self {
             io,
             reader,
@@ -118,8 +132,9 @@ impl<I: PacketIo> Worker<I> {
             punts,
             commands,
             punt_limit: Buckets::new(PUNTS.0, PUNTS.1, seed),
-            error_limit: Buckets::new(ERRORS.0, ERRORS.1, seed),
-            all_errors: Buckets::new(ALL_ERRORS.0, ALL_ERRORS.1, seed),
+            error_limit: Buckets::of(policy.errors_of_tunnel, seed),
+            all_errors: Buckets::of(policy.errors, seed),
+            policy,
             error: [0; icmp::LARGEST],
             started,
             patience: Duration::ZERO,
@@ -196,15 +211,37 @@ impl<I: PacketIo> Worker<I> {
         self.worked += batch.packets.len();
         let view = self.reader.view();
         judge_all(&view, batch, &mut self.judged);
+        if view.meters().is_in_use() {
+            charge(view.meters(), batch, &mut self.judged, self.started.elapsed().as_millis() as u64);
+        }
         self.tally.fetch(self.judged.iter().filter_map(Judged::tunnel_id));
-        let error_source = view.policy().error_source;
+        let policy = view.policy();
+        let error_source = policy.error_source;
         let now = self.started.elapsed();
         self.tally.set_time(now.as_millis() as u64);
+        if policy != self.policy {
+            self.follow(policy);
+        }
+        let batch = match side {
+            Side::Tun => &mut self.tun,
+            Side::Wire => &mut self.wire,
+        };
         self.io.transmit(batch, &self.judged, now, &mut self.tally);
         for n in 0..self.judged.len() {
             self.settle(side, n, now.as_secs() as u32, now.as_millis() as u64, error_source);
         }
         more
+    }
+
+    /// Another policy: other limits, which begin full.
+    fn follow(&mut self, policy: Policy) {
+        if policy.errors_of_tunnel != self.policy.errors_of_tunnel {
+            self.error_limit = self.error_limit.with_rate(policy.errors_of_tunnel);
+        }
+        if policy.errors != self.policy.errors {
+            self.all_errors = self.all_errors.with_rate(policy.errors);
+        }
+        self.policy = policy;
     }
 
     /// What is left to do for a packet once it has been sent: count it, hand it up, tell its sender.
@@ -255,6 +292,9 @@ impl<I: PacketIo> Worker<I> {
             Verdict::Punt(PuntClass::Candidate | PuntClass::EchoReply | PuntClass::Datagram)
         );
         if let (Side::Wire, Some(path), true) = (side, judged.tunnel, is_the_tunnels) {
+            if has_odd_mark(&packet, &batch.arena) {
+                self.tally.event(Event::EcnOdd, packets);
+            }
             self.tally.received(path.tunnel, packets, packet.len as u64, second);
         }
     }
@@ -296,6 +336,12 @@ impl<I: PacketIo> Worker<I> {
                 let path = view.tunnel(*id).filter(Path::has_remote);
                 path.map(|p| (Destination::Wire(p, 0), packet))
             }
+            Inject::Whole { id, packet } => {
+                let path = view.tunnel(*id).filter(Path::has_remote);
+                let whole = |p: Path| Path { manners: p.manners.with_whole(true), ..p };
+                path.map(|p| (Destination::Wire(whole(p), 0), packet))
+            }
+            Inject::Toward { packet } => toward(&view, packet).map(|to| (to, packet)),
             Inject::TunnelAt { id, remote, local, packet } => view.tunnel(*id).map(|p| {
                 let moved = Path { remote: *remote.ip(), remote_port: remote.port(), local: *local, ..p };
                 (Destination::Wire(moved, 0), packet)
@@ -309,6 +355,22 @@ impl<I: PacketIo> Worker<I> {
     }
 }
 
+/// Marks that nobody sets on an honest path; the packet carries what figure 4 of RFC 6040 has made of them.
+fn has_odd_mark(packet: &Packet, arena: &[u8]) -> bool {
+    let Arrival::Wire(Sender { tos, .. }) = packet.arrival else { return false };
+    let now = arena.get(packet.start + 1).map_or(0, |octet| octet >> 4 & 3);
+    tos & 3 != 0 && encap::is_odd(now, tos)
+}
+
+/// Where a packet's destination is.
+fn toward(view: &View<'_>, packet: &[u8]) -> Option<Destination> {
+    let to = packet::view::View::parse(packet).ok()?.destination;
+    match view.longest_match(to).and_then(|entry| entry.owner.path().map(|path| (path, entry.len))) {
+        Some((path, 1..)) => path.has_remote().then_some(Destination::Wire(path, 0)),
+        Some((_, 0)) | None => Some(Destination::Tun),
+    }
+}
+
 /// How many packets on the wire this is.
 fn segments(batch: &Batch, packet: &Packet, judged: &Judged) -> u64 {
     if packet.offload.merged.is_none() {
@@ -316,6 +378,27 @@ fn segments(batch: &Batch, packet: &Packet, judged: &Judged) -> u64 {
     }
     let mtu = judged.tunnel.map_or(crate::update::MIN_MTU, |p| p.mtu);
     Layout::of(batch.bytes(packet), &packet.offload, mtu).map_or(1, |l| l.segments() as u64)
+}
+
+/// Lets packets of tunnels with a limit pass as far as that goes.
+fn charge(meters: &Meters, batch: &Batch, judged: &mut [Judged], now: u64) {
+    for (packet, judgement) in batch.packets.iter().zip(judged) {
+        let entered = match judgement.verdict {
+            Verdict::ToWire(path, _) if Some(path.tunnel) != judgement.tunnel_id() => Some(path),
+            Verdict::ToWire(..) | Verdict::ToTun | Verdict::ToTunAndPunt(_) => None,
+            Verdict::Punt(_) | Verdict::Drop(..) => continue,
+        };
+        let limited = [judgement.tunnel, entered].into_iter().flatten().filter(|p| p.manners.is_metered());
+        for path in limited {
+            let packets = segments(batch, packet, judgement);
+            if let Err(reason) = meters.take(path.tunnel, packets, packet.len as u64, now) {
+                // A tunnel that may carry no more is closed (RFC 4443 section 3.1); one that is too fast is only slowed.
+                let told = (reason == Reason::QuotaSpent).then_some(IcmpError::Prohibited);
+                judgement.verdict = Verdict::Drop(reason, told);
+                break;
+            }
+        }
+    }
 }
 
 /// Copies the packet up for the tunnel that it came from and the one that it entered, if they are watched.

@@ -11,6 +11,8 @@ mod by_rfc;
 mod from_tun;
 #[path = "forward_cases/from_wire.rs"]
 mod from_wire;
+#[path = "forward_cases/guarded.rs"]
+mod guarded;
 #[path = "forward_cases/lab.rs"]
 mod lab;
 #[path = "forward_cases/packets.rs"]
@@ -39,6 +41,11 @@ fn from_tun() {
 }
 
 #[test]
+fn guarded() {
+    lab::run(guarded::rows());
+}
+
+#[test]
 fn trains() {
     lab::run(trains::rows());
 }
@@ -54,7 +61,8 @@ fn upward() {
 }
 
 /// Reasons that depend on the clock or on a thousand packets: [`stories`] show them.
-const IN_STORIES: &[Reason] = &[Reason::PuntLimited, Reason::PuntFull];
+const IN_STORIES: &[Reason] =
+    &[Reason::PuntLimited, Reason::PuntFull, Reason::RateLimited, Reason::QuotaSpent];
 
 /// Reasons that the in-memory twin cannot produce, and why.
 const NEED_DEVICES: &[(Reason, &str)] = &[
@@ -70,7 +78,7 @@ const NEED_DEVICES: &[(Reason, &str)] = &[
 
 #[test]
 fn the_reasons_not_shown_here_need_devices() {
-    let rows = [from_wire::rows(), from_tun::rows(), trains::rows(), upward::rows()];
+    let rows = [from_wire::rows(), from_tun::rows(), guarded::rows(), trains::rows(), upward::rows()];
     let shown: BTreeSet<_> =
         rows.iter().flatten().flat_map(lab::Row::reasons).chain(IN_STORIES.iter().copied()).collect();
     let elsewhere: BTreeSet<_> = NEED_DEVICES.iter().map(|(reason, _)| *reason).collect();

@@ -42,6 +42,7 @@ fn record(n: u32) -> Entry {
         socket: n as u16,
         learn: Learn::Never,
         watched: false,
+        manners: Default::default(),
     };
     Entry { bits: key(n), len: 64, owner: Owner::Tunnel(path), next: NONE }
 }
@@ -234,7 +235,7 @@ fn remote(id: u32, mtu: u16) -> Ipv4Addr {
 
 fn tunnel(id: u32, mtu: u16, prefixes: Vec<Ipv6Prefix>) -> Update {
     let outer = Outer::Proto41 { local: None, remote: remote(id, mtu) };
-    Update::Upsert(Tunnel { id: TunnelId(id), outer, prefixes, mtu })
+    Update::Upsert(Tunnel { id: TunnelId(id), outer, prefixes, mtu, manners: Default::default() })
 }
 
 fn look(reader: &mut Reader) {

@@ -85,6 +85,7 @@ fn tunnel(id: u32, version: u8, prefixes: Vec<Ipv6Prefix>) -> Update {
         outer,
         prefixes,
         mtu: 1280 + id as u16 * 256 + u16::from(version),
+        manners: Default::default(),
     })
 }
 

@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::num::NonZeroU16;
 
 use proptest::prelude::*;
+use sixway_dataplane::manners::Manners;
 use sixway_dataplane::table::editor::Editor;
 use sixway_dataplane::table::slab::{Encap, Learn, OuterKey, Owner, Path};
 use sixway_dataplane::table::{Reader, View, tables};
@@ -85,7 +86,7 @@ impl Twin {
                 self.reserved.remove(at);
                 Ok(())
             }
-            Update::Policy(_) | Update::Listen(_) | Update::Unlisten(_) => Ok(()),
+            Update::Policy(_) | Update::Meter(..) | Update::Listen(_) | Update::Unlisten(_) => Ok(()),
         }
     }
 
@@ -187,6 +188,7 @@ fn path(t: &Tunnel, watched: bool) -> Option<Path> {
         socket,
         learn,
         watched,
+        manners: t.manners,
     })
 }
 
@@ -252,8 +254,15 @@ fn any_id() -> impl Strategy<Value = TunnelId> {
 
 fn any_tunnel() -> impl Strategy<Value = Tunnel> {
     let mtu = prop::sample::select(vec![1280u16, 1280, 1480, 1480, 65_000, 1279, 65_001]);
-    (any_id(), any_outer(), prop::collection::vec(any_prefix(), 0..4), mtu)
-        .prop_map(|(id, outer, prefixes, mtu)| Tunnel { id, outer, prefixes, mtu })
+    (any_id(), any_outer(), prop::collection::vec(any_prefix(), 0..4), mtu).prop_map(
+        |(id, outer, prefixes, mtu)| Tunnel {
+            id,
+            outer,
+            prefixes,
+            mtu,
+            manners: Manners::from_bits(mtu & 0x7ff),
+        },
+    )
 }
 
 fn any_update() -> impl Strategy<Value = Update> {
@@ -385,7 +394,8 @@ fn watching_a_new_tunnel_takes_records_too() {
         |many: u128| (0..many).map(|n| Ipv6Prefix::host(Ipv6Addr::from(0x2001_0db9 << 96 | n))).collect();
     let outer = Outer::Proto41 { local: None, remote: v4(1) };
     let batch = |many| {
-        let tunnel = Tunnel { id: TunnelId(1), outer, prefixes: prefixes(many), mtu: 1280 };
+        let tunnel =
+            Tunnel { id: TunnelId(1), outer, prefixes: prefixes(many), mtu: 1280, manners: Manners::PLAIN };
         [Update::Upsert(tunnel), Update::Watch(TunnelId(1), true)]
     };
     assert_eq!(editor.apply(&batch(5000)).map_err(|e| kind(&e)), Err(No::Full));

@@ -70,7 +70,7 @@ fn drawn(seed: u64, many_lengths: bool) -> Vec<Ipv6Prefix> {
 
 fn upsert(id: u32, prefixes: Vec<Ipv6Prefix>) -> Update {
     let outer = Outer::Proto41 { local: None, remote: Ipv4Addr::from(0x0a00_0000 + id) };
-    Update::Upsert(Tunnel { id: TunnelId(id), outer, prefixes, mtu: 1280 })
+    Update::Upsert(Tunnel { id: TunnelId(id), outer, prefixes, mtu: 1280, manners: Default::default() })
 }
 
 impl Twin {

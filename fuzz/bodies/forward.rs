@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use sixway_dataplane::encap::inner_class;
+use sixway_dataplane::manners::Manners;
 use sixway_dataplane::packet::batch::{Arrival, Merged, Offload, Sender};
 use sixway_dataplane::packet::view::{ICMPV6, View, set_traffic_class};
 use sixway_dataplane::start::{InMemory, in_memory};
@@ -97,7 +98,7 @@ fn owner(addr: Ipv6Addr) -> Owner {
 
 fn lab() -> InMemory {
     let mut lab = in_memory(100, 42).unwrap();
-    let policy = Policy { hairpin: true, error_source: Some(ip(ROUTER)), probe_ident: Some(0x6677) };
+    let policy = Policy { error_source: Some(ip(ROUTER)), probe_ident: Some(0x6677), ..Policy::default() };
     let mut batch = vec![
         Update::Listen(InMemory::any(PORT)),
         Update::Policy(policy),
@@ -114,7 +115,8 @@ fn lab() -> InMemory {
             },
         };
         let id = TunnelId(n as u32);
-        batch.push(Update::Upsert(Tunnel { id, outer, prefixes: vec![prefix(within)], mtu: *mtu }));
+        let (prefixes, manners) = (vec![prefix(within)], Manners::PLAIN);
+        batch.push(Update::Upsert(Tunnel { id, outer, prefixes, mtu: *mtu, manners }));
     }
     lab.apply(&batch).unwrap();
     lab
@@ -230,7 +232,7 @@ fn check(lab: &mut InMemory, packet: &[u8], arrival: Arrival, offload: Offload) 
 fn decapsulated(packet: &[u8], arrival: Arrival) -> Vec<u8> {
     let mut out = packet.to_vec();
     if let (Arrival::Wire(sender), Ok(seen)) = (arrival, View::parse(packet)) {
-        set_traffic_class(&mut out, inner_class(seen.traffic_class, sender.tos).unwrap());
+        set_traffic_class(&mut out, inner_class(Manners::PLAIN, seen.traffic_class, sender.tos).unwrap());
     }
     out
 }

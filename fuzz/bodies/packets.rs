@@ -10,6 +10,7 @@ use sixway::nd::codec;
 use sixway::nd::session::{Link, RaPolicy, advertisement, answer};
 use sixway_dataplane::encap::{inner_class, outer_tos, proto41};
 use sixway_dataplane::io::vnet;
+use sixway_dataplane::manners::Manners;
 use sixway_dataplane::packet::checksum::{Sum, icmpv6};
 use sixway_dataplane::packet::icmp::{IcmpError, LARGEST, build};
 use sixway_dataplane::packet::view::{self, HEADER, ICMPV6, View};
@@ -36,10 +37,10 @@ pub(crate) fn view(octets: &[u8]) {
     assert_eq!(again.traffic_class, !seen.traffic_class);
     for outer in 0..=255 {
         // Not even the outer mark of another packet changes an inner DSCP (RFC 2983 section 3).
-        let marked = inner_class(seen.traffic_class, outer);
+        let marked = inner_class(Manners::PLAIN, seen.traffic_class, outer);
         assert!(marked.is_none_or(|class| class >> 2 == seen.traffic_class >> 2));
     }
-    assert_eq!(outer_tos(seen.traffic_class) & 3, seen.traffic_class & 3);
+    assert_eq!(outer_tos(Manners::PLAIN, seen.traffic_class) & 3, seen.traffic_class & 3);
 }
 
 /// The outer header of protocol 41 and the kernel's description of a super-packet.
@@ -47,7 +48,13 @@ pub(crate) fn outer(octets: &[u8]) {
     if let Ok(header) = proto41::unwrap(octets) {
         assert!(header.len >= 20 && header.len <= header.total && header.total <= octets.len());
         assert_eq!(octets[9], proto41::PROTOCOL);
-        let out = proto41::wrap(header.source, header.destination, header.tos, header.total as u16, 7);
+        let out = proto41::wrap(
+            (header.source, header.destination),
+            (header.tos, 64),
+            header.total as u16,
+            7,
+            false,
+        );
         let whole = [&out[..], &vec![0; header.total.saturating_sub(20)]].concat();
         let again = proto41::unwrap(&whole).unwrap();
         assert_eq!(

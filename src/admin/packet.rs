@@ -101,6 +101,7 @@ fn error_words(error: IcmpError) -> String {
         IcmpError::NoRoute => "no route".to_owned(),
         IcmpError::AddressUnreachable => "address unreachable".to_owned(),
         IcmpError::Prohibited => "administratively prohibited".to_owned(),
+        IcmpError::SourcePolicy => "source address failed policy".to_owned(),
     }
 }
 

@@ -42,6 +42,15 @@ pub fn remedy(reason: Reason) -> &'static str {
         Reason::HairpinOff => "As configured: [router] hairpin = true lets tunnels talk to each other.",
         Reason::Scope => "Nothing: link-local and multicast stay on their link.",
         Reason::Ecn => "Nothing: the path is congested and the packet cannot carry the mark.",
+        Reason::SourceRouted => {
+            "Nothing; where routing headers are wanted: [guard] source_routes = true (never type 0)."
+        }
+        Reason::Nested => "Look for a loop of tunnels; [guard] nesting allows more.",
+        Reason::SixToFour => "Forged, or a 6to4 site that numbers itself from a private address.",
+        Reason::RateLimited => {
+            "As configured: packets_per_second or kbit_per_second of the tunnel is used up."
+        }
+        Reason::QuotaSpent => "As configured: raise the tunnel's quota_mib and reload.",
         Reason::PuntFull | Reason::PuntLimited => {
             "Look for who sends so many: `sixway show drops` names the last one."
         }

@@ -51,6 +51,9 @@ pub struct Status {
     pub nd: BTreeMap<String, u64>,
     /// What became of endpoint probes.
     pub endpoints: BTreeMap<String, u64>,
+    /// What became of errors about outer packets, and of path MTU probes.
+    #[serde(default)]
+    pub pmtu: BTreeMap<String, u64>,
     /// What is granted to users; `null`: this router grants nothing.
     pub broker: Option<BrokerStatus>,
     /// Connections and logins of the DTCP server; absent where there is none.
@@ -213,6 +216,8 @@ pub struct Sources<'a> {
     pub nd: BTreeMap<String, u64>,
     /// Counts of endpoint probing.
     pub endpoints: BTreeMap<String, u64>,
+    /// Counts of path MTU discovery.
+    pub pmtu: BTreeMap<String, u64>,
     /// Datagrams that nobody wanted.
     pub unclaimed: u64,
     /// What is granted to users.
@@ -257,6 +262,7 @@ impl Sources<'_> {
             events: Event::ALL.iter().map(|e| (e.name().to_owned(), self.counters.happened(*e))).collect(),
             nd: self.nd.clone(),
             endpoints: self.endpoints.clone(),
+            pmtu: self.pmtu.clone(),
             broker: self.broker.clone(),
             dtcp: self.dtcp.clone(),
             tsp: self.tsp.clone(),
@@ -314,7 +320,7 @@ impl Sources<'_> {
             local,
             remote,
             prefixes: live.prefixes().map(|prefix| prefix.to_string()).collect(),
-            mtu: live.config.mtu,
+            mtu: live.mtu(),
             rx_packets: totals.rx_packets,
             rx_bytes: totals.rx_bytes,
             tx_packets: totals.tx_packets,

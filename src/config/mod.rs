@@ -16,6 +16,7 @@ use toml::de::DeTable;
 mod address;
 mod aggregate;
 mod broker;
+mod care;
 mod check;
 pub mod dhcpv6;
 mod dtcp;
@@ -28,6 +29,7 @@ mod tsp;
 mod tunnel;
 
 pub use aggregate::aggregate;
+pub use care::{Care, Guard, Pmtu};
 pub use dtcp::{Dtcp, HostPrefix};
 pub use source::{ConfigError, ConfigErrors, Place, Position};
 pub use tsp::Tsp;
@@ -71,6 +73,8 @@ pub struct Config {
     pub proto41: Proto41,
     /// Which of the kernel's offloads are wanted.
     pub offload: Knobs,
+    /// What may not pass, and what is said about it.
+    pub guard: Guard,
     /// All tunnels: those written out, then those of the ranges, each in the order of the file.
     pub tunnels: Vec<TunnelConfig>,
     /// What must survive the process.
@@ -134,6 +138,8 @@ pub struct Router {
     pub pin: bool,
     /// How long a thread that has nothing to do goes on looking before it sleeps: 0 to 1000 microseconds.
     pub linger: Duration,
+    /// Time to live of outer packets, 1 to 255.
+    pub ttl: u8,
     /// How many tunnels the table holds, 1 to [`MAX_TUNNELS`], not fewer than are configured.
     pub capacity: u32,
 }
@@ -214,6 +220,15 @@ pub struct TunnelConfig {
     pub default_route: bool,
     /// Router advertisements inside it.
     pub ra: Ra,
+    /// What few tunnels ask for; use [`Self::care`].
+    pub care: Option<Box<Care>>,
+}
+
+impl TunnelConfig {
+    /// What it asks for beside the ordinary.
+    pub fn care(&self) -> Care {
+        self.care.as_deref().copied().unwrap_or_default()
+    }
 }
 
 /// Router advertisements inside a tunnel (RFC 4861 section 4.2).
@@ -326,6 +341,8 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
     let udp_section = root.table(report, "udp", &schema::UDP);
     let proto41_section = root.table(report, "proto41", &schema::PROTO41);
     let offload_section = root.table(report, "offload", &schema::OFFLOAD);
+    let guard_section = root.table(report, "guard", &schema::GUARD);
+    let guard = care::guard(report, &guard_section);
     let admin_section = root.table(report, "admin", &schema::ADMIN);
     let router = sections::router(report, &router_section);
     let udp = sections::udp(report, &udp_section);
@@ -360,6 +377,7 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
         udp,
         proto41,
         offload,
+        guard,
         tunnels: tunnels.list,
         store,
         pools: pools.list,

@@ -53,6 +53,7 @@ pub(crate) const ROOT: Schema = Schema {
         key("udp", "[udp]"),
         key("proto41", "[proto41]"),
         key("offload", "[offload]"),
+        key("guard", "[guard]"),
         key("tunnel", "[[tunnel]]"),
         key("tunnel_range", "[[tunnel_range]]"),
         key("pool", "[[pool]]"),
@@ -72,6 +73,7 @@ pub(crate) const ROUTER: Schema = Schema {
         key("workers", "workers = 0"),
         key("pin", "pin = false"),
         key("linger_us", "linger_us = 30"),
+        key("ttl", "ttl = 64"),
         key("capacity", "capacity = 1048576"),
     ],
 };
@@ -242,6 +244,14 @@ pub(crate) const TUNNEL: Schema = Schema {
         key("mtu", "mtu = 1280"),
         key("default_route", "default_route = true"),
         key("ra", "ra = { on = true }"),
+        key("pmtu", "pmtu = \"static\""),
+        key("echo", "echo = \"2001:db8:100:1::1\""),
+        key("dscp", "dscp = 0"),
+        key("ecn", "ecn = \"normal\""),
+        key("mss_clamp", "mss_clamp = false"),
+        key("packets_per_second", "packets_per_second = 100_000"),
+        key("kbit_per_second", "kbit_per_second = 1_000_000"),
+        key("quota_mib", "quota_mib = 100_000"),
     ],
 };
 
@@ -257,6 +267,25 @@ pub(crate) const TUNNEL_RANGE: Schema = Schema {
         key("remote", "remote = \"10.128.0.0:4000\""),
         key("mtu", "mtu = 1280"),
         key("ra", "ra = { on = true }"),
+        key("pmtu", "pmtu = \"static\""),
+        key("dscp", "dscp = 0"),
+        key("ecn", "ecn = \"normal\""),
+        key("mss_clamp", "mss_clamp = false"),
+        key("packets_per_second", "packets_per_second = 100_000"),
+        key("kbit_per_second", "kbit_per_second = 1_000_000"),
+        key("quota_mib", "quota_mib = 100_000"),
+    ],
+};
+
+/// `[guard]`: what may not pass, and what is said about it.
+pub(crate) const GUARD: Schema = Schema {
+    title: "[guard]",
+    keys: &[
+        key("icmp_errors", "icmp_errors = 1000"),
+        key("icmp_errors_of_tunnel", "icmp_errors_of_tunnel = 100"),
+        key("tell_source", "tell_source = false"),
+        key("source_routes", "source_routes = false"),
+        key("nesting", "nesting = 4"),
     ],
 };
 
@@ -272,7 +301,7 @@ pub(crate) const RA: Schema = Schema {
 };
 
 /// All of them.
-pub(crate) const ALL: [&Schema; 17] = [
+pub(crate) const ALL: [&Schema; 18] = [
     &ROOT,
     &ROUTER,
     &ADMIN,
@@ -286,6 +315,7 @@ pub(crate) const ALL: [&Schema; 17] = [
     &UDP,
     &PROTO41,
     &OFFLOAD,
+    &GUARD,
     &TUNNEL,
     &TUNNEL_RANGE,
     &POOL,

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sixway_dataplane::encap::OUTER_TTL;
 use sixway_dataplane::knobs::{Knob, Knobs};
 
 use super::address::{narrow_prefix, outer_address, router_address};
@@ -22,6 +23,7 @@ pub(crate) fn router(report: &mut Report<'_>, section: &Section<'_, '_>) -> Rout
     let linger = section.integer(report, "linger_us", 0..=MAX_LINGER, "0 is to sleep at once");
     let why = "each tunnel that may exist takes memory";
     let capacity = section.integer(report, "capacity", 1..=MAX_TUNNELS, why);
+    let ttl = section.integer(report, "ttl", 1..=255, "that many routers may be on the way");
     Router {
         tun,
         address: addresses(report, section),
@@ -32,6 +34,7 @@ pub(crate) fn router(report: &mut Report<'_>, section: &Section<'_, '_>) -> Rout
         workers: workers.and_then(|n| u16::try_from(n).ok()).unwrap_or(0),
         pin: section.boolean(report, "pin").unwrap_or(false),
         linger: Duration::from_micros(linger.map_or(LINGER, u64::from)),
+        ttl: ttl.and_then(|n| u8::try_from(n).ok()).unwrap_or(OUTER_TTL),
         capacity: capacity.unwrap_or(DEFAULT_CAPACITY),
     }
 }

@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 use sixway_dataplane::knobs::{Knob, Knobs};
+use sixway_dataplane::manners::{Dscp, Manners};
 use sixway_dataplane::update::{Ipv6Prefix, Outer, UdpLocal, UdpRemote};
+use sixway_dataplane::update::{Meter, Rate};
 
 use super::*;
 
@@ -112,6 +114,7 @@ fn every_key_arrives() {
             workers: 3,
             pin: true,
             linger: std::time::Duration::from_micros(0),
+            ttl: 64,
             capacity: DEFAULT_CAPACITY,
         }
     );
@@ -129,6 +132,7 @@ fn every_key_arrives() {
         mtu: 1480,
         default_route: false,
         ra: Ra { on: true, managed: true, other: false, prefix: vec![prefix("2001:db8:100:1::/64")] },
+        care: None,
     };
     assert_eq!(config.tunnels[0], alice);
     let t2 = TunnelConfig {
@@ -141,6 +145,7 @@ fn every_key_arrives() {
         mtu: 1280,
         default_route: false,
         ra: Ra { on: true, managed: false, other: false, prefix: vec![] },
+        care: None,
     };
     assert_eq!(config.tunnels[3], t2);
     assert_eq!(config.tunnels.len(), 4);
@@ -854,3 +859,55 @@ fn what_is_the_router_s_or_a_tunnel_s_is_not_given_out() {
     let fences = ["2001:db8:100::/64", "2001:db8:1ff::1/128", "2001:db8:101::/48"].map(prefix);
     assert_eq!(config.terms().fences, fences, "a network around the pool bars its one address only");
 }
+
+#[test]
+fn a_tunnel_may_ask_for_care() {
+    let written = format!(
+        "{TUNNEL}pmtu = \"probe\"\necho = \"2001:db8:100:1::1\"\ndscp = 46\necn = \"compatibility\"\nmss_clamp = true\n\
+         packets_per_second = 1000\nkbit_per_second = 8000\nquota_mib = 2\n"
+    );
+    let config = good(&written);
+    let care = config.tunnels[0].care();
+    assert_eq!((care.pmtu, care.echo), (Pmtu::Probe, Some("2001:db8:100:1::1".parse().unwrap())));
+    let manners = Manners::PLAIN.with_dscp(Dscp::Pipe(46)).with_ecn_hidden(true).with_clamped(true);
+    assert_eq!(care.manners, manners);
+    let meter = Meter { packets_per_second: 1000, octets_per_second: 1_000_000, quota: 2 << 20 };
+    assert_eq!(care.meter, meter);
+    assert_eq!(config.tunnels[0].mtu, 1480, "as much as Ethernet carries");
+    let uniform = good(&format!("{TUNNEL}dscp = \"uniform\"\n"));
+    assert_eq!(uniform.tunnels[0].care().manners.dscp(), Dscp::Uniform);
+    assert_eq!(good(TUNNEL).tunnels[0].care, None);
+}
+
+#[test]
+fn care_that_cannot_be_is_refused() {
+    for (line, what) in [
+        ("pmtu = \"probe\"", "`echo` is missing"),
+        ("pmtu = \"often\"", "pmtu"),
+        ("echo = \"ff02::1\"", "echo"),
+        ("dscp = 64", "dscp"),
+        ("dscp = \"copy\"", "dscp"),
+        ("ecn = \"off\"", "ecn"),
+        ("packets_per_second = 0", "packets_per_second"),
+    ] {
+        let said = Config::parse("t", &format!("{TUNNEL}{line}\n")).unwrap_err().to_string();
+        assert!(said.contains(what), "{line}: {said}");
+    }
+}
+
+/// RFC: I5 (RFC 4443 section 2.4(f))
+#[test]
+fn what_is_guarded_has_defaults_and_can_be_changed() {
+    let guard = good("").guard;
+    assert_eq!(guard.icmp_errors, Rate { per_second: 1000, burst: 200 });
+    assert_eq!(guard.icmp_errors_of_tunnel, Rate { per_second: 100, burst: 50 });
+    assert_eq!((guard.tell_source, guard.source_routes, guard.nesting), (false, false, 4));
+    let guard =
+        good("[guard]\nicmp_errors = 10\nicmp_errors_of_tunnel = 0\ntell_source = true\nnesting = 0\n").guard;
+    assert_eq!(guard.icmp_errors, Rate { per_second: 10, burst: 2 });
+    assert_eq!(guard.icmp_errors_of_tunnel, Rate { per_second: 0, burst: 0 });
+    assert_eq!((guard.tell_source, guard.nesting), (true, 0));
+}
+
+const TUNNEL: &str = "[[tunnel]]\nname = \"alice\"\nencap = \"proto41\"\nremote = \"10.71.0.2\"\n\
+                      prefixes = [\"2001:db8:100:1::/64\"]\n";

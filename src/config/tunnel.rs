@@ -11,6 +11,7 @@ use std::ops::Range;
 use sixway_dataplane::update::{Ipv6Prefix, MAX_MTU, MIN_MTU, Outer, UdpLocal, UdpRemote};
 
 use super::address::{inner_prefix, martian, narrow_prefix, outer_address, special, udp_local, udp_remote};
+use super::care::{Care, Pmtu, care, default_mtu};
 use super::schema;
 use super::source::{At, Complaint, Report, Section, choose};
 use super::{MAX_NAME, MAX_PREFIXES, MAX_RA_PREFIXES, MAX_TUNNELS, Ra, TunnelConfig};
@@ -73,7 +74,8 @@ fn single(report: &mut Report<'_>, section: &Section<'_, '_>, defaults: Defaults
     at_most(report, section, "prefixes", prefixes.len(), MAX_PREFIXES);
     let all_read = report.count() == before;
     let default_route = section.boolean(report, "default_route").unwrap_or(false);
-    let mtu = mtu(report, section);
+    let care = care(report, section);
+    let mtu = mtu(report, section, care.pmtu, outer.as_ref());
     let ra = ra(report, section, default_route || prefixes.contains(&Ipv6Prefix::ALL));
     // A prefix that could not be read may be the one that is missed here.
     if all_read {
@@ -87,7 +89,15 @@ fn single(report: &mut Report<'_>, section: &Section<'_, '_>, defaults: Defaults
     // Other mistakes do not keep it from being compared with the rest.
     let prefixes_at = written.iter().map(|prefix| prefix.at).collect();
     all.blocks.push(block(section, prefixes_at, all.list.len()..all.list.len() + 1));
-    all.list.push(TunnelConfig { name: name.into(), outer, prefixes, mtu, default_route, ra });
+    all.list.push(TunnelConfig {
+        name: name.into(),
+        outer,
+        prefixes,
+        mtu,
+        default_route,
+        ra,
+        care: unusual(care),
+    });
 }
 
 fn range(report: &mut Report<'_>, section: &Section<'_, '_>, defaults: Defaults, all: &mut Tunnels) {
@@ -96,7 +106,8 @@ fn range(report: &mut Report<'_>, section: &Section<'_, '_>, defaults: Defaults,
     let name = section.required(report, "name", tunnel_name);
     let outer = outer(report, section, defaults);
     let prefix = section.required(report, "prefix", narrow_prefix);
-    let mtu = mtu(report, section);
+    let care = care(report, section);
+    let mtu = mtu(report, section, care.pmtu, outer.as_ref());
     let ra = ra(report, section, false);
     if !ra.prefix.is_empty() {
         report.add(
@@ -110,7 +121,7 @@ fn range(report: &mut Report<'_>, section: &Section<'_, '_>, defaults: Defaults,
     if !range_fits(report, section, name, count, all.list.len()) {
         return;
     }
-    let seed = Seed { name, outer, prefix, mtu, ra };
+    let seed = Seed { name, outer, prefix, mtu, ra, care };
     let first = all.list.len();
     all.list.reserve(count as usize);
     for n in 0..count {
@@ -128,6 +139,7 @@ struct Seed<'d> {
     prefix: Ipv6Prefix,
     mtu: u16,
     ra: Ra,
+    care: Care,
 }
 
 impl Seed<'_> {
@@ -157,8 +169,9 @@ impl Seed<'_> {
             return None;
         }
         let (mtu, ra) = (self.mtu, self.ra.clone());
-        let name = name.into_boxed_str();
-        Some(TunnelConfig { name, outer, prefixes: vec![prefix], mtu, default_route: false, ra })
+        let (name, prefixes) = (name.into_boxed_str(), vec![prefix]);
+        let care = unusual(self.care);
+        Some(TunnelConfig { name, outer, prefixes, mtu, default_route: false, ra, care })
     }
 }
 
@@ -308,10 +321,15 @@ fn local_end(report: &mut Report<'_>, section: &Section<'_, '_>, defaults: Defau
     None
 }
 
-fn mtu(report: &mut Report<'_>, section: &Section<'_, '_>) -> u16 {
+/// Among a million tunnels most ask for nothing, and take no memory for it.
+fn unusual(care: Care) -> Option<Box<Care>> {
+    (care != Care::default()).then(|| Box::new(care))
+}
+
+fn mtu(report: &mut Report<'_>, section: &Section<'_, '_>, pmtu: Pmtu, outer: Option<&Outer>) -> u16 {
     let why = "from what every IPv6 link carries to what fits an IPv4 packet with its outer header";
     let mtu = section.integer(report, "mtu", MIN_MTU.into()..=MAX_MTU.into(), why);
-    mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(MIN_MTU)
+    mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or_else(|| default_mtu(pmtu, outer))
 }
 
 fn ra(report: &mut Report<'_>, tunnel: &Section<'_, '_>, uplink: bool) -> Ra {

@@ -120,7 +120,7 @@ impl Server {
     }
 
     fn reply(&mut self, live: &Live, asked: &Datagram<'_>, answer: &Answer) -> Option<Vec<u8>> {
-        if answer.octets.len() + HEADERS > usize::from(live.config.mtu) {
+        if answer.octets.len() + HEADERS > usize::from(live.mtu()) {
             self.too_big += 1;
             return None;
         }

@@ -161,7 +161,13 @@ impl Tables for Plane {
                     let id = TunnelId(self.next + new.len() as u32);
                     new.push((grant.lease, id));
                     let prefixes = grant.prefixes().collect();
-                    batch.push(Update::Upsert(Tunnel { id, outer: grant.outer, prefixes, mtu: grant.mtu }));
+                    batch.push(Update::Upsert(Tunnel {
+                        id,
+                        outer: grant.outer,
+                        prefixes,
+                        mtu: grant.mtu,
+                        manners: Default::default(),
+                    }));
                 }
                 Route::Down(lease, _) => {
                     batch.extend(self.numbers.get(lease).map(|id| Update::Remove(*id)));

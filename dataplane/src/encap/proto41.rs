@@ -5,7 +5,6 @@
 
 use std::net::Ipv4Addr;
 
-use super::OUTER_TTL;
 use crate::packet::checksum::Sum;
 use crate::verdict::Reason;
 
@@ -48,11 +47,18 @@ pub fn unwrap(bytes: &[u8]) -> Result<OuterHeader, Reason> {
     })
 }
 
-/// An outer header without options for a packet of `total` octets with this header; DF stays clear (RFC 4213 section
-/// 3.2.1).
-pub fn wrap(source: Ipv4Addr, destination: Ipv4Addr, tos: u8, total: u16, identification: u16) -> [u8; 20] {
+/// An outer header without options for a packet of `total` octets with this header. DF is set where the path's MTU is known
+/// (`whole`, RFC 4213 section 3.2.2), else clear (section 3.2.1).
+pub fn wrap(
+    (source, destination): (Ipv4Addr, Ipv4Addr),
+    (tos, ttl): (u8, u8),
+    total: u16,
+    identification: u16,
+    whole: bool,
+) -> [u8; 20] {
     let mut out = [0; 20];
-    (out[0], out[1], out[8], out[9]) = (0x45, tos, OUTER_TTL as u8, PROTOCOL);
+    out[6] = if whole { 0x40 } else { 0 };
+    (out[0], out[1], out[8], out[9]) = (0x45, tos, ttl, PROTOCOL);
     out[2..4].copy_from_slice(&total.to_be_bytes());
     out[4..6].copy_from_slice(&identification.to_be_bytes());
     out[12..16].copy_from_slice(&source.octets());
@@ -88,6 +94,22 @@ mod tests {
             h.total_len += 4;
         });
         assert_eq!(unwrap(&with).map(|h| (h.len, h.total)), Ok((24, 84)));
+    }
+
+    /// RFC: E1 (RFC 4213 sections 3.1, 3.3 and 3.5)
+    #[test]
+    fn the_outer_header_is_as_rfc_4213_wants_it() {
+        let ends = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+        for whole in [false, true] {
+            let out = wrap(ends, (0x2a, 64), 80, 0x1234, whole);
+            let (got, rest) = Ipv4Header::from_slice(&out).unwrap();
+            assert!(rest.is_empty() && got.options.is_empty());
+            assert_eq!((got.source, got.destination), (ends.0.octets(), ends.1.octets()));
+            assert_eq!((got.protocol, got.time_to_live, got.total_len), (IpNumber::IPV6, 64, 80));
+            assert_eq!((got.dont_fragment, got.more_fragments, got.identification), (whole, false, 0x1234));
+            assert_eq!(got.header_checksum, got.calc_header_checksum());
+            assert_eq!((got.dscp.value(), got.ecn.value()), (0x2a >> 2, 0x2a & 3));
+        }
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub struct KernelIo {
     /// Since the start, as far as `transmit` was told.
     now: Duration,
     proto41_out: Outbox,
+    /// What waits in each outbox goes with DF set, or not.
+    udp_whole: bool,
+    proto41_whole: bool,
     coalescer: Coalescer,
     kept: Instant,
 }
@@ -81,6 +84,8 @@ impl KernelIo {
             gso,
             now: Duration::ZERO,
             proto41_out: Outbox::new(),
+            udp_whole: false,
+            proto41_whole: false,
             coalescer,
             kept: Instant::now(),
         };
@@ -128,12 +133,18 @@ impl KernelIo {
             return;
         }
         let (segments, headers) = layout.map_or((1, 0), |l| (l.segments(), l.headers));
-        let other_socket = path.encap == Encap::Udp && path.socket != self.udp_out_socket;
+        let whole = path.manners.is_whole();
+        let other_socket = match path.encap {
+            Encap::Udp => path.socket != self.udp_out_socket || whole != self.udp_whole,
+            Encap::Proto41 => whole != self.proto41_whole,
+        };
         if other_socket || !self.outbox(path.encap).has_room(segments, headers) {
             self.flush(path.encap, batch, tally);
         }
-        if other_socket {
-            self.turn_to(path.socket);
+        match path.encap {
+            Encap::Udp if other_socket => self.turn_to(path.socket, whole),
+            Encap::Proto41 => self.proto41_whole = whole,
+            Encap::Udp => {}
         }
         match layout {
             None => self.outbox(path.encap).push(path, tos, packet.start, packet.len),
@@ -185,10 +196,13 @@ impl KernelIo {
         }
     }
 
-    /// UDP goes out by this socket from now on.
-    fn turn_to(&mut self, socket: u16) {
-        self.udp_out_socket = socket;
-        let port = self.udp.get_mut(usize::from(socket)).and_then(Option::as_mut);
+    /// UDP goes out by this socket from now on, with DF set or not.
+    fn turn_to(&mut self, socket: u16, whole: bool) {
+        (self.udp_out_socket, self.udp_whole) = (socket, whole);
+        let mut port = self.udp.get_mut(usize::from(socket)).and_then(Option::as_mut);
+        if let Some(port) = &mut port {
+            port.send_whole(whole);
+        }
         let trains = self.gso && port.is_some_and(|p| p.trains.holds(self.now));
         self.udp_out.begin(trains, self.now);
     }
@@ -205,7 +219,8 @@ impl KernelIo {
             Encap::Udp if !self.udp_out.is_empty() => self.flush_udp(batch, tally),
             Encap::Proto41 if !self.proto41_out.is_empty() => match &self.proto41 {
                 Some(port) => {
-                    let _has_no_trains = self.proto41_out.flush(port.sender(), &batch.arena, tally);
+                    let _has_no_trains =
+                        self.proto41_out.flush(port.sender(self.proto41_whole), &batch.arena, tally);
                 }
                 None => self.proto41_out.discard(tally),
             },
@@ -273,7 +288,7 @@ impl PacketIo for KernelIo {
 
     fn transmit(&mut self, batch: &Batch, judged: &[Judged], now: Duration, tally: &mut Tally) {
         self.now = now;
-        self.turn_to(self.udp_out_socket);
+        self.turn_to(self.udp_out_socket, self.udp_whole);
         self.coalescer.merge(self.tun.begin(now));
         self.coalescer.begin(batch.packets.len());
         for (n, (packet, judgement)) in batch.packets.iter().zip(judged).enumerate() {
@@ -299,11 +314,13 @@ impl PacketIo for KernelIo {
             }
             Destination::Wire(path, tos) => {
                 let remote = SocketAddrV4::new(path.remote, path.remote_port);
-                match (path.encap, &self.proto41, self.udp.get(usize::from(path.socket))) {
+                let whole = path.manners.is_whole();
+                match (path.encap, &self.proto41, self.udp.get_mut(usize::from(path.socket))) {
                     (Encap::Proto41, Some(port), _) => {
-                        self.proto41_out.send_now(port.sender(), path.local, remote, tos, packet)
+                        self.proto41_out.send_now(port.sender(whole), path.local, remote, tos, packet)
                     }
                     (Encap::Udp, _, Some(Some(port))) => {
+                        port.send_whole(whole);
                         self.udp_out.send_now(port.socket.as_fd(), path.local, remote, tos, packet)
                     }
                     (Encap::Proto41 | Encap::Udp, ..) => false,

@@ -364,6 +364,7 @@ mod tests {
             socket: 0,
             learn: Learn::Never,
             watched: false,
+            manners: Default::default(),
         }
     }
 

@@ -20,7 +20,7 @@ use super::udp::{REFUSE, enlarge_buffers};
 use super::whole41::WholeSender;
 use super::{vnet, whole41};
 use crate::counters::{Event, Tally};
-use crate::encap::{OUTER_TTL, proto41};
+use crate::encap::proto41;
 use crate::knobs::{Knob, Standing, Standings};
 use crate::offload::segment::detect_partial;
 use crate::packet::batch::{Arrival, BUFFER, Batch, HEADROOM, Merged, Offload, Packet, Sender};
@@ -50,11 +50,23 @@ pub enum Receive {
 #[derive(Debug)]
 pub struct Proto41Sockets {
     raw: Socket,
+    /// Sends with DF set, and hears nothing.
+    unfragmented: Socket,
     whole: Option<WholeSender>,
     packet: Option<Socket>,
     /// The raw socket, which all workers share for sending, is read here.
     reads_raw: bool,
     addresses: LocalAddresses,
+}
+
+impl Proto41Sockets {
+    /// Sets the time to live of all that is sent.
+    pub fn set_ttl(&mut self, ttl: u8) -> io::Result<()> {
+        self.raw.set_ttl_v4(ttl.into())?;
+        self.unfragmented.set_ttl_v4(ttl.into())?;
+        self.whole.iter_mut().for_each(|whole| whole.ttl = ttl);
+        Ok(())
+    }
 }
 
 /// Opens the sockets of `workers` workers. Returns them and the rung taken.
@@ -83,13 +95,15 @@ pub fn open(
     if taken == Receive::Packet {
         raw.attach_filter(&[REFUSE])?;
     }
+    let unfragmented = open_unfragmented()?;
     let mut packets = packets.unwrap_or_default().into_iter();
     let mut all = Vec::with_capacity(workers);
     for n in 0..workers {
         let reads_raw = taken == Receive::Raw && n == 0;
         let addresses = LocalAddresses::of_this_network();
         let (raw, packet, whole) = (raw.try_clone()?, packets.next(), whole.next());
-        all.push(Proto41Sockets { raw, whole, packet, reads_raw, addresses });
+        let unfragmented = unfragmented.try_clone()?;
+        all.push(Proto41Sockets { raw, unfragmented, whole, packet, reads_raw, addresses });
     }
     Ok((all, taken))
 }
@@ -111,12 +125,23 @@ fn open_raw() -> io::Result<Socket> {
     let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(i32::from(proto41::PROTOCOL))))?;
     raw.set_nonblocking(true)?;
     enlarge_buffers(&raw);
-    raw.set_ttl_v4(OUTER_TTL)?;
     let fd = raw.as_fd();
     set_option(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
     // DF stays clear at every static MTU (RFC 4213 section 3.2.1).
     set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
     let _counts_losses_where_known = set_option(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
+    Ok(raw)
+}
+
+/// A raw socket that sends with DF set (RFC 4213 section 3.2.2). The kernel gives every raw socket a copy of what comes;
+/// bound to the broadcast address, this one is passed over, and what it sends still gets its source from the route.
+fn open_unfragmented() -> io::Result<Socket> {
+    let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(i32::from(proto41::PROTOCOL))))?;
+    raw.set_nonblocking(true)?;
+    raw.attach_filter(&[REFUSE])?;
+    enlarge_buffers(&raw);
+    set_option(raw.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+    raw.bind(&std::net::SocketAddr::from((Ipv4Addr::BROADCAST, 0)).into())?;
     Ok(raw)
 }
 
@@ -223,9 +248,9 @@ impl Proto41Port {
         Self { sockets, at_home, lost: 0, ready: true }
     }
 
-    /// The socket to send with.
-    pub fn sender(&self) -> BorrowedFd<'_> {
-        self.sockets.raw.as_fd()
+    /// The socket to send with, where outer packets may be fragmented or where they go `whole`.
+    pub fn sender(&self, whole: bool) -> BorrowedFd<'_> {
+        if whole { self.sockets.unfragmented.as_fd() } else { self.sockets.raw.as_fd() }
     }
 
     /// The way out for super-packets, if there is one at `now`, counted from the start; and the socket to send with.

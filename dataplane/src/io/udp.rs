@@ -89,6 +89,7 @@ pub struct UdpPort {
     lost: u32,
     /// Whether its device cuts trains.
     pub trains: Fuse,
+    whole: bool,
     /// Something may be waiting in it.
     pub ready: bool,
 }
@@ -96,12 +97,23 @@ pub struct UdpPort {
 impl UdpPort {
     /// A socket that [`open_group`] has made for `at`.
     pub fn new(socket: UdpSocket, at: SocketAddrV4) -> Self {
-        Self { socket, at, lost: 0, trains: Fuse::new(1), ready: true }
+        Self { socket, at, lost: 0, trains: Fuse::new(1), whole: false, ready: true }
     }
 
     /// Whether datagrams from `local` are sent by this socket.
     pub fn is_at(&self, local: SocketAddrV4) -> bool {
         self.at.port() == local.port() && (self.at.ip().is_unspecified() || self.at.ip() == local.ip())
+    }
+
+    /// From the next send on DF is set in outer headers, or not (RFC 4213 section 3.2.2). With it a packet longer than the
+    /// interface takes is refused; what this host has learned of the path is the control plane's business, not the socket's.
+    pub fn send_whole(&mut self, whole: bool) {
+        if self.whole == whole {
+            return;
+        }
+        let mode = if whole { libc::IP_PMTUDISC_PROBE } else { libc::IP_PMTUDISC_DONT };
+        let set = set_option(self.socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode);
+        self.whole = if set.is_ok() { whole } else { self.whole };
     }
 
     /// Fills the buffers of `batch` with these numbers. Returns how many were used; fewer than there were means

@@ -19,7 +19,7 @@ use super::route::{Routes, Way};
 use super::sys::{bind_packet, set_option};
 use super::tcx::{Forwarding, LINK_HEADER, LOOPBACK, OUTER_HEADER};
 use super::{udp, vnet};
-use crate::encap::proto41;
+use crate::encap::{OUTER_TTL, proto41};
 use crate::knobs::Fuse;
 use crate::offload::segment::{Layout, cut};
 use crate::packet::batch::{Merged, Offload};
@@ -56,6 +56,8 @@ pub struct WholeSender {
     socket: Socket,
     forwarding: Forwarding,
     routes: Routes,
+    /// The outer time to live.
+    pub ttl: u8,
 }
 
 impl WholeSender {
@@ -68,7 +70,7 @@ impl WholeSender {
         bind_packet(socket.as_fd(), 0, LOOPBACK)?;
         let routes = Routes::open()?;
         let forwarding = forwarding.clone();
-        Ok(Self { fuse: Fuse::new(STRIKES), was_detached: false, socket, forwarding, routes })
+        Ok(Self { fuse: Fuse::new(STRIKES), was_detached: false, socket, forwarding, routes, ttl: OUTER_TTL })
     }
 
     /// Whether it may be used at `now`, counted from the start.
@@ -109,13 +111,13 @@ impl WholeSender {
         if OUTER_HEADER + layout.largest() > way.mtu as usize {
             return Sent::TooLong;
         }
-        self.send_by(way, path.remote, tos, packet, offload, layout)
+        self.send_by(way, (path.remote, path.manners.is_whole()), tos, packet, offload, layout)
     }
 
     fn send_by(
         &mut self,
         way: Way,
-        peer: Ipv4Addr,
+        (peer, unfragmented): (Ipv4Addr, bool),
         tos: u8,
         packet: &[u8],
         offload: &Offload,
@@ -130,7 +132,7 @@ impl WholeSender {
         let vnet = vnet::emit(&outside, usize::from(shift) + layout.headers, layout.has_cwr(packet));
         let link = self.forwarding.link_header(way.interface);
         let identification = self.forwarding.identify(layout.segments());
-        let outer = proto41::wrap(way.source, peer, tos, total, identification);
+        let outer = proto41::wrap((way.source, peer), (tos, self.ttl), total, identification, unfragmented);
         let frame = [&vnet[..], &link, &outer, packet].map(IoSlice::new);
         let fd = self.socket.as_raw_fd();
         let send = || sendmsg::<()>(fd, &frame, &[], MsgFlags::MSG_DONTWAIT, None);
@@ -155,7 +157,7 @@ pub fn test(forwarding: &Forwarding) -> io::Result<()> {
     bind_packet(ear.as_fd(), ETHERTYPE_IPV4, LOOPBACK)?;
     let (packet, offload, layout) = specimen()?;
     let way = Way { interface: LOOPBACK, mtu: u32::MAX, source: Ipv4Addr::LOCALHOST };
-    if sender.send_by(way, Ipv4Addr::LOCALHOST, 0, &packet, &offload, &layout) != Sent::Whole {
+    if sender.send_by(way, (Ipv4Addr::LOCALHOST, false), 0, &packet, &offload, &layout) != Sent::Whole {
         return Err(io::Error::other("the loopback device does not take a super-packet (is it down?)"));
     }
     let mut expected = segments_of(&packet, &layout).into_iter().peekable();

@@ -25,6 +25,8 @@ pub enum IcmpError {
     AddressUnreachable,
     /// Type 1 code 1.
     Prohibited,
+    /// Type 1 code 5: the source is not one of this tunnel's.
+    SourcePolicy,
 }
 
 /// The largest message we send: a whole packet of the minimum MTU (RFC 4443 section 2.4(c)).
@@ -34,12 +36,37 @@ pub const LARGEST: usize = MIN_MTU as usize;
 /// sent (RFC 4443 section 2.4(e)).
 pub fn build(error: IcmpError, source: Ipv6Addr, offending: &[u8], out: &mut [u8; LARGEST]) -> Option<usize> {
     let view = View::parse(offending).ok()?;
-    let whole = &offending[..view.len];
-    if !may_answer(error, &view, whole) {
+    build_about(error, source, &view, &offending[..view.len], out)
+}
+
+/// The same about a packet of which only the beginning is left, as in another error's quote; `None` too when that is less
+/// than its header and eight octets.
+pub fn build_quoted(
+    error: IcmpError,
+    source: Ipv6Addr,
+    quoted: &[u8],
+    out: &mut [u8; LARGEST],
+) -> Option<usize> {
+    let view = View::parse_cut(quoted).ok()?;
+    let left = &quoted[..view.len.min(quoted.len())];
+    if left.len() < view.len.min(HEADER + 8) {
+        return None;
+    }
+    build_about(error, source, &view, left, out)
+}
+
+fn build_about(
+    error: IcmpError,
+    source: Ipv6Addr,
+    view: &View,
+    whole: &[u8],
+    out: &mut [u8; LARGEST],
+) -> Option<usize> {
+    if !may_answer(error, view, whole) {
         return None;
     }
     let quote = &whole[HEADER..whole.len().min(LARGEST - HEADER - 8)];
-    let header = Ipv6Repr::parse(&Ipv6Packet::new_unchecked(whole)).ok()?;
+    let header = quoted_header(whole)?;
     // The quoted header keeps its own payload length: that is what the sender compares.
     let repr = icmp_repr(error, header, quote);
     let ip = Ipv6Repr {
@@ -56,6 +83,13 @@ pub fn build(error: IcmpError, source: Ipv6Addr, offending: &[u8], out: &mut [u8
     repr.emit(&source, &view.source, &mut Icmpv6Packet::new_unchecked(&mut out[HEADER..]), &checksum);
     restore_quote(out, whole, source, view.source);
     Some(len)
+}
+
+/// smoltcp wants a header whose length is true; the quote gets its own back afterwards.
+fn quoted_header(whole: &[u8]) -> Option<Ipv6Repr> {
+    let mut header = *whole.first_chunk::<HEADER>()?;
+    header[4..6].fill(0);
+    Ipv6Repr::parse(&Ipv6Packet::new_checked(&header[..]).ok()?).ok()
 }
 
 /// smoltcp re-emits the quoted header from its parsed form, which drops traffic class and flow label: put the
@@ -79,6 +113,7 @@ fn icmp_repr(error: IcmpError, header: Ipv6Repr, data: &[u8]) -> Icmpv6Repr<'_> 
         IcmpError::NoRoute => unreachable(Icmpv6DstUnreachable::NoRoute),
         IcmpError::AddressUnreachable => unreachable(Icmpv6DstUnreachable::AddrUnreachable),
         IcmpError::Prohibited => unreachable(Icmpv6DstUnreachable::AdminProhibit),
+        IcmpError::SourcePolicy => unreachable(Icmpv6DstUnreachable::FailedPolicy),
     }
 }
 
@@ -137,6 +172,21 @@ mod tests {
     }
 
     /// RFC: I8 (RFC 8200 section 5)
+    /// RFC: I2 (RFC 2473 section 8.2)
+    #[test]
+    fn what_is_left_of_a_packet_is_quoted_as_far_as_it_goes() {
+        let offending = udp(US, 1400);
+        let mut out = [0; LARGEST];
+        let len = build_quoted(IcmpError::AddressUnreachable, US, &offending[..500], &mut out).unwrap();
+        assert_eq!(out[48..len], offending[..500]);
+        assert_eq!(out[40..42], [1, 3]);
+        let sum = super::super::checksum::Sum::pseudo(&out[8..40], (len - 40) as u32, 58).plus(&out[40..len]);
+        assert!(sum.is_intact());
+        for cut in [0, 39, 47] {
+            assert_eq!(build_quoted(IcmpError::NoRoute, US, &offending[..cut], &mut out), None, "{cut}");
+        }
+    }
+
     #[test]
     fn the_mtu_told_is_never_below_1280() {
         let error = build(IcmpError::PacketTooBig(576), US, &udp(US, 10)).unwrap();

@@ -3,5 +3,6 @@
 pub mod batch;
 pub mod checksum;
 pub mod icmp;
+pub mod mss;
 mod simd;
 pub mod view;

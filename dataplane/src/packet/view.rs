@@ -13,6 +13,8 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// Protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;
+const IPV6_INSIDE: u8 = 41;
+const IPV4_INSIDE: u8 = 4;
 /// Most extension headers that are walked.
 const MOST_EXTENSIONS: usize = 8;
 
@@ -61,14 +63,27 @@ impl View {
         if len > payload.len() {
             return Err(Unreadable::Truncated);
         }
-        Ok(Self {
+        Ok(Self::of(header, len))
+    }
+
+    /// Reads the fixed header of a packet of which the end may be missing: `len` may be more than there is.
+    pub fn parse_cut(packet: &[u8]) -> Result<Self, Unreadable> {
+        let header = packet.first_chunk::<HEADER>().ok_or(Unreadable::TooShort)?;
+        if header[0] >> 4 != 6 {
+            return Err(Unreadable::NotIpv6);
+        }
+        Ok(Self::of(header, usize::from(u16::from_be_bytes([header[4], header[5]]))))
+    }
+
+    fn of(header: &[u8; HEADER], len: usize) -> Self {
+        Self {
             source: address(header, 8),
             destination: address(header, 24),
             len: HEADER + len,
             next_header: header[6],
             hop_limit: header[7],
             traffic_class: header[0] << 4 | header[1] >> 4,
-        })
+        }
     }
 
     /// The ICMPv6 type when that header follows directly.
@@ -105,6 +120,56 @@ pub fn upper_layer(packet: &[u8]) -> Option<(usize, u8, bool)> {
         at += length;
     }
     None
+}
+
+/// Whether a routing header with segments left stands in the chain: of type 0 (RFC 5095 section 3), or of `any` type but
+/// those of mobile nodes' home addresses (type 2, RFC 6275 section 6.4), which lead nowhere else.
+pub fn is_source_routed(packet: &[u8], any: bool) -> bool {
+    let mut next = packet.get(6).copied();
+    let mut at = HEADER;
+    for _ in 0..MOST_EXTENSIONS {
+        let field = |n: usize| packet.get(at + n).copied();
+        let (Some(kind), Some(following), Some(len)) = (next, field(0), field(1)) else { return false };
+        at += match kind {
+            43 if field(3).is_some_and(|left| left > 0)
+                && (field(2) == Some(0) || any && field(2) != Some(2)) =>
+            {
+                return true;
+            }
+            0 | 43 | 60 => 8 + 8 * usize::from(len),
+            44 => 8,
+            _ => return false,
+        };
+        next = Some(following);
+    }
+    false
+}
+
+/// How many tunnels are inside this packet: IPv6 or IPv4 behind its headers, and so on inward (protocols 41 and 4). What
+/// cannot be followed ends the count.
+pub fn depth(packet: &[u8]) -> u8 {
+    let mut inside = packet;
+    let mut found = 0;
+    while let Some((at, protocol)) = carried(inside) {
+        match protocol {
+            IPV6_INSIDE | IPV4_INSIDE => found += 1,
+            _ => break,
+        }
+        match inside.get(at..) {
+            Some(rest) if !rest.is_empty() && found < u8::MAX => inside = rest,
+            _ => break,
+        }
+    }
+    found
+}
+
+/// Where the payload of an IPv6 or IPv4 packet begins and which protocol it is.
+fn carried(packet: &[u8]) -> Option<(usize, u8)> {
+    match packet.first()? >> 4 {
+        6 => upper_layer(packet).filter(|(_, _, later)| !later).map(|(at, protocol, _)| (at, protocol)),
+        4 => Some((usize::from(packet[0] & 0x0f).max(5) * 4, *packet.get(9)?)),
+        _ => None,
+    }
 }
 
 /// Overwrites the traffic class in place; no IPv6 checksum covers it.
@@ -155,6 +220,44 @@ mod tests {
         four[0] = 0x45;
         assert_eq!(View::parse(&four), Err(Unreadable::NotIpv6));
         assert_eq!(View::parse(&[]), Err(Unreadable::TooShort));
+    }
+
+    /// RFC: L3 (RFC 2473 section 4.1.1)
+    #[test]
+    fn tunnels_inside_are_counted_from_outside_in() {
+        let within = |inner: &[u8], protocol: u8| {
+            let mut out = packet()[..40].to_vec();
+            out[6] = protocol;
+            out[4..6].copy_from_slice(&(inner.len() as u16).to_be_bytes());
+            out.extend_from_slice(inner);
+            out
+        };
+        let (one, mut four) = (within(&packet(), 41), vec![0x45; 20]);
+        four[9] = 41;
+        four.extend_from_slice(&one);
+        assert_eq!((depth(&packet()), depth(&one), depth(&within(&one, 41))), (0, 1, 2));
+        assert_eq!(depth(&within(&four, 4)), 3);
+        let mut behind_options = vec![41, 0, 1, 4, 0, 0, 0, 0];
+        behind_options.extend_from_slice(&packet());
+        assert_eq!(depth(&within(&behind_options, 60)), 1);
+        assert_eq!((depth(&one[..40]), depth(&[]), depth(&one[..41])), (1, 0, 1));
+    }
+
+    /// RFC: D13 (RFC 5095 section 3)
+    #[test]
+    fn routing_headers_with_segments_left_are_seen() {
+        let routed = |kind: u8, left: u8| {
+            let mut out = packet()[..40].to_vec();
+            out[6] = 0;
+            out.extend_from_slice(&[43, 0, 1, 4, 0, 0, 0, 0, UDP, 2, kind, left]);
+            out.resize(out.len() + 20, 0);
+            out
+        };
+        let seen = |kind, left| [false, true].map(|any| is_source_routed(&routed(kind, left), any));
+        assert_eq!(seen(0, 1), [true, true]);
+        assert_eq!(seen(4, 1), [false, true]);
+        assert_eq!((seen(0, 0), seen(2, 1)), ([false; 2], [false; 2]));
+        assert!(!is_source_routed(&packet(), true) && !is_source_routed(&routed(0, 1)[..50], true));
     }
 
     #[test]

@@ -16,7 +16,8 @@ use super::slab::{Encap, Entry, Learn, NO_PREFIX, NONE, OuterKey, Owner, Path};
 use super::stage::{Keyed, Staged};
 use super::{Root, Shared};
 use crate::update::{
-    Generation, Holder, Ipv6Prefix, Outer, Policy, Rejected, Tunnel, TunnelId, UdpLocal, UdpRemote, Update,
+    Generation, Holder, Ipv6Prefix, Meter, Outer, Policy, Rejected, Tunnel, TunnelId, UdpLocal, UdpRemote,
+    Update,
 };
 
 /// From so many updates on, room for all of them is made at once.
@@ -184,7 +185,7 @@ impl Editor {
                 }
                 Update::Remove(id) | Update::Watch(id, _) => *head = by_id.head(*id).unwrap_or(NONE),
                 Update::Reserve(prefix, _) | Update::Free(prefix) => seen ^= self.prefixes.touch(*prefix),
-                Update::Listen(_) | Update::Unlisten(_) | Update::Policy(_) => {}
+                Update::Listen(_) | Update::Unlisten(_) | Update::Meter(..) | Update::Policy(_) => {}
             }
         }
         let coming = self.free.iter().rev().take(updates.len());
@@ -216,7 +217,7 @@ impl Editor {
                 }
                 Update::Reserve(prefix, _) => coming.push(*prefix),
                 Update::Remove(_) | Update::Free(_) | Update::Listen(_) | Update::Unlisten(_) => {}
-                Update::Watch(..) | Update::Policy(_) => {}
+                Update::Watch(..) | Update::Meter(..) | Update::Policy(_) => {}
             }
         }
         let mut changed = self.prefixes.expect(coming, &self.shared.slab);
@@ -244,6 +245,7 @@ impl Editor {
                 self.policy = *policy;
                 self.publish_root();
             }
+            Update::Meter(id, meter) => self.shared.meters.set(*id, *meter),
             Update::Listen(_) | Update::Unlisten(_) => {}
         }
     }
@@ -345,6 +347,7 @@ impl Editor {
             self.tunnels -= 1;
         }
         self.shared.by_id.publish(id, None);
+        self.shared.meters.set(id, Meter::NONE);
         self.waiting.extend(old.iter().map(|(n, _)| *n));
         self.old = old;
     }
@@ -477,6 +480,11 @@ impl Editor {
         }
     }
 
+    /// The tunnel whose peer has this key and that takes packets to our address `local`.
+    pub fn peer(&self, key: OuterKey, local: Ipv4Addr) -> Option<Path> {
+        self.by_outer(key, |path| path.takes_local(local))
+    }
+
     pub(super) fn path_of(&self, t: &Tunnel) -> Result<Path, Rejected> {
         let path = Path {
             tunnel: t.id,
@@ -489,6 +497,7 @@ impl Editor {
             socket: 0,
             learn: Learn::Never,
             watched: self.path(t.id).is_some_and(|p| p.watched),
+            manners: t.manners,
         };
         match t.outer {
             Outer::Proto41 { local, remote } => {

@@ -19,6 +19,7 @@ use std::hint::black_box;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, OnceLock};
 
+use crate::meter::Meters;
 use crate::sync::{AtomicU32, Held, Ordering, Swap};
 use crate::update::{Policy, TunnelId};
 use index::{Index, MOST_NUMBERS, Seed};
@@ -69,6 +70,7 @@ struct Shared {
     slab: Slab,
     by_id: ById,
     quiescence: Quiescence,
+    meters: Meters,
     seed: Seed,
 }
 
@@ -76,7 +78,7 @@ struct Shared {
 ///
 /// `seed` should be random: it keeps strangers from choosing colliding outer addresses.
 pub fn tables(capacity: u32, readers: usize, seed: u64) -> (editor::Editor, Vec<Reader>) {
-    let policy = Policy { hairpin: true, error_source: None, probe_ident: None };
+    let policy = Policy::default();
     let root = Root { levels: Vec::new(), outer: Arc::new(Index::for_items(8)), policy };
     let shared = Arc::new(Shared {
         root: Arc::new(Swap::from_pointee(root)),
@@ -84,6 +86,7 @@ pub fn tables(capacity: u32, readers: usize, seed: u64) -> (editor::Editor, Vec<
         slab: Slab::new((capacity as usize * 8 + 4096).min(MOST_NUMBERS)),
         by_id: ById::new(capacity),
         quiescence: Quiescence::new(readers),
+        meters: Meters::new(capacity),
         seed: Seed(seed),
     });
     let readers = (0..readers).map(|who| Reader::new(shared.clone(), who)).collect();
@@ -228,6 +231,11 @@ impl View<'_> {
     pub fn tunnel(&self, id: TunnelId) -> Option<Path> {
         let head = self.shared.by_id.head(id)?;
         self.shared.slab.read(head)?.owner.path()
+    }
+
+    /// What of tunnels' limits is left.
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.shared.meters
     }
 
     /// What holds for all tunnels.

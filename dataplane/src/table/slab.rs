@@ -7,6 +7,7 @@
 use std::net::Ipv4Addr;
 use std::sync::OnceLock;
 
+use crate::manners::Manners;
 use crate::memory;
 use crate::sync::{AtomicU64, Ordering};
 use crate::update::{Holder, Ipv6Prefix, TunnelId};
@@ -77,6 +78,8 @@ pub struct Path {
     pub learn: Learn,
     /// Copies of its packets go up the punt queue.
     pub watched: bool,
+    /// How it treats its packets.
+    pub manners: Manners,
 }
 
 /// The encapsulations (RFC 4213; RFC 5572 section 4.5).
@@ -266,7 +269,7 @@ fn encode_path(w: &mut [u64; WORDS], p: &Path) {
     w[2] |= (p.learn as u64) << 48 | u64::from(p.watched) << 56;
     w[3] |= u64::from(p.tunnel.0) << 32;
     w[4] = u64::from(u32::from(p.remote)) << 32 | u64::from(p.remote_port) << 16 | u64::from(p.local_port);
-    w[5] = u64::from(u32::from(p.local));
+    w[5] = u64::from(u32::from(p.local)) | u64::from(p.manners.bits()) << 32;
 }
 
 fn decode_owner(head: u64, r: &Record) -> Owner {
@@ -281,18 +284,19 @@ fn decode_owner(head: u64, r: &Record) -> Owner {
         2 => Learn::Anywhere,
         _ => Learn::Never,
     };
-    let ends = r.load(4);
+    let (ends, ours) = (r.load(4), r.load(5));
     Owner::Tunnel(Path {
         tunnel: TunnelId((r.load(3) >> 32) as u32),
         encap,
         mtu: (head >> 16) as u16,
         remote: Ipv4Addr::from((ends >> 32) as u32),
         remote_port: (ends >> 16) as u16,
-        local: Ipv4Addr::from(r.load(5) as u32),
+        local: Ipv4Addr::from(ours as u32),
         local_port: ends as u16,
         socket: (head >> 32) as u16,
         learn,
         watched: head >> 56 != 0,
+        manners: Manners::from_bits((ours >> 32) as u16),
     })
 }
 
@@ -314,6 +318,7 @@ mod tests {
             socket: 0xabcd,
             learn: Learn::Anywhere,
             watched: true,
+            manners: Manners::from_bits(0x7ff),
         };
         let entry = Entry { bits: u128::MAX - 5, len: 128, owner: Owner::Tunnel(path), next: NONE };
         assert!(slab.write(CHUNK as u32 + 7, &entry));

@@ -138,7 +138,7 @@ impl Staged {
     pub(super) fn check(&mut self, table: &Editor, batch: &[Update], at: usize) -> Result<(), Rejected> {
         match &batch[at] {
             Update::Upsert(tunnel) => self.check_upsert(table, batch, at, tunnel),
-            Update::Remove(id) | Update::Watch(id, _) if !self.exists(table, *id) => {
+            Update::Remove(id) | Update::Watch(id, _) | Update::Meter(id, _) if !self.exists(table, *id) => {
                 Err(Rejected::NoTunnel(*id))
             }
             Update::Remove(id) => {
@@ -161,7 +161,7 @@ impl Staged {
                 }
                 Some(Claim::Tunnel(_)) | None => Err(Rejected::NotReserved(*prefix)),
             },
-            Update::Policy(_) | Update::Listen(_) | Update::Unlisten(_) => Ok(()),
+            Update::Policy(_) | Update::Meter(..) | Update::Listen(_) | Update::Unlisten(_) => Ok(()),
         }
     }
 
@@ -171,7 +171,7 @@ impl Staged {
         Some(at.and_then(|at| match batch.get(at)? {
             Update::Upsert(tunnel) => Some(tunnel),
             Update::Remove(_) | Update::Reserve(..) | Update::Free(_) | Update::Listen(_) => None,
-            Update::Unlisten(_) | Update::Watch(..) | Update::Policy(_) => None,
+            Update::Unlisten(_) | Update::Watch(..) | Update::Meter(..) | Update::Policy(_) => None,
         }))
     }
 

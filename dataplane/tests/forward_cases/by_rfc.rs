@@ -1,6 +1,6 @@
 //! The rows once more, by the requirement that they show: the names that `docs/rfc.md` knows.
 
-use crate::{from_tun, from_wire, lab, trains, upward};
+use crate::{from_tun, from_wire, guarded, lab, trains, upward};
 
 /// RFC: D7 (RFC 4213 section 3.6: what is longer than our own MTU is taken)
 #[test]
@@ -105,4 +105,46 @@ fn super_packets() {
 #[test]
 fn datagrams_go_up() {
     lab::run(upward::rows());
+}
+
+/// RFC: E9 (RFC 2983 section 3)
+#[test]
+fn code_points_are_the_tunnels_choice() {
+    lab::run(guarded::code_points());
+}
+
+/// RFC: E10, E11 (RFC 6040 sections 4.1 to 4.3)
+#[test]
+fn congestion_marks_in_either_mode_and_encapsulation() {
+    lab::run(guarded::congestion());
+}
+
+/// RFC: T1 (RFC 9293 section 3.7.1)
+#[test]
+fn segment_sizes_are_lowered_where_asked_for() {
+    lab::run(guarded::segment_sizes());
+}
+
+/// RFC: D13 (RFC 5095 section 3; RFC 6169 section 2.3)
+#[test]
+fn source_routes_end_here() {
+    lab::run(guarded::source_routed());
+}
+
+/// RFC: L3 (RFC 2473 section 4.1.1)
+#[test]
+fn tunnels_in_tunnels_are_counted() {
+    lab::run(guarded::nested());
+}
+
+/// RFC: L4 (RFC 3964 section 5.1)
+#[test]
+fn six_to_four_addresses_stand_for_their_sites() {
+    lab::run(guarded::six_to_four());
+}
+
+/// RFC: I7 (RFC 4443 section 3.1)
+#[test]
+fn a_source_outside_is_told_where_asked_for() {
+    lab::run(guarded::outside());
 }

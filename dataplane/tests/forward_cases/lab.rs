@@ -9,6 +9,7 @@ use std::num::NonZeroU16;
 use etherparse::{Icmpv6Slice, Ipv6HeaderSlice};
 use sixway_dataplane::counters::{Event, TunnelTotals};
 use sixway_dataplane::explain::Standing;
+use sixway_dataplane::manners::Manners;
 use sixway_dataplane::offload::coalesce::Coalescer;
 use sixway_dataplane::offload::segment::{Layout, complete, cut};
 use sixway_dataplane::packet::batch::{Arrival, Batch, Offload, Packet, Sender};
@@ -100,7 +101,13 @@ pub(crate) fn marked(sender: Sender, tos: u8) -> Sender {
 }
 
 pub(crate) fn tunnel(id: u32, outer: Outer, within: &str, mtu: u16) -> Update {
-    Update::Upsert(Tunnel { id: TunnelId(id), outer, prefixes: vec![prefix(within)], mtu })
+    Update::Upsert(Tunnel {
+        id: TunnelId(id),
+        outer,
+        prefixes: vec![prefix(within)],
+        mtu,
+        manners: Manners::PLAIN,
+    })
 }
 
 fn proto41(id: u32) -> Outer {
@@ -116,7 +123,7 @@ pub(crate) fn uplink() -> Update {
 }
 
 pub(crate) fn policy() -> Policy {
-    Policy { hairpin: true, error_source: Some(ip(ROUTER)), probe_ident: Some(IDENT) }
+    Policy { error_source: Some(ip(ROUTER)), probe_ident: Some(IDENT), ..Policy::default() }
 }
 
 fn world() -> Vec<Update> {

@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use etherparse::{IcmpEchoHeader, Icmpv6Type, PacketBuilder};
+use etherparse::{IcmpEchoHeader, Icmpv6Type, PacketBuilder, TcpOptionElement};
 use sixway_dataplane::packet::batch::{Merged, Offload};
 use sixway_dataplane::packet::checksum::Sum;
 
@@ -126,4 +126,34 @@ pub(crate) fn unfinished(mut packet: Vec<u8>, offset: u16) -> (Vec<u8>, (u16, u1
 
 fn payload(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n * 31 % 251) as u8).collect()
+}
+
+/// A TCP SYN that offers segments of this size.
+pub(crate) fn syn(source: &str, destination: &str, size: u16) -> Vec<u8> {
+    let mut out = Vec::new();
+    let b =
+        PacketBuilder::ipv6(ip(source).octets(), ip(destination).octets(), 64).tcp(4000, 5000, 7, 1000).syn();
+    let b = b.options(&[TcpOptionElement::MaximumSegmentSize(size)]).unwrap();
+    b.write(&mut out, &[]).unwrap();
+    out
+}
+
+/// The packet with one more header of eight octets behind its fixed one, which begins (after length) with `words`.
+pub(crate) fn with_header(packet: Vec<u8>, kind: u8, words: [u8; 2]) -> Vec<u8> {
+    let mut out = packet[..40].to_vec();
+    out[6] = kind;
+    let len = u16::from_be_bytes([packet[4], packet[5]]) + 8;
+    out[4..6].copy_from_slice(&len.to_be_bytes());
+    out.extend_from_slice(&[packet[6], 0, words[0], words[1], 0, 0, 0, 0]);
+    out.extend_from_slice(&packet[40..]);
+    out
+}
+
+/// A packet in another: IPv6 in IPv6 (RFC 2473 section 3).
+pub(crate) fn within(source: &str, destination: &str, inner: &[u8]) -> Vec<u8> {
+    let mut out = bare(source, destination)[..40].to_vec();
+    out[6] = 41;
+    out[4..6].copy_from_slice(&(inner.len() as u16).to_be_bytes());
+    out.extend_from_slice(inner);
+    out
 }

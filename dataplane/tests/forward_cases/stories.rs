@@ -4,14 +4,16 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use sixway_dataplane::counters::Event;
+use sixway_dataplane::manners::Manners;
 use sixway_dataplane::packet::batch::{Arrival, Offload};
 use sixway_dataplane::punt::FRAMES;
 use sixway_dataplane::start::InMemory;
-use sixway_dataplane::update::{TunnelId, UdpRemote, Update};
+use sixway_dataplane::update::{Meter, Policy, Rate, TunnelId, UdpRemote, Update};
 use sixway_dataplane::verdict::{PuntClass, Reason, Verdict};
+use sixway_dataplane::worker::Inject;
 
 use crate::lab::{
-    A, B, C, D, HOST_A, HOST_C, HOST_D, NOBODY, WORLD, drain, lab, over_udp, peer, tunnel, udp_outer,
+    A, B, C, D, HOST_A, HOST_C, HOST_D, NOBODY, WORLD, drain, lab, over_udp, peer, policy, tunnel, udp_outer,
 };
 use crate::packets::{tcp, udp, unfinished};
 
@@ -178,4 +180,77 @@ fn the_last_packet_of_each_reason_is_kept() {
     assert_eq!((kept.len, &kept.bytes[..], kept.tunnel), (300, &packet[..128], Some(TunnelId(B))));
     assert_eq!(kept.arrival, Some(Arrival::Wire(over_udp("192.0.2.2:5555"))));
     assert_eq!(lab.counters.sample(Reason::WrongOuter), None);
+}
+
+/// Tunnel C with these limits.
+fn limited(meter: Meter) -> InMemory {
+    let mut lab = lab();
+    let Update::Upsert(mut c) =
+        tunnel(C, udp_outer(UdpRemote::Fixed(peer(C).remote)), "2001:db8:c::/48", 1280)
+    else {
+        panic!("a tunnel is put")
+    };
+    c.manners = Manners::PLAIN.with_metered(true);
+    lab.apply(&[Update::Upsert(c), Update::Meter(TunnelId(C), meter)]).unwrap();
+    lab
+}
+
+#[test]
+fn a_tunnel_carries_as_many_packets_as_its_rate_both_ways_together() {
+    let (mut lab, began) = (limited(Meter { packets_per_second: 100, ..Meter::NONE }), Instant::now());
+    let out = (peer(C), udp(HOST_C, WORLD, 100), Offload::default());
+    lab.worker.io.wire_in.extend(std::iter::repeat_n(out, 100));
+    lab.worker.io.tun_in.extend(std::iter::repeat_n((udp(WORLD, HOST_C, 100), Offload::default()), 100));
+    drain(&mut lab);
+    let passed = (lab.worker.io.tun_out.len() + lab.worker.io.wire_out.len()) as u64;
+    assert_limited(passed, 64, 100, began);
+    assert_eq!(lab.counters.dropped(Reason::RateLimited), 200 - passed);
+    lab.worker.io.tun_in.push_back((udp(WORLD, HOST_A, 100), Offload::default()));
+    drain(&mut lab);
+    assert_eq!(lab.worker.io.wire_out.last().map(|out| out.path.tunnel), Some(TunnelId(A)));
+}
+
+#[test]
+fn a_quota_ends_and_the_sender_is_told() {
+    let mut lab = limited(Meter { quota: 250, ..Meter::NONE });
+    lab.worker.io.tun_in.extend(std::iter::repeat_n((udp(WORLD, HOST_C, 100), Offload::default()), 4));
+    drain(&mut lab);
+    assert_eq!(lab.worker.io.wire_out.len(), 2);
+    assert_eq!(lab.counters.dropped(Reason::QuotaSpent), 2);
+    let told: Vec<_> = lab.worker.io.tun_out.iter().map(|(packet, _)| packet[40..42].to_vec()).collect();
+    assert_eq!(told, [[1, 1], [1, 1]], "administratively prohibited");
+}
+
+/// RFC: I5 (RFC 4443 section 2.4(f))
+#[test]
+fn the_rates_of_errors_are_the_policys() {
+    let mut lab = lab();
+    let none = Rate { per_second: 0, burst: 0 };
+    let offending = (udp(WORLD, NOBODY, 100), Offload::default());
+    for (errors, errors_of_tunnel, told) in
+        [(none, policy().errors_of_tunnel, 0), (policy().errors, Rate { per_second: 0, burst: 3 }, 3)]
+    {
+        lab.apply(&[Update::Policy(Policy { errors, errors_of_tunnel, ..policy() })]).unwrap();
+        lab.worker.io.tun_in.extend(std::iter::repeat_n(offending.clone(), 10));
+        drain(&mut lab);
+        assert_eq!(lab.worker.io.tun_out.drain(..).count(), told);
+    }
+}
+
+#[test]
+fn what_goes_whole_has_df_and_what_goes_towards_finds_its_way() {
+    let mut lab = lab();
+    let (big, home, out) = (udp(WORLD, HOST_A, 1400), udp(WORLD, HOST_C, 90), udp(HOST_A, WORLD, 80));
+    let injects = [
+        Inject::Whole { id: TunnelId(A), packet: big.clone() },
+        Inject::Toward { packet: home.clone() },
+        Inject::Toward { packet: out.clone() },
+    ];
+    injects.into_iter().for_each(|inject| assert!(lab.commands.inject(inject)));
+    drain(&mut lab);
+    let sent: Vec<_> =
+        lab.worker.io.wire_out.iter().map(|o| (o.path.tunnel.0, o.path.manners.is_whole())).collect();
+    assert_eq!(sent, [(A, true), (C, false)]);
+    assert_eq!((&lab.worker.io.wire_out[0].packet, &lab.worker.io.wire_out[1].packet), (&big, &home));
+    assert_eq!(lab.worker.io.tun_out, [(out, Offload::default())]);
 }

@@ -1,0 +1,33 @@
+//! How long packets in a tunnel may be: by configuration, by what routers on the way say, or by trying.
+//!
+//! Three ways, for each tunnel its own (`pmtu` in the configuration):
+//!
+//! - `static` (RFC 4213 section 3.2.1): the MTU is what is written, DF is clear in outer packets, what a link on the way
+//!   cannot take is fragmented.
+//! - `dynamic` (section 3.2.2): DF is set, and an ICMPv4 *fragmentation needed* about one of our packets lowers the tunnel's
+//!   MTU. The senders inside hear of it by Packet Too Big. Where the path takes no 1280 octets inside, DF is clear and the
+//!   MTU is 1280. After ten minutes (RFC 1191 section 6.3) the larger packets are tried again.
+//! - `probe` (RFC 8899): the MTU begins at 1280 and rises as far as echo requests of that length, with DF set, are answered
+//!   by the peer. It does not depend on anybody's ICMPv4; what comes only shortens the search.
+//!
+//! ```text
+//!                   answered: larger                       600 s: perhaps larger now
+//!              ┌───────────────────────┐             ┌──────────────────────────────┐
+//!              ▼                       │             ▼                              │
+//!   1280 ─► searching ── a size has 3 times no answer: smaller ── no gap left ─► complete
+//!              ▲                                                                    │
+//!              └──── the size in use has 3 times no answer: a black hole, 1280 ─────┘
+//! ```
+//!
+//! An error is believed only when what it quotes is a packet of a tunnel of ours, to its peer, long enough to be too long,
+//! and with DF set. Errors of other kinds tell the inner sender *address unreachable* (RFC 4213 section 3.4) and change
+//! nothing.
+//!
+//! Left out: the length of one single packet that a link on the way takes but does not carry on. Anybody on the path can
+//! forge what is believed here; the worst that comes of it is an MTU of 1280 for ten minutes.
+
+pub mod codec;
+pub mod probe;
+pub mod server;
+pub mod session;
+pub mod wrap;
