@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use office_lab::{Folder, Twin, account, drive, open, prefix, terms, user, wish, with_users};
+use office_lab::{Folder, Twin, account, drive, drive_with, open, prefix, terms, user, wish, with_users};
 use sixway::broker::{
-    Account, End, Keep, LeaseId, Mechanism, Memory, Protocol, Record, Refusal, UserName, Wants, Wish,
+    Account, End, Keep, LeaseId, Mechanism, Memory, Protocol, Record, Refusal, Route, UserName, Wants, Wish,
 };
 use sixway::config::Hooks;
-use sixway::office::Office;
+use sixway::office::{Office, Tables};
 use sixway::store::{Changed, Sqlite, Store, StoreError};
 
-use sixway_dataplane::update::{Ipv6Prefix, Outer, Rejected, UdpLocal, UdpRemote};
+use sixway_dataplane::update::{Ipv6Prefix, Outer, Rejected, TunnelId, UdpLocal, UdpRemote};
 
 mod office_lab;
 
@@ -238,6 +238,41 @@ fn what_the_tables_refuse_is_taken_back_in_the_store() {
     assert!(twin.0.lock().unwrap().is_empty());
     let memory = Sqlite::open_beside(&folder.store()).unwrap().load().unwrap();
     assert!(memory.leases.is_empty() && memory.assigned.len() == 2, "{:?}", memory.assigned);
+}
+
+/// Tables with room for one tunnel, which is free again only after the batch in which it became so.
+#[derive(Default)]
+struct Narrow(usize);
+
+impl Tables for Narrow {
+    fn follow(&mut self, routes: &[Route]) -> Result<(Vec<TunnelId>, Vec<TunnelId>), Rejected> {
+        let up = routes.iter().filter(|route| matches!(route, Route::Up(_))).count();
+        if self.0 + up > 1 {
+            return Err(Rejected::Full { id: TunnelId(1), capacity: 1 });
+        }
+        self.0 = self.0 + up - (routes.len() - up).min(self.0);
+        Ok((Vec::new(), Vec::new()))
+    }
+}
+
+#[test]
+fn who_comes_back_to_full_tables_is_let_in() {
+    let folder = Folder::new("narrow");
+    with_users(&folder.store(), 2);
+    let (office, ()) =
+        drive_with(open(&folder.store(), terms("2001:db8::/64", 66)), Narrow::default(), async |desk| {
+            let mut first = desk.grant(wish(0, HOUR)).await.unwrap();
+            let mut elsewhere = wish(0, HOUR);
+            elsewhere.outer = wish(77, HOUR).outer;
+            let second = desk.grant(elsewhere).await.unwrap();
+            assert_eq!(first.ended().await, End::Superseded);
+            assert!(matches!(desk.grant(wish(1, HOUR)).await, Err(Refusal::Table(Rejected::Full { .. }))));
+            second.release().await;
+            desk.grant(wish(1, HOUR)).await.unwrap();
+        });
+    office.close();
+    let kept = Sqlite::open_beside(&folder.store()).unwrap().load().unwrap().leases;
+    assert_eq!(kept.iter().map(|lease| lease.grant.user.clone()).collect::<Vec<_>>(), [user(1)]);
 }
 
 #[test]

@@ -359,10 +359,8 @@ impl Office {
                 Step::Granted { grant, routes, reply } => {
                     let raised =
                         if failed { Err(Refusal::Store) } else { self.raise(&routes, tables, &mut settled) };
+                    let raised = raised.or_else(|why| self.raise_after(why, routes, tables, &mut settled));
                     if raised.is_err() {
-                        // Whoever gave way to it has gone; it itself is not given.
-                        let ends = routes.into_iter().filter(|route| matches!(route, Route::Down(..)));
-                        self.route(ends.collect(), tables, &mut settled);
                         self.undo(grant.lease);
                     }
                     settled.answers.push(Answer::Granted(reply, raised.map(|()| grant)));
@@ -429,6 +427,21 @@ impl Office {
         let ids = tables.follow(routes).map_err(Refusal::Table)?;
         self.note(routes, ids, settled);
         Ok(())
+    }
+
+    /// Whoever gave way to a tunnel has gone, whatever becomes of it. In full tables that has made room for it.
+    fn raise_after(
+        &mut self,
+        why: Refusal,
+        routes: Vec<Route>,
+        tables: &mut dyn Tables,
+        settled: &mut Settled,
+    ) -> Result<(), Refusal> {
+        let (ends, up): (Vec<_>, Vec<_>) =
+            routes.into_iter().partition(|route| matches!(route, Route::Down(..)));
+        let made_room = !ends.is_empty() && matches!(why, Refusal::Table(Rejected::Full { .. }));
+        self.route(ends, tables, settled);
+        if made_room { self.raise(&up, tables, settled) } else { Err(why) }
     }
 
     /// Lets the tables follow; a tunnel that they refuse alone loses its lease.

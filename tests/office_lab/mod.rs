@@ -111,7 +111,16 @@ pub(crate) fn wish(n: u32, keep: Keep) -> Wish {
 }
 
 /// Runs the office until `story` has ended; then everything is on disk, and the office comes back.
-pub(crate) fn drive<T>(mut office: Office, twin: &Twin, story: impl AsyncFnOnce(Desk) -> T) -> (Office, T) {
+pub(crate) fn drive<T>(office: Office, twin: &Twin, story: impl AsyncFnOnce(Desk) -> T) -> (Office, T) {
+    drive_with(office, twin.clone(), story)
+}
+
+/// The same with other tables.
+pub(crate) fn drive_with<T>(
+    mut office: Office,
+    mut tables: impl Tables,
+    story: impl AsyncFnOnce(Desk) -> T,
+) -> (Office, T) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let told = runtime.block_on(async {
         let desk = office.desk();
@@ -122,7 +131,7 @@ pub(crate) fn drive<T>(mut office: Office, twin: &Twin, story: impl AsyncFnOnce(
             tokio::select! {
                 done = &mut story, if told.is_none() => told = Some(done),
                 written = office.next() => {
-                    let settled = office.settle(written, &mut twin.clone());
+                    let settled = office.settle(written, &mut tables);
                     office.answer(settled);
                 }
                 () = tokio::time::sleep(std::time::Duration::from_millis(20)), if told.is_some() && office.is_idle() => break,
