@@ -110,6 +110,7 @@ fn bindings(server: &Router) -> u64 {
     server.status()["broker"]["bindings"].as_u64().unwrap_or(99)
 }
 
+/// RFC: X4 (RFC 8415 section 18.3)
 #[test]
 fn what_is_asked_for_is_routed_and_outlives_a_crash() {
     let Some(rig) = Rig::new_or_skip("DHCPv6: four messages, traffic, a crash, Rebind, Release") else {

@@ -139,6 +139,7 @@ fn a_network_by_protocol_41_over_tcp() {
     server.stop();
 }
 
+/// RFC: D11 (RFC 5572 section 4.4)
 #[test]
 fn through_a_nat_in_udp_and_the_nat_forgets() {
     let Some(mut rig) = Rig::new_or_skip("TSP: v6anyv4 behind a NAT, which gives another port later") else {
@@ -335,6 +336,7 @@ fn three_brokers_send_clients_on() {
     [first, second_one, third_one].into_iter().for_each(Router::stop);
 }
 
+/// RFC: D11 (RFC 5572 section 4.4)
 #[test]
 fn a_flood_of_half_open_sessions_and_rubbish_stops_nobody() {
     let Some(rig) = Rig::new_or_skip("TSP: half-open sessions and rubbish") else { return };

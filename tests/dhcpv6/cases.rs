@@ -136,6 +136,7 @@ fn long_lifetimes_do_not_overflow() {
     assert_eq!(said, "Reply PD1[1000000000,1600000000 2001:db8:100:7::/64 2000000000/4000000000]");
 }
 
+/// RFC: X4, R9 (RFC 8415 section 18.3.4)
 #[test]
 fn a_binding_ends_with_its_time_and_lasts_longer_when_renewed() {
     let mut lab = lab("preferred = 60\nvalid = 100");
