@@ -107,7 +107,7 @@ fn markers(file: &str, text: &str) -> Vec<(String, Named)> {
         let is_test = attributes.iter().any(|line| matches!(*line, "#[test]" | "#[tokio::test]"));
         assert!(is_test, "{file}: what {line} stands above is no test");
         let name = rest[function].split("fn ").nth(1).unwrap().split('(').next().unwrap();
-        let inner = lines[..n].iter().rev().find(|line| line.starts_with("mod tests {"));
+        let inner = lines[..n].iter().rev().find(|line| line.ends_with("mod tests {"));
         let modules = path.iter().map(String::as_str).chain(inner.map(|_| "tests")).chain([name]);
         let name = modules.collect::<Vec<_>>().join("::");
         let named = Named { program: program.clone(), name, file: file.to_owned() };
