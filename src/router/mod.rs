@@ -3,13 +3,11 @@
 //! One control thread with a single-threaded tokio runtime owns all state, so nothing here is locked. Threads that
 //! [`Router::start`] spawns stay in the network namespace of the thread that called it.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::sys::signal::{SigSet, Signal};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use sixway_dataplane::counters::CounterReader;
@@ -21,22 +19,17 @@ use sixway_dataplane::punt::{Punt, PuntReader};
 use sixway_dataplane::start::{Facts, Injector, Prepared, Settings, Workers};
 use sixway_dataplane::update::Outer;
 use sixway_dataplane::verdict::PuntClass;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::admin::server::{AdminSocket, Question};
-use crate::admin::status::{BrokerStatus, Reloaded, Sources};
-use crate::admin::{Reply, Request, Response};
-use crate::advice::{is_within, kernel_tunnels, routed_into};
-use crate::audit::Auditor;
-use crate::broker::{End, Protocol, UserName};
-use crate::churn::{Batch, Churn, MOST_TUNNELS, is_churn};
-use crate::config::{self, Config, TunnelConfig};
+use crate::admin::server::AdminSocket;
+use crate::advice::kernel_tunnels;
+use crate::broker::{End, Protocol};
+use crate::churn::Churn;
+use crate::config::{self, Config};
 use crate::dhcp6s::front::Front as LinkServers;
 use crate::dhcpv6::server as dhcpv6;
 use crate::dtcp::front::Front;
 use crate::endpoint::session::Prober;
-use crate::explain::{drops, explain as explain_packet};
 use crate::network::Network;
 use crate::office::{Lent, Move, Office, Written};
 use crate::pmtu::server::PathServer;
@@ -46,6 +39,15 @@ use crate::registry::Registry;
 use crate::store::Sqlite;
 use crate::tsp;
 use crate::watch::Watchers;
+
+mod answers;
+mod reload;
+mod signals;
+mod waits;
+
+use signals::{Signals, Wish};
+pub use signals::{hold_signals, release_signals};
+use waits::{Errors, Punts, sleep_until};
 
 /// Punts handled before questions and timers get their turn.
 const PUNTS_A_TURN: usize = 256;
@@ -572,369 +574,6 @@ impl Control {
         let Some(office) = &mut self.office else { return drop(self.dispatch.take_movers()) };
         for live in self.dispatch.take_movers().into_iter().filter_map(|id| self.registry.tunnel(id)) {
             live.lease.iter().for_each(|lease| office.moved(*lease, &live.outer));
-        }
-    }
-
-    async fn answer(&mut self, question: Question) {
-        let response = match question.request {
-            Request::Explain(wish) => explain_packet(&wish, &self.registry, &mut self.explainer)
-                .map_or_else(Response::Error, |said| Response::Explained(Box::new(said))),
-            Request::Drops => {
-                let (uptime, unclaimed) = (self.started.elapsed(), self.dispatch.unclaimed());
-                Response::Drops(drops(&self.registry, &self.counters, uptime, unclaimed))
-            }
-            Request::Watch { tunnel } => {
-                let opened = self.watchers.open(&mut self.registry, &self.counters, &tunnel);
-                let reply = match opened {
-                    Ok(more) => Reply { first: Response::Watching, more: Some(more) },
-                    Err(why) => Response::Error(why).into(),
-                };
-                let _the_asker_may_have_left = question.reply.send(reply);
-                return;
-            }
-            Request::Audit => Response::Audited(self.auditor().findings()),
-            Request::Status { page, limit, tunnel } => {
-                let status = self.sources().status(page, limit, tunnel.as_deref());
-                status.map_or_else(Response::Error, |s| Response::Status(Box::new(s)))
-            }
-            Request::Reload => match self.reload_and_log().await {
-                Ok(reloaded) => Response::Reloaded(reloaded),
-                Err(why) => Response::Error(format!("{why:#}")),
-            },
-            Request::Churn { session, tunnels, updates } => {
-                self.next_churn(Batch { session, tunnels, updates }).unwrap_or_else(Response::Error)
-            }
-            Request::ChurnEnd { session } => {
-                let ended = self.churn.end(&mut self.registry, session);
-                ended.map_or_else(Response::Error, |()| Response::Churned { applied: 0, refused: None })
-            }
-            Request::Kick { who } => self.kick(&who),
-            Request::Drain { on } => self.drain(on),
-        };
-        let _the_asker_may_have_left = question.reply.send(response.into());
-    }
-
-    fn next_churn(&mut self, batch: Batch) -> Result<Response, String> {
-        if !(1..=MOST_TUNNELS).contains(&batch.tunnels) {
-            return Err(format!("a churn has 1 to {MOST_TUNNELS} tunnels, not {}", batch.tunnels));
-        }
-        let done = self.churn.batch(&mut self.registry, batch, self.started.elapsed())?;
-        Ok(Response::Churned { applied: done.applied, refused: done.refused })
-    }
-
-    /// Sends new clients to other brokers, or no longer.
-    fn drain(&self, on: bool) -> Response {
-        let Some(tsp) = &self.dispatch.tsp else {
-            let why = "this router has no server that could send clients elsewhere: there is no [tsp] in its configuration";
-            return Response::Error(why.to_owned());
-        };
-        tsp.drain(on);
-        tracing::info!(event = "drain", on);
-        Response::Drained { on, brokers: self.config.tsp.as_ref().map_or(0, |tsp| tsp.brokers.len()) }
-    }
-
-    /// Ends the leased tunnel of that name, or all of that user's.
-    fn kick(&mut self, who: &str) -> Response {
-        let Some(office) = &mut self.office else {
-            return Response::Error(
-                "this router grants nothing: there is no [store] and no [[pool]] in its configuration"
-                    .to_owned(),
-            );
-        };
-        let by_name = self.registry.by_name(who).and_then(|id| self.registry.tunnel(id));
-        if let Some(live) = by_name {
-            let Some(lease) = live.lease else {
-                if is_churn(who) {
-                    return Response::Error(format!(
-                        "tunnel '{who}' belongs to a running `sixway bench churn`, and goes when that ends"
-                    ));
-                }
-                let advice = "take it out of the configuration and run `sixway reload`";
-                return Response::Error(format!(
-                    "tunnel '{who}' is in the configuration; to end it, {advice}"
-                ));
-            };
-            office.kick(lease);
-            return Response::Kicked { tunnels: 1 };
-        }
-        if who.parse().is_ok_and(|prefix| office.unbind(prefix, End::Kicked)) {
-            return Response::Kicked { tunnels: 1 };
-        }
-        match UserName::parse(who).map_or(0, |user| office.kick_user(&user)) {
-            0 => Response::Error(format!("no leased tunnel '{who}', and no user '{who}' who has one")),
-            tunnels => Response::Kicked { tunnels },
-        }
-    }
-
-    fn auditor(&mut self) -> Auditor<'_> {
-        Auditor {
-            config: &self.config,
-            file: self.reread.as_ref().map(|reread| reread.file.as_path()),
-            registry: &self.registry,
-            explainer: &mut self.explainer,
-            proto41: self.facts.proto41.is_some(),
-        }
-    }
-
-    fn sources(&self) -> Sources<'_> {
-        Sources {
-            registry: &self.registry,
-            counters: &self.counters,
-            facts: &self.facts,
-            tun: &self.config.router.tun,
-            uptime_s: self.started.elapsed().as_secs(),
-            nd: self.dispatch.nd.counts(),
-            endpoints: self.dispatch.endpoint_counts(),
-            pmtu: self.dispatch.path_counts(),
-            unclaimed: self.dispatch.unclaimed(),
-            broker: self.office.as_ref().map(BrokerStatus::new),
-            dtcp: self.dtcp.as_ref().map(|dtcp| dtcp.server.hall().counts()),
-            tsp: self.dispatch.tsp.as_ref().map(tsp::server::Server::counts),
-            dhcpv6: self.dhcpv6.as_ref().map(dhcpv6::Server::counts),
-        }
-    }
-
-    async fn reload(&mut self) -> anyhow::Result<Reloaded> {
-        let Some(reread) = &self.reread else { anyhow::bail!("this instance was not started from a file") };
-        let mut wanted = (reread.read)(&reread.file)?;
-        let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
-        self.check_encapsulations(&wanted)?;
-        self.refuse_own_addresses(&wanted)?;
-        // The first [store] or [[pool]]: before anything is changed it must be there.
-        let opened = if self.office.is_none() { open_office(&wanted, rand::random())? } else { None };
-        // All or nothing here too: what the kernel or the tables refuse leaves the configuration before in force.
-        match self.network.apply(&wanted).await {
-            Ok(advice) => notes.extend(advice),
-            Err(why) => {
-                self.put_network_back().await;
-                return Err(why.into());
-            }
-        }
-        let (diff, touched) = match self.registry.configure(&wanted) {
-            Ok(done) => done,
-            Err(why) => {
-                self.put_network_back().await;
-                return Err(why.into());
-            }
-        };
-        if let Some(office) = &mut self.office {
-            office.configure(wanted.terms(), &wanted.hooks);
-        }
-        if let Some(dtcp) = &self.dtcp {
-            dtcp.server.hall().limit(wanted.limits.tunnels_per_account);
-        }
-        self.config = wanted;
-        if opened.is_some() {
-            self.office = opened;
-            self.settle_all().await;
-        }
-        self.churn.forget();
-        touched.into_iter().for_each(|id| self.dispatch.forget(id));
-        self.dispatch.follow(&mut self.registry, self.started.elapsed());
-        self.serve_dhcpv6()?;
-        if let Some(links) = &self.links {
-            links.reload().await;
-        }
-        Ok(Reloaded::new(diff, notes))
-    }
-
-    /// A tunnel to an address of this host would lead into itself (RFC 2473 section 4.1.2).
-    fn refuse_own_addresses(&self, wanted: &Config) -> anyhow::Result<()> {
-        let own = self.dispatch.paths.own_addresses();
-        let loops = |t: &&TunnelConfig| t.outer.peer().is_some_and(|peer| own.contains(&peer));
-        let routes = std::fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
-        let inside = routed_into(&wanted.router.tun, &routes);
-        let through_itself = |t: &&TunnelConfig| t.outer.peer().is_some_and(|peer| is_within(peer, &inside));
-        if let Some(tunnel) = wanted.tunnels.iter().filter(|_| !inside.is_empty()).find(through_itself) {
-            anyhow::bail!(
-                "tunnel '{}': this host's route to its peer leads into {}, so into the tunnel itself; take that IPv4 \
-                 route away, or add one to the peer by another interface",
-                tunnel.name,
-                wanted.router.tun
-            );
-        }
-        match wanted.tunnels.iter().find(loops) {
-            Some(tunnel) => anyhow::bail!(
-                "tunnel '{}' leads to {}, which is an address of this host: its packets would go round for ever; write \
-                 the address of the other end",
-                tunnel.name,
-                tunnel.outer.peer().unwrap_or(std::net::Ipv4Addr::UNSPECIFIED)
-            ),
-            None => Ok(()),
-        }
-    }
-
-    /// What was not opened at the start cannot carry a tunnel now.
-    fn check_encapsulations(&self, wanted: &Config) -> anyhow::Result<()> {
-        let proto41 = wanted.tunnels.iter().find(|t| matches!(t.outer, Outer::Proto41 { .. }));
-        match (proto41, &self.facts.proto41) {
-            (Some(tunnel), None) => anyhow::bail!(
-                "tunnel '{}' needs protocol 41, which this instance was started without; restart it (with root or \
-                 CAP_NET_RAW)",
-                tunnel.name
-            ),
-            _ => Ok(()),
-        }
-    }
-
-    async fn put_network_back(&mut self) {
-        if let Err(why) = self.network.apply(&self.config).await {
-            tracing::error!(%why, "the device's addresses and routes could not be put back; restart");
-        }
-    }
-
-    async fn reload_and_log(&mut self) -> anyhow::Result<Reloaded> {
-        let done = self.reload().await;
-        match &done {
-            Ok(Reloaded { added, removed, changed, unchanged, notes }) => {
-                tracing::info!(added, removed, changed, unchanged, "reloaded");
-                notes.iter().for_each(|note| tracing::warn!("{note}"));
-            }
-            Err(why) => tracing::error!("not reloaded, the configuration before stays in force: {why:#}"),
-        }
-        done
-    }
-}
-
-/// What is fixed for the life of a process stays; its new value is named as waiting for a restart.
-fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
-    let mut notes = Vec::new();
-    let mut keep = |key: &str, differs: bool| {
-        if differs {
-            notes.push(format!("{key} takes effect at the next start"));
-        }
-    };
-    keep("[router] tun", now.router.tun != wanted.router.tun);
-    keep("[router] workers", now.router.workers != wanted.router.workers);
-    keep("[router] pin", now.router.pin != wanted.router.pin);
-    keep("[router] linger_us", now.router.linger != wanted.router.linger);
-    keep("[router] ttl", now.router.ttl != wanted.router.ttl);
-    keep("[router] capacity", now.router.capacity != wanted.router.capacity);
-    keep("[admin] socket", now.admin != wanted.admin);
-    keep("[proto41]", now.proto41 != wanted.proto41);
-    keep("[offload]", now.offload != wanted.offload);
-    keep("[store] path", now.store.wanted && now.store.path != wanted.store.path);
-    keep("[dtcp]", now.dtcp != wanted.dtcp);
-    keep("[tsp]", now.tsp != wanted.tsp);
-    wanted.tsp.clone_from(&now.tsp);
-    keep("[dhcpv6] interfaces and link_config", now.links != wanted.links);
-    wanted.links.clone_from(&now.links);
-    wanted.put_dtcp(now.dtcp.clone());
-    // The first store is opened by a reload; one that is open stays.
-    if now.store.wanted {
-        wanted.store = now.store.clone();
-    }
-    wanted.router.tun.clone_from(&now.router.tun);
-    wanted.router.workers = now.router.workers;
-    wanted.router.pin = now.router.pin;
-    wanted.router.linger = now.router.linger;
-    wanted.router.ttl = now.router.ttl;
-    wanted.router.capacity = now.router.capacity;
-    wanted.admin = now.admin.clone();
-    wanted.proto41 = now.proto41.clone();
-    wanted.offload = now.offload;
-    notes
-}
-
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The punt queue as something to wait for.
-struct Punts {
-    reader: PuntReader,
-    bell: tokio::net::UnixStream,
-}
-
-impl Punts {
-    fn new(reader: PuntReader) -> std::io::Result<Self> {
-        let bell = tokio::net::UnixStream::from_std(reader.bell()?)?;
-        Ok(Self { reader, bell })
-    }
-
-    async fn ready(&mut self) {
-        loop {
-            if self.reader.arm() {
-                return;
-            }
-            // `arm` has emptied the pipe behind tokio's back; an empty read tells tokio so.
-            let _empty = self.bell.try_read(&mut [0; 64]);
-            if self.reader.arm() || self.bell.readable().await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-/// Errors about outer packets as something to wait for.
-struct Errors(Option<tokio::net::UdpSocket>);
-
-impl Errors {
-    /// Any socket of datagrams can be waited on as one of UDP.
-    fn new(socket: Option<OwnedFd>) -> std::io::Result<Self> {
-        let socket = socket.map(std::net::UdpSocket::from);
-        Ok(Self(socket.map(tokio::net::UdpSocket::from_std).transpose()?))
-    }
-
-    /// What comes while the last errors are read is told of again.
-    async fn ready(&self) {
-        if let Some(socket) = &self.0
-            && socket.readable().await.is_ok()
-        {
-            // It is read behind tokio's back; to find nothing tells tokio so.
-            let empty = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
-            let _emptied = socket.try_io(tokio::io::Interest::READABLE, empty);
-            return;
-        }
-        std::future::pending().await
-    }
-}
-
-/// Holds back the signals that an operator sends until the router can take them: from here on none kills the process
-/// halfway. Call it before any thread is started.
-pub fn hold_signals() -> anyhow::Result<()> {
-    Ok(asked_signals().thread_block()?)
-}
-
-/// Lets them through in this thread again: a program that it starts inherits what is held back.
-pub fn release_signals() -> anyhow::Result<()> {
-    Ok(asked_signals().thread_unblock()?)
-}
-
-fn asked_signals() -> SigSet {
-    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
-}
-
-enum Wish {
-    Stop,
-    Reload,
-}
-
-/// The signals that an operator sends.
-struct Signals(Option<[tokio::signal::unix::Signal; 3]>);
-
-impl Signals {
-    fn new(wanted: bool) -> std::io::Result<Self> {
-        if !wanted {
-            return Ok(Self(None));
-        }
-        let [term, int, hup] =
-            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-        let taken = Self(Some([term?, int?, hup?]));
-        // What came since `hold_signals` is delivered now.
-        release_signals().map_err(std::io::Error::other)?;
-        Ok(taken)
-    }
-
-    async fn next(&mut self) -> Wish {
-        let Some([term, int, hup]) = &mut self.0 else { return std::future::pending().await };
-        tokio::select! {
-            _ = term.recv() => Wish::Stop,
-            _ = int.recv() => Wish::Stop,
-            _ = hup.recv() => Wish::Reload,
         }
     }
 }

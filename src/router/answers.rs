@@ -1,0 +1,134 @@
+//! The answers to what is asked over the admin socket. How questions arrive is `admin/server.rs`'s business.
+
+use crate::admin::server::Question;
+use crate::admin::status::{BrokerStatus, Sources};
+use crate::admin::{Reply, Request, Response};
+use crate::audit::Auditor;
+use crate::broker::{End, UserName};
+use crate::churn::{Batch, MOST_TUNNELS, is_churn};
+use crate::dhcpv6::server as dhcpv6;
+use crate::explain::{drops, explain as explain_packet};
+use crate::tsp;
+
+use super::Control;
+
+impl Control {
+    pub(super) async fn answer(&mut self, question: Question) {
+        let response = match question.request {
+            Request::Explain(wish) => explain_packet(&wish, &self.registry, &mut self.explainer)
+                .map_or_else(Response::Error, |said| Response::Explained(Box::new(said))),
+            Request::Drops => {
+                let (uptime, unclaimed) = (self.started.elapsed(), self.dispatch.unclaimed());
+                Response::Drops(drops(&self.registry, &self.counters, uptime, unclaimed))
+            }
+            Request::Watch { tunnel } => {
+                let opened = self.watchers.open(&mut self.registry, &self.counters, &tunnel);
+                let reply = match opened {
+                    Ok(more) => Reply { first: Response::Watching, more: Some(more) },
+                    Err(why) => Response::Error(why).into(),
+                };
+                let _the_asker_may_have_left = question.reply.send(reply);
+                return;
+            }
+            Request::Audit => Response::Audited(self.auditor().findings()),
+            Request::Status { page, limit, tunnel } => {
+                let status = self.sources().status(page, limit, tunnel.as_deref());
+                status.map_or_else(Response::Error, |s| Response::Status(Box::new(s)))
+            }
+            Request::Reload => match self.reload_and_log().await {
+                Ok(reloaded) => Response::Reloaded(reloaded),
+                Err(why) => Response::Error(format!("{why:#}")),
+            },
+            Request::Churn { session, tunnels, updates } => {
+                self.next_churn(Batch { session, tunnels, updates }).unwrap_or_else(Response::Error)
+            }
+            Request::ChurnEnd { session } => {
+                let ended = self.churn.end(&mut self.registry, session);
+                ended.map_or_else(Response::Error, |()| Response::Churned { applied: 0, refused: None })
+            }
+            Request::Kick { who } => self.kick(&who),
+            Request::Drain { on } => self.drain(on),
+        };
+        let _the_asker_may_have_left = question.reply.send(response.into());
+    }
+
+    fn next_churn(&mut self, batch: Batch) -> Result<Response, String> {
+        if !(1..=MOST_TUNNELS).contains(&batch.tunnels) {
+            return Err(format!("a churn has 1 to {MOST_TUNNELS} tunnels, not {}", batch.tunnels));
+        }
+        let done = self.churn.batch(&mut self.registry, batch, self.started.elapsed())?;
+        Ok(Response::Churned { applied: done.applied, refused: done.refused })
+    }
+
+    /// Sends new clients to other brokers, or no longer.
+    fn drain(&self, on: bool) -> Response {
+        let Some(tsp) = &self.dispatch.tsp else {
+            let why = "this router has no server that could send clients elsewhere: there is no [tsp] in its configuration";
+            return Response::Error(why.to_owned());
+        };
+        tsp.drain(on);
+        tracing::info!(event = "drain", on);
+        Response::Drained { on, brokers: self.config.tsp.as_ref().map_or(0, |tsp| tsp.brokers.len()) }
+    }
+
+    /// Ends the leased tunnel of that name, or all of that user's.
+    fn kick(&mut self, who: &str) -> Response {
+        let Some(office) = &mut self.office else {
+            return Response::Error(
+                "this router grants nothing: there is no [store] and no [[pool]] in its configuration"
+                    .to_owned(),
+            );
+        };
+        let by_name = self.registry.by_name(who).and_then(|id| self.registry.tunnel(id));
+        if let Some(live) = by_name {
+            let Some(lease) = live.lease else {
+                if is_churn(who) {
+                    return Response::Error(format!(
+                        "tunnel '{who}' belongs to a running `sixway bench churn`, and goes when that ends"
+                    ));
+                }
+                let advice = "take it out of the configuration and run `sixway reload`";
+                return Response::Error(format!(
+                    "tunnel '{who}' is in the configuration; to end it, {advice}"
+                ));
+            };
+            office.kick(lease);
+            return Response::Kicked { tunnels: 1 };
+        }
+        if who.parse().is_ok_and(|prefix| office.unbind(prefix, End::Kicked)) {
+            return Response::Kicked { tunnels: 1 };
+        }
+        match UserName::parse(who).map_or(0, |user| office.kick_user(&user)) {
+            0 => Response::Error(format!("no leased tunnel '{who}', and no user '{who}' who has one")),
+            tunnels => Response::Kicked { tunnels },
+        }
+    }
+
+    fn auditor(&mut self) -> Auditor<'_> {
+        Auditor {
+            config: &self.config,
+            file: self.reread.as_ref().map(|reread| reread.file.as_path()),
+            registry: &self.registry,
+            explainer: &mut self.explainer,
+            proto41: self.facts.proto41.is_some(),
+        }
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        Sources {
+            registry: &self.registry,
+            counters: &self.counters,
+            facts: &self.facts,
+            tun: &self.config.router.tun,
+            uptime_s: self.started.elapsed().as_secs(),
+            nd: self.dispatch.nd.counts(),
+            endpoints: self.dispatch.endpoint_counts(),
+            pmtu: self.dispatch.path_counts(),
+            unclaimed: self.dispatch.unclaimed(),
+            broker: self.office.as_ref().map(BrokerStatus::new),
+            dtcp: self.dtcp.as_ref().map(|dtcp| dtcp.server.hall().counts()),
+            tsp: self.dispatch.tsp.as_ref().map(tsp::server::Server::counts),
+            dhcpv6: self.dhcpv6.as_ref().map(dhcpv6::Server::counts),
+        }
+    }
+}
