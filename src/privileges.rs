@@ -86,6 +86,16 @@ pub fn raise_open_files(wanted: u64) -> nix::Result<(u64, u64)> {
     Ok((was, getrlimit(Resource::RLIMIT_NOFILE)?.0))
 }
 
+/// A process that knows secrets leaves none of them in a file when it crashes: no core dump, unless somebody raises the soft
+/// limit of the running process (`prlimit --core=unlimited --pid PID`).
+pub fn leave_no_core() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_CORE)
+        && let Err(why) = setrlimit(Resource::RLIMIT_CORE, 0, most)
+    {
+        tracing::warn!(%why, "a crash could leave secrets in a core dump");
+    }
+}
+
 /// Lets this process have as many connections as it may have by its limits, and says so: each takes a descriptor, and a
 /// few more are for everything else.
 pub fn make_room(connections: u32) {

@@ -134,6 +134,38 @@ fn dtcps_goes_to_the_background_and_says_what_stands_against_it() {
     });
 }
 
+/// `-U`, `-b` and `-I`: IPv6 in UDP from the port and the name that are given; who asks for protocol 41 gets it beside.
+#[test]
+fn dtcps_gives_ipv6_in_udp() {
+    let Some(rig) = Rig::new_or_skip("dtcps -U -b -I, and dtcpc -U") else { return };
+    let named = named(&rig);
+    named.users(&rig);
+    let config = named.config.to_string_lossy().into_owned();
+    let server = started(&rig, &["-D", "-U", "-b", "20300", "-I", "ng4", "--config", &config, "fd00:2:f::"]);
+    let mut by_hand = Dtcp::connect(&rig.c, C4, S4);
+    let said = by_hand.tunnel("foo", "bar", "host udp");
+    let (server_address, client_address) = ("fd00:2:f::0015", "fd00:2:f::0016");
+    assert_eq!(
+        said,
+        format!("+OK {C4} {S4} {client_address} {server_address} udp/20300"),
+        "ng4's pair, -b's port"
+    );
+    assert!(rig.s.run("ss -Hlun").contains(":20300"), "opened when it is asked for");
+    drop(by_hand);
+    let gone = || (!rig.s.run("ss -Hlun").contains(":20300")).then_some(());
+    wait_for("the port to be closed with its tunnel", PATIENCE, gone);
+    let (log, secret) = (rig.lab.path("dtcpc.log"), rig.lab.write("secret", "bar\n"));
+    let secret = secret.to_string_lossy().into_owned();
+    let args = ["-l", "-U", "-t", "host", "-u", "foo", "-i", "ng0", "--password-file", &secret, S4];
+    let client = rig.c.spawn(&named.dtcpc, &args, &log);
+    wait_for("dtcpc's tunnel", PATIENCE, || {
+        fs::read_to_string(&log).ok()?.contains("the tunnel is up").then_some(())
+    });
+    assert_eq!(pings(&rig.c, U6, 3, ""), 3);
+    assert!(client.end(Signal::SIGTERM, PATIENCE).success());
+    assert!(server.end(Signal::SIGTERM, PATIENCE).success());
+}
+
 #[test]
 fn dtcpauth_keeps_its_file() {
     let Some(rig) = Rig::new_or_skip("dtcpauth") else { return };

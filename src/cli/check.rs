@@ -13,12 +13,16 @@ pub struct CheckArgs {
     /// Configuration file
     #[arg(value_name = "FILE", default_value = "/etc/sixway/sixway.toml")]
     file: PathBuf,
+    /// The same, named as for the other commands
+    #[arg(long, value_name = "FILE", conflicts_with = "file")]
+    config: Option<PathBuf>,
 }
 
 /// Prints what the file would do, or every error in it.
 pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
-    let config = Config::load(&args.file)?;
-    print_line(&format!("{}: ok", args.file.display()));
+    let file = args.config.as_ref().unwrap_or(&args.file);
+    let config = Config::load(file)?;
+    print_line(&format!("{}: ok", file.display()));
     print_line(&format!("  TUN device    {}", config.router.tun));
     let addresses: Vec<_> =
         config.router.address.iter().map(|a| format!("{}/{}", a.addr, a.prefix_len)).collect();
@@ -31,6 +35,12 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     if let Some(dtcp) = &config.dtcp {
         let pairs = dtcp.prefix.as_ref().map_or("no pairs", |prefix| &prefix.text);
         print_line(&format!("  DTCP          TCP {}, {pairs}", dtcp.listen));
+    }
+    if let Some(tsp) = &config.tsp {
+        print_line(&format!("  TSP           {}, realm {}", tsp.listen, tsp.realm));
+    }
+    if config.dhcpv6.is_some() {
+        print_line("  DHCPv6        inside every tunnel");
     }
     if config.store.wanted {
         print_line(&format!("  store         {}", config.store.path.display()));

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
@@ -132,17 +134,27 @@ async fn run_one(run: Run) -> Result<(), String> {
         .envs(run.environment)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|why| advice(&run.program, &why))?;
+    let group = child.id();
     match tokio::time::timeout(run.timeout, child.wait()).await {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(status.to_string()),
         Ok(Err(why)) => Err(why.to_string()),
         Err(_) => {
+            end_group(group);
             let _it_may_have_ended = child.kill().await;
             Err(format!("killed after {}s; [hooks] timeout allows more", run.timeout.as_secs()))
         }
+    }
+}
+
+/// What a script has started ends with it: it leads a process group of its own.
+fn end_group(leader: Option<u32>) {
+    if let Some(group) = leader.and_then(|id| i32::try_from(id).ok()) {
+        let _it_may_have_ended = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
 }
 
@@ -161,7 +173,8 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("sixway-hook-{}-{seconds}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let program = folder.join("hook");
-        std::fs::write(&program, "#!/bin/sh\nexec sleep $SIXWAY_TEST_SECONDS\n").unwrap();
+        // The shell waits for a child of its own, which must end with it.
+        std::fs::write(&program, "#!/bin/sh\nsleep $SIXWAY_TEST_SECONDS\necho $?\n").unwrap();
         let all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&program, all).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -174,8 +187,24 @@ mod tests {
     fn a_program_has_its_time_and_no_more() {
         assert_eq!(run("0", Duration::from_secs(10)), Ok(()));
         let started = Instant::now();
-        let killed = run("30", Duration::from_millis(200)).unwrap_err();
+        let unlike_others = "30.0731";
+        let killed = run(unlike_others, Duration::from_millis(200)).unwrap_err();
         assert!(killed.contains("killed") && started.elapsed() < Duration::from_secs(10), "{killed}");
+        let gone = || !is_running(unlike_others);
+        let ended = (0..200).any(|_| {
+            gone() || {
+                std::thread::sleep(Duration::from_millis(10));
+                false
+            }
+        });
+        assert!(ended, "what the script had started runs on");
+    }
+
+    /// Whether a process has this word in its command line.
+    fn is_running(word: &str) -> bool {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let lines = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+        lines.into_iter().any(|line| line.split(|b| *b == 0).any(|arg| arg == word.as_bytes()))
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::endpoint::session::Prober;
 use crate::network::Network;
 use crate::office::{Lent, Move, Office, Written};
 use crate::pmtu::server::PathServer;
-use crate::privileges::{check_tun_device, explain, make_room};
+use crate::privileges::{check_tun_device, explain, leave_no_core, make_room};
 use crate::punt::Dispatch;
 use crate::registry::Registry;
 use crate::store::Sqlite;
@@ -222,6 +222,9 @@ async fn live(
     let signals = Signals::new(signals)?;
     let admin = AdminSocket::bind(&config.admin.socket)?;
     let mut rng = StdRng::from_rng(&mut rand::rng());
+    if config.store.wanted {
+        leave_no_core();
+    }
     if config.dtcp.is_some() {
         make_room(config.limits.connections);
     }
