@@ -15,6 +15,7 @@
 //! the binding ends. Left out: temporary addresses (RFC 9915 has none), unicast from clients, Reconfigure, lease queries.
 
 pub mod codec;
+pub mod datagram;
 pub mod grants;
 pub mod server;
 pub mod session;

@@ -5,14 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
-use std::net::Ipv6Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use sixway_dataplane::packet::checksum::Sum;
 use sixway_dataplane::update::{Ipv6Prefix, TunnelId};
 
 use super::codec::{ALL_SERVERS, CLIENT_PORT, MAX_DUID, SERVER_PORT};
+use super::datagram::{Datagram, HEADERS, is_to, unwrap, wrap};
 use super::grants::Grants;
 use super::session::{Answer, Origin, Session, Terms};
 use crate::broker::{Binding, Broker, UserName};
@@ -22,10 +21,6 @@ use crate::registry::{Live, Registry};
 
 /// The most answers that wait for the disk.
 pub const MOST_WAITING: usize = 8192;
-/// Octets of the IPv6 and UDP headers.
-const HEADERS: usize = 48;
-/// The hop limit of what we send: it stays on the link.
-const HOPS: u8 = 64;
 
 /// Counts beside those of the session, by name.
 pub const COUNTS: [&str; 5] = ["damaged", "too_big", "busy", "not_kept", "waiting"];
@@ -51,15 +46,6 @@ struct Letter {
     packet: Vec<u8>,
 }
 
-/// A DHCPv6 message in its packet.
-#[derive(Debug, PartialEq, Eq)]
-struct Datagram<'a> {
-    source: Ipv6Addr,
-    destination: Ipv6Addr,
-    source_port: u16,
-    payload: &'a [u8],
-}
-
 impl Server {
     /// A server; `secret` is random.
     pub fn new(terms: Terms, secret: u128) -> Self {
@@ -76,7 +62,7 @@ impl Server {
 
     /// Whether a packet out of a tunnel is for a DHCPv6 server.
     pub fn is_for(packet: &[u8]) -> bool {
-        packet.get(6) == Some(&17) && packet.get(42..44) == Some(&SERVER_PORT.to_be_bytes())
+        is_to(packet, SERVER_PORT)
     }
 
     /// Deals with such a packet. Returns what can be sent at once; all else comes out of [`Self::settled`].
@@ -127,7 +113,7 @@ impl Server {
         let source = link_local(&live.outer);
         // A relay may say which port it listens on by sending from it (RFC 8357); clients listen on theirs.
         let port = if answer.to_relay { SERVER_PORT } else { CLIENT_PORT };
-        Some(wrap(source, asked.source, port, &answer.octets))
+        Some(wrap((source, SERVER_PORT), (asked.source, port), &answer.octets))
     }
 
     /// What the office has kept, or could not keep: returns the answers that may leave now.
@@ -178,43 +164,6 @@ fn fixed(live: &Live) -> Vec<Ipv6Prefix> {
     live.config.prefixes.iter().filter(may).copied().collect()
 }
 
-/// Reads the headers; `None` for what is damaged.
-fn unwrap(packet: &[u8]) -> Option<Datagram<'_>> {
-    let (headers, payload) = packet.split_at_checked(HEADERS)?;
-    let number = |at: usize| u16::from_be_bytes([headers[at], headers[at + 1]]);
-    let address = |at: usize| <[u8; 16]>::try_from(&headers[at..at + 16]).map(Ipv6Addr::from).ok();
-    let (inside, udp_len) = (usize::from(number(4)), usize::from(number(44)));
-    let is_whole = inside == udp_len && udp_len == payload.len() + 8;
-    // Without a checksum nothing is UDP in IPv6 (RFC 8200 section 8.1).
-    if headers[0] >> 4 != 6 || headers[6] != 17 || !is_whole || number(46) == 0 {
-        return None;
-    }
-    let sum = Sum::pseudo(&headers[8..40], u32::try_from(udp_len).ok()?, 17);
-    if !sum.plus(&packet[40..]).is_intact() {
-        return None;
-    }
-    let (source, destination) = (address(8)?, address(24)?);
-    Some(Datagram { source, destination, source_port: number(40), payload })
-}
-
-fn wrap(source: Ipv6Addr, destination: Ipv6Addr, port: u16, payload: &[u8]) -> Vec<u8> {
-    // It fits the tunnel, so it fits 16 bits.
-    let len = (payload.len() + 8) as u16;
-    let mut packet = vec![0x60, 0, 0, 0];
-    packet.extend(len.to_be_bytes());
-    packet.extend([17, HOPS]);
-    packet.extend(source.octets());
-    packet.extend(destination.octets());
-    packet.extend(SERVER_PORT.to_be_bytes());
-    packet.extend(port.to_be_bytes());
-    packet.extend(len.to_be_bytes());
-    packet.extend([0, 0]);
-    packet.extend(payload);
-    let sum = Sum::pseudo(&packet[8..40], len.into(), 17).plus(&packet[40..]).finish_udp();
-    packet[46..48].copy_from_slice(&sum);
-    packet
-}
-
 /// The server's DUID out of this file, which is made with a random one (DUID-UUID, RFC 6355) where there is none. It is on
 /// disk before anybody sees it: clients know their server by it.
 ///
@@ -260,27 +209,6 @@ pub fn parse_duid(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_wrapped_is_unwrapped_and_damage_is_seen() {
-        let (a, b) = ("fe80::1".parse().unwrap(), "fe80::2".parse().unwrap());
-        let mut packet = wrap(a, b, CLIENT_PORT, &[7, 1, 2, 3, 0]);
-        let read = unwrap(&packet).unwrap();
-        assert_eq!((read.source, read.destination, read.source_port), (a, b, SERVER_PORT));
-        assert_eq!(read.payload, [7, 1, 2, 3, 0]);
-        assert!(!Server::is_for(&packet), "it is for a client");
-        for at in 0..packet.len() {
-            packet[at] ^= 0x10;
-            // Traffic class, flow label and hop limit are in no checksum.
-            assert_eq!(
-                unwrap(&packet).is_some(),
-                matches!(at, 1..=3 | 7) || at == 0 && packet[0] >> 4 == 6,
-                "octet {at}"
-            );
-            packet[at] ^= 0x10;
-        }
-        assert!(unwrap(&packet[..52]).is_none() && unwrap(&[]).is_none());
-    }
 
     #[test]
     fn a_duid_is_made_once() {
