@@ -15,6 +15,7 @@
 //! | [`dtcp`] | tunnels for those who ask by DTCP, and the asking side |
 //! | [`dhcpv6`] | prefixes, addresses and information inside each tunnel |
 //! | [`tsp`] | tunnels for those who ask by TSP |
+//! | [`delegation`] | a prefix asked for inside a tunnel, and what is done with it here |
 //! | [`dhcp6ctl`] | orders to a DHCPv6 server or client: both ends |
 //! | [`dhcp6s`] | DHCPv6 on one real link, by dhcp6s.conf |
 //! | [`compat`] | the old programs' files, read as they are |
@@ -49,6 +50,7 @@ pub mod cli;
 pub mod compat;
 pub mod config;
 
+pub mod delegation;
 pub mod demo;
 pub mod dhcp6ctl;
 pub mod dhcp6s;
@@ -66,6 +68,7 @@ pub mod privileges;
 pub mod punt;
 pub mod registry;
 pub mod router;
+pub mod script;
 pub mod snippet;
 pub mod store;
 pub mod tsp;

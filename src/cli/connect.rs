@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -13,13 +14,16 @@ use sixway_dataplane::update::{MAX_MTU, MIN_MTU};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 use super::background::detach;
 use super::password;
+use super::pd::{self, Pd, PdArgs};
 use super::print_line;
 use super::run::start_log;
-use super::{tsp_wish, tspc};
+use super::{fixed, tsp_wish, tspc};
 use crate::config::{Config, DEFAULT_TUN};
+use crate::delegation;
 use crate::dtcp::client::{Backoff, Client, End, Output, Wish, configuration};
 use crate::dtcp::codec::{Kind, PORT, UdpWish, Up};
 use crate::router::{Router, Start, hold_signals, release_signals};
@@ -34,15 +38,18 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// Arguments of `sixway connect`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "tsp://alice@broker.example[:3653][?tunnel=v6anyv4|v6v4|v6udpv4][&prefix=56][&keepalive=30]\n    [&auth=scram-sha-256|digest-md5|plain][&client=ADDR][&mtu=1280]; without a user: anonymously\ndtcp://alice@broker.example[:20200][?type=network|host|tunnelonly][&udp[=PORT]][&nat][&mtu=1280]\n\nThe password: --password-file, else SIXWAY_PASSWORD, else it is asked for. TSP finds\nout by itself whether a NAT is between. For DTCP, behind a NAT that forwards protocol 41 say `nat`;\n`udp` works with sixway's server only. The password itself is never sent, but MD5 of\nit is: whoever listens can try passwords against that, so let it be long and random."
+    after_help = "tsp://alice@broker.example[:3653][?tunnel=v6anyv4|v6v4|v6udpv4][&prefix=56][&keepalive=30]\n    [&auth=scram-sha-256|digest-md5|plain][&client=ADDR][&mtu=1280][&pd=56]; without a user: anonymously\ndtcp://alice@broker.example[:20200][?type=network|host|tunnelonly][&udp[=PORT]][&nat][&mtu=1280][&pd=56]\n--config FILE: the tunnel of this file, with --pd\n\nThe password: --password-file, else SIXWAY_PASSWORD, else it is asked for. TSP finds\nout by itself whether a NAT is between. For DTCP, behind a NAT that forwards protocol 41 say `nat`;\n`udp` works with sixway's server only. The password itself is never sent, but MD5 of\nit is: whoever listens can try passwords against that, so let it be long and random."
 )]
 pub struct ConnectArgs {
     /// Server, user and what is asked for
-    #[arg(required_unless_present = "gogoc_conf", conflicts_with = "gogoc_conf")]
+    #[arg(required_unless_present_any = ["gogoc_conf", "config"], conflicts_with_all = ["gogoc_conf", "config"])]
     pub(super) url: Option<String>,
     /// Ask as this configuration file of gogoc (gw6c) says
     #[arg(long, value_name = "FILE")]
     pub(super) gogoc_conf: Option<PathBuf>,
+    /// Ask nobody for the tunnel: it is the one in this configuration file of `sixway run`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["gogoc_conf", "script", "socket", "once", "no_route"])]
+    pub(super) config: Option<PathBuf>,
     /// TSP: let this script give the device its addresses and routes; it is told by gogoc's TSP_* variables
     #[arg(long, value_name = "FILE")]
     pub(super) script: Option<PathBuf>,
@@ -64,6 +71,8 @@ pub struct ConnectArgs {
     /// Admin socket [default: /run/sixway/NAME.sock]
     #[arg(long, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) pd: PdArgs,
 }
 
 /// Where to, and what for.
@@ -83,6 +92,8 @@ pub struct Target {
     pub nat: bool,
     /// Largest inner packet in octets.
     pub mtu: u16,
+    /// The length of a prefix that is asked for inside the tunnel, in bits.
+    pub pd: Option<u8>,
 }
 
 /// All that a client needs to run.
@@ -104,17 +115,23 @@ pub struct Job {
     pub socket: Option<PathBuf>,
     /// Whether somebody waits until this can go to the background.
     pub background: bool,
+    /// A prefix that is asked for inside the tunnel.
+    pub pd: Option<delegation::Start>,
 }
 
 /// Keeps a tunnel until a signal ends it.
 pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
+    if let Some(file) = &args.config {
+        return fixed::keep(args, file);
+    }
     if let Some(job) = tsp_wish::job(args)? {
         return tspc::keep(job);
     }
     anyhow::ensure!(args.script.is_none(), "--script is for TSP: there are no scripts for DTCP");
     let target = Target::parse(args.url.as_deref().unwrap_or_default())?;
-    let secret = secret(args.password_file.as_deref(), &target.user, &target.host)?;
     let (tun, socket) = (args.tun.clone(), args.socket.clone());
+    let pd = args.pd.start(target.pd, &tun, target.mtu)?;
+    let secret = secret(args.password_file.as_deref(), &target.user, &target.host)?;
     keep(Job {
         target,
         secret,
@@ -124,6 +141,7 @@ pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
         print: args.print,
         socket,
         background: false,
+        pd,
     })
 }
 
@@ -162,7 +180,8 @@ impl Target {
         };
         anyhow::ensure!(!user.is_empty() && !host.is_empty(), "user and server are both needed; {form}");
         let (user, host) = (user.to_owned(), host.to_owned());
-        let mut target = Self { host, port, user, kind: Kind::TunnelOnly, udp: None, nat: false, mtu: 1280 };
+        let (kind, udp, nat, mtu, pd) = (Kind::TunnelOnly, None, false, 1280, None);
+        let mut target = Self { host, port, user, kind, udp, nat, mtu, pd };
         query.split('&').filter(|word| !word.is_empty()).try_for_each(|word| target.set(word))?;
         Ok(target)
     }
@@ -179,7 +198,8 @@ impl Target {
             }
             ("nat", "") => self.nat = true,
             ("mtu", mtu) => self.mtu = mtu_of(mtu)?,
-            _ => bail!("'{word}' is not known here; known are type, udp, nat and mtu"),
+            ("pd", len) => self.pd = Some(pd::length(len).map_err(anyhow::Error::msg)?),
+            _ => bail!("'{word}' is not known here; known are type, udp, nat, mtu and pd"),
         }
         Ok(())
     }
@@ -208,8 +228,12 @@ pub fn keep(job: Job) -> anyhow::Result<()> {
         // It will come about some time: nobody has to wait for that.
         detach()?;
     }
-    let mut keeper = Keeper { job, up: None, started: Instant::now() };
-    let kept = runtime.block_on(keeper.keep());
+    let mut keeper = Keeper { job, up: None, pd: Pd::default(), started: Instant::now() };
+    let kept = runtime.block_on(async {
+        let kept = keeper.keep().await;
+        keeper.pd.finish().await;
+        kept
+    });
     let put_back = keeper.up.take().map_or(Ok(()), |(_, router)| router.stop());
     kept.and(put_back)
 }
@@ -218,24 +242,31 @@ struct Keeper {
     job: Job,
     /// What runs, and by which configuration.
     up: Option<(String, Router)>,
+    pd: Pd,
     started: Instant,
 }
 
-pub(super) struct Signals([Signal; 3]);
+pub(super) struct Signals([Signal; 3], Arc<Notify>);
 
 impl Signals {
     pub(super) fn new() -> anyhow::Result<Self> {
         let [term, int, hup] =
             [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-        let taken = Self([term?, int?, hup?]);
+        let taken = Self([term?, int?, hup?], Arc::default());
         release_signals()?;
         Ok(taken)
+    }
+
+    /// Whoever tells this wants the end as well.
+    pub(super) fn asked(&self) -> Arc<Notify> {
+        self.1.clone()
     }
 
     /// SIGTERM and Ctrl-C end it (true), SIGHUP connects anew (false).
     pub(super) async fn ends(&mut self) -> bool {
         let [term, int, hup] = &mut self.0;
         tokio::select! {
+            () = self.1.notified() => true,
             _ = term.recv() => true,
             _ = int.recv() => true,
             _ = hup.recv() => false,
@@ -253,6 +284,9 @@ enum Left {
 impl Keeper {
     async fn keep(&mut self) -> anyhow::Result<()> {
         let mut signals = Signals::new()?;
+        if !self.job.print {
+            self.pd = Pd::start(self.job.pd.take(), &signals.asked())?;
+        }
         let mut backoff = Backoff::default();
         loop {
             let began = Instant::now();
@@ -297,7 +331,7 @@ impl Keeper {
                         }
                     }
                     Output::Up(up) => {
-                        if self.set_up(&up, local)? {
+                        if self.set_up(&up, local).await? {
                             client.quit();
                         }
                     }
@@ -316,6 +350,9 @@ impl Keeper {
                 () = tokio::time::sleep_until((self.started + due).into()) => client.handle_timeout(self.started.elapsed()),
                 () = ended(|| self.up.as_ref().is_some_and(|(_, router)| router.has_ended())) => bail!("the router has ended by itself; its log says why"),
                 stop = signals.ends() => {
+                    if stop {
+                        self.pd.finish().await;
+                    }
                     client.quit();
                     for output in client.poll_output() {
                         if let Output::Send(said) = output {
@@ -337,7 +374,7 @@ impl Keeper {
     }
 
     /// Runs what was granted; true: it was only to be shown.
-    fn set_up(&mut self, up: &Up, local: IpAddr) -> anyhow::Result<bool> {
+    async fn set_up(&mut self, up: &Up, local: IpAddr) -> anyhow::Result<bool> {
         let IpAddr::V4(local) = local else {
             bail!("the tunnel's outer side is IPv4, and the server was reached by IPv6")
         };
@@ -348,17 +385,20 @@ impl Keeper {
         }
         if self.job.print {
             text.lines().for_each(print_line);
+            pd::print(self.job.pd.as_ref());
             return Ok(true);
         }
         if self.up.as_ref().is_some_and(|(before, router)| *before == text && !router.has_ended()) {
             tracing::info!("the tunnel is back, with the same addresses");
+            self.pd.again().await;
             return Ok(false);
         }
         if let Some((_, router)) = self.up.take() {
             router.stop()?;
         }
         let config = Config::parse("what the server granted", &text)?;
-        let router = Router::start(Start { config, reread: None, prepared: None, signals: false });
+        let (client, line) = self.pd.line("dtcp");
+        let router = Router::start(Start { config, reread: None, prepared: None, signals: false, client });
         // Its own advice is for those who have written a configuration.
         let router = router.context(
             "a tunnel was granted and cannot be set up here (--tun names another device, --socket another admin socket, \
@@ -369,6 +409,7 @@ impl Keeper {
             detach()?;
         }
         self.up = Some((text, router));
+        self.pd.up(line).await;
         Ok(false)
     }
 }
@@ -431,10 +472,19 @@ mod tests {
     fn addresses_say_where_to_and_what_for() {
         let plain = Target::parse("dtcp://alice@broker.example").unwrap();
         assert_eq!((plain.port, plain.kind, plain.mtu), (PORT, Kind::TunnelOnly, 1280));
-        let all = Target::parse("dtcp://a@10.0.0.1:99/?type=tunnelroute&udp=5000&nat&mtu=1400").unwrap();
+        let all =
+            Target::parse("dtcp://a@10.0.0.1:99/?type=tunnelroute&udp=5000&nat&mtu=1400&pd=48").unwrap();
         let (host, user) = ("10.0.0.1".to_owned(), "a".to_owned());
-        let wanted =
-            Target { host, port: 99, user, kind: Kind::Network, udp: Some(5000), nat: true, mtu: 1400 };
+        let wanted = Target {
+            host,
+            port: 99,
+            user,
+            kind: Kind::Network,
+            udp: Some(5000),
+            nat: true,
+            mtu: 1400,
+            pd: Some(48),
+        };
         assert_eq!(all, wanted);
         for (wrong, word) in [
             ("http://a@b", "no DTCP address"),
@@ -445,6 +495,7 @@ mod tests {
             ("dtcp://a@b?type=x", "no type"),
             ("dtcp://a@b?udp=0", "no port"),
             ("dtcp://a@b?mtu=1279", "1280 to 65000"),
+            ("dtcp://a@b?pd=7", "no length of a prefix"),
             ("dtcp://a@b?x", "not known"),
         ] {
             let why = format!("{:#}", Target::parse(wrong).unwrap_err());

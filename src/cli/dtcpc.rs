@@ -129,6 +129,7 @@ pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
         udp: args.udp.then_some(args.udp_port),
         nat: args.nat,
         mtu: mtu_of(&args.mtu)?,
+        pd: None,
     };
     let known = if args.password_file.is_none() { known(&target)? } else { None };
     let secret = match known {
@@ -140,7 +141,8 @@ pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
     let tun = tun.unwrap_or_else(|| DEFAULT_TUN.to_owned());
     let written = args.pid_file.as_deref().map(PidFile::write).transpose()?;
     let (again, background) = (args.again, args.child);
-    let kept = keep(Job { target, secret, tun, routes, again, print: false, socket: None, background });
+    let kept =
+        keep(Job { target, secret, tun, routes, again, print: false, socket: None, background, pd: None });
     drop(written);
     kept
 }

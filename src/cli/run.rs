@@ -45,7 +45,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     };
     let file = std::path::absolute(&args.config).unwrap_or_else(|_| args.config.clone());
     let reread = Reread { file, read: Box::new(|file| Ok(Config::load(file)?)) };
-    let router = Router::start(Start { config, reread: Some(reread), prepared, signals: true })?;
+    let router =
+        Router::start(Start { config, reread: Some(reread), prepared, signals: true, client: None })?;
     release_signals()?;
     match args.command.split_first() {
         None => router.wait(),
@@ -60,7 +61,7 @@ pub(crate) fn serve(
     works: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     hold_signals()?;
-    let router = Router::start(Start { config, reread, prepared: None, signals: true })?;
+    let router = Router::start(Start { config, reread, prepared: None, signals: true, client: None })?;
     release_signals()?;
     match works() {
         Ok(()) => router.wait(),

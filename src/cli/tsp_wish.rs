@@ -8,10 +8,12 @@ use anyhow::{Context, bail};
 use zeroize::Zeroizing;
 
 use super::connect::{ConnectArgs, secret};
+use super::pd;
 use super::script::Script;
 use crate::broker::Mechanism;
 use crate::compat::gogoc::Gogoc;
 use crate::config::DEFAULT_TUN;
+use crate::delegation;
 use crate::tsp::codec::Mode;
 use crate::tsp::search::Place;
 use crate::tsp::setup::House;
@@ -40,6 +42,8 @@ pub(super) struct Target {
     pub(super) dns: Vec<Name>,
     /// Largest inner packet in octets.
     pub(super) mtu: u16,
+    /// The length of a prefix that is asked for inside the tunnel by DHCPv6, in bits.
+    pub(super) pd: Option<u8>,
 }
 
 /// All that the client needs to run.
@@ -63,6 +67,8 @@ pub(super) struct Job {
     pub(super) script: Option<Script>,
     /// How long to wait after a failure, at first and at most.
     pub(super) delays: (Duration, Duration),
+    /// A prefix that is asked for inside the tunnel by DHCPv6.
+    pub(super) pd: Option<delegation::Start>,
 }
 
 impl Target {
@@ -93,7 +99,8 @@ impl Target {
     /// What is asked for if nothing more is said.
     pub(super) fn new(place: Place, text: String, user: String) -> Self {
         let (mode, prefix, keepalive, only) = (Mode::V6AnyV4, None, 30, None);
-        Self { place, text, user, mode, prefix, keepalive, only, claimed: None, dns: Vec::new(), mtu: 1280 }
+        let (claimed, dns, mtu, pd) = (None, Vec::new(), 1280, None);
+        Self { place, text, user, mode, prefix, keepalive, only, claimed, dns, mtu, pd }
     }
 
     fn set(&mut self, word: &str) -> anyhow::Result<()> {
@@ -114,8 +121,11 @@ impl Target {
                 self.claimed = Some(addr.parse().with_context(|| format!("'{addr}' is no IPv4 address"))?);
             }
             ("mtu", mtu) => self.mtu = mtu.parse().with_context(|| format!("'{mtu}' is no MTU"))?,
+            ("pd", len) => self.pd = Some(pd::length(len).map_err(anyhow::Error::msg)?),
             _ => {
-                bail!("'{word}' is not known here; known are tunnel, prefix, keepalive, auth, client and mtu")
+                bail!(
+                    "'{word}' is not known here; known are tunnel, prefix, keepalive, auth, client, mtu and pd"
+                )
             }
         }
         Ok(())
@@ -158,6 +168,7 @@ fn from_url(args: &ConnectArgs, url: &str) -> anyhow::Result<Job> {
     let script = args.script.as_deref().map(|path| Script::find(path, house(path, None)));
     Ok(Job {
         secret: password(args, &target, None)?,
+        pd: args.pd.start(target.pd, &args.tun, target.mtu)?,
         target,
         tun: args.tun.clone(),
         routes: !args.no_route,
@@ -194,10 +205,12 @@ fn from_gogoc(args: &ConnectArgs, file: &Path) -> anyhow::Result<Job> {
         .map(|path| Script::find(&path, House { folder: found.folder.clone(), home: home.clone() }));
     // A device that the file names is what its user knows; another one can be said on the command line.
     let named = found.tun.filter(|_| args.tun == DEFAULT_TUN);
+    let tun = named.unwrap_or_else(|| args.tun.clone());
     Ok(Job {
         secret: password(args, &target, known)?,
+        pd: args.pd.start(target.pd, &tun, target.mtu)?,
         target,
-        tun: named.unwrap_or_else(|| args.tun.clone()),
+        tun,
         routes: !args.no_route,
         again: found.retry && !args.once,
         print: args.print,

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::connect::{Signals, ended};
+use super::pd::{self, Pd};
 use super::pinger::Pinger;
 use super::print_line;
 use super::run::start_log;
@@ -44,9 +45,10 @@ pub(super) fn keep(job: Job) -> anyhow::Result<()> {
     start_log(None);
     hold_signals()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut keeper = Keeper { job, up: None, started: Instant::now() };
+    let mut keeper = Keeper { job, up: None, pd: Pd::default(), started: Instant::now() };
     runtime.block_on(async {
         let kept = keeper.keep().await;
+        keeper.pd.finish().await;
         let put_back = keeper.take_down().await;
         kept.and(put_back)
     })
@@ -63,6 +65,7 @@ struct Up {
 struct Keeper {
     job: Job,
     up: Option<Up>,
+    pd: Pd,
     started: Instant,
 }
 
@@ -85,6 +88,9 @@ enum Left {
 impl Keeper {
     async fn keep(&mut self) -> anyhow::Result<()> {
         let mut signals = Signals::new()?;
+        if !self.job.print {
+            self.pd = Pd::start(self.job.pd.take(), &signals.asked())?;
+        }
         let (first, most) = self.job.delays;
         let mut backoff = Backoff::between(first, most);
         loop {
@@ -287,15 +293,18 @@ impl Keeper {
         }
         if self.job.print {
             text.lines().for_each(print_line);
+            pd::print(self.job.pd.as_ref());
             return Ok(true);
         }
         if self.up.as_ref().is_some_and(|up| up.config == text && !up.router.has_ended()) {
             tracing::info!("the tunnel is renewed, with the same addresses");
+            self.pd.again().await;
             return Ok(false);
         }
         self.take_down().await?;
         let config = Config::parse("what the server granted", &text)?;
-        let router = Router::start(Start { config, reread: None, prepared: None, signals: false })?;
+        let (client, line) = self.pd.line("tsp");
+        let router = Router::start(Start { config, reread: None, prepared: None, signals: false, client })?;
         let mut up = Up { config: text, router, farewell: Vec::new() };
         if let Some(script) = &self.job.script {
             up.farewell = variables(granted, &side, &script.house, Occasion::Down);
@@ -307,6 +316,7 @@ impl Keeper {
         }
         tracing::info!("the tunnel is up: {}", shown(granted, *server));
         self.up = Some(up);
+        self.pd.up(line).await;
         Ok(false)
     }
 

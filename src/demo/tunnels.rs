@@ -16,7 +16,8 @@ pub struct InProcess;
 impl Tunnelers for InProcess {
     fn start(&self, toml: &str) -> anyhow::Result<Stop> {
         let config = Config::parse("demo", toml)?;
-        let router = Router::start(Start { config, reread: None, prepared: None, signals: false })?;
+        let router =
+            Router::start(Start { config, reread: None, prepared: None, signals: false, client: None })?;
         Ok(Box::new(move || {
             if let Err(why) = router.stop() {
                 eprintln!("sixway: a router of the demo did not end well: {why:#}");

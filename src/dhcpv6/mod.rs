@@ -12,10 +12,14 @@
 //! ```
 //!
 //! A binding is a route: whichever message made it, packets to and from the prefix pass before the Reply leaves and until
-//! the binding ends. Left out: temporary addresses (RFC 9915 has none), unicast from clients, Reconfigure, lease queries.
+//! the binding ends. The other side is [`client`]. Left out: temporary addresses (RFC 9915 has none), unicast from clients, Reconfigure, lease queries.
 
+pub mod client;
 pub mod codec;
 pub mod datagram;
 pub mod grants;
+pub mod holding;
 pub mod server;
 pub mod session;
+pub mod timing;
+mod trust;

@@ -11,9 +11,9 @@ use std::pin::pin;
 use futures_util::{Stream, StreamExt};
 use nix::errno::Errno;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, CacheInfo};
 use rtnetlink::packet_route::link::LinkMessage;
-use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::route::{RouteMessage, RouteType};
 use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sixway_dataplane::update::Ipv6Prefix;
 
@@ -167,6 +167,47 @@ impl Links {
         let Some(index) = self.index(dev).await? else { return Ok(()) };
         let message = route_message(prefix, None, index, metric);
         gone(what, dev, self.kernel.route().del(message).execute()).await
+    }
+
+    /// Gives the device an IPv6 address that goes by itself after `valid` seconds and is good for new connections for
+    /// `preferred`; 2^32-1 is for ever (RFC 4862 section 5.5.4). One that is there already is given these times. On a link
+    /// with neighbours duplicates are looked for.
+    ///
+    /// # Errors
+    /// [`LinkError::NoDevice`], [`LinkError::Denied`], [`LinkError::Ipv6Off`], or the kernel's refusal.
+    pub async fn lend_address(
+        &self,
+        name: &str,
+        addr: Ipv6Addr,
+        prefix_len: u8,
+        (preferred, valid): (u32, u32),
+    ) -> Result<(), LinkError> {
+        let what = format!("give device '{name}' the address {addr}/{prefix_len} for {valid} s");
+        let index = self.wanted_index(name, &what).await?;
+        let mut request = self.kernel.address().add(index, IpAddr::V6(addr), prefix_len).replace();
+        let mut times = CacheInfo::default();
+        (times.ifa_preferred, times.ifa_valid) = (preferred, valid);
+        request.message_mut().attributes.push(AddressAttribute::CacheInfo(times));
+        done(what, name, request.execute()).await
+    }
+
+    /// Makes a prefix unreachable, except where something longer, or a route of a better metric, leads somewhere (RFC 7084
+    /// WPD-5).
+    ///
+    /// # Errors
+    /// [`LinkError::Denied`], or the kernel's refusal.
+    pub async fn add_unreachable(&self, prefix: Ipv6Prefix) -> Result<Outcome, LinkError> {
+        let what = format!("make {prefix} unreachable");
+        added(what, "lo", self.kernel.route().add(black_hole(prefix)).execute()).await
+    }
+
+    /// Takes that back; that it was not so (any more) is fine.
+    ///
+    /// # Errors
+    /// [`LinkError::Denied`], or the kernel's refusal.
+    pub async fn remove_unreachable(&self, prefix: Ipv6Prefix) -> Result<(), LinkError> {
+        let what = format!("let {prefix} be reachable");
+        gone(what, "lo", self.kernel.route().del(black_hole(prefix)).execute()).await
     }
 
     /// The largest IPv4 packet in octets that goes out towards `addr` in one piece: the MTU of the
@@ -372,6 +413,17 @@ fn route_message(
     route.build()
 }
 
+/// A route of the worst metric that says that nothing is there.
+fn black_hole(prefix: Ipv6Prefix) -> RouteMessage {
+    RouteMessageBuilder::<Ipv6Addr>::new()
+        .destination_prefix(prefix.addr(), prefix.prefix_len())
+        .kind(RouteType::Unreachable)
+        .priority(WORST_METRIC)
+        .build()
+}
+
+/// Worse than what anybody else writes.
+const WORST_METRIC: u32 = 0x7fff_ffff;
 /// The metric the kernel gives to an IPv6 route without one (IP6_RT_PRIO_USER).
 const KERNEL_METRIC: u32 = 1024;
 const GONE: [Errno; 4] = [Errno::ENODEV, Errno::ESRCH, Errno::EADDRNOTAVAIL, Errno::ENOENT];
@@ -479,6 +531,35 @@ pub(crate) mod tests {
                 assert_eq!(links.link_mtu_towards(peer).await.unwrap(), Some(1432));
                 assert_eq!(links.link_mtu_towards(Ipv4Addr::new(192, 0, 2, 1)).await.unwrap(), None);
                 assert_eq!(links.ipv4_addresses().await.unwrap(), [ours]);
+            });
+        });
+    }
+
+    #[test]
+    fn what_is_lent_has_an_end_and_what_is_unreachable_gives_way() {
+        in_fresh_namespace(|| {
+            run(async |links| {
+                let shown = |words: &[&str]| {
+                    let out = std::process::Command::new("ip").arg("-6").args(words).output().unwrap();
+                    String::from_utf8(out.stdout).unwrap()
+                };
+                links.create_veth("a", "b").await.unwrap();
+                links.set_up("a", None).await.unwrap();
+                let net = prefix("fd00:1::/48");
+                assert_eq!(links.add_unreachable(net).await.unwrap(), Outcome::Added);
+                assert_eq!(links.add_unreachable(net).await.unwrap(), Outcome::AlreadyThere);
+                let addr = "fd00:1::1".parse().unwrap();
+                for valid in [100, 200] {
+                    links.lend_address("a", addr, 64, (50, valid)).await.unwrap();
+                    let said = shown(&["addr", "show", "dev", "a", "to", "fd00:1::/64"]);
+                    let left = |n: u32| said.contains(&format!("valid_lft {n}sec"));
+                    assert!(left(valid) || left(valid - 1), "{said}");
+                }
+                assert!(shown(&["route", "show", "fd00:1::/48"]).contains("unreachable"));
+                links.remove_address("a", addr, 64).await.unwrap();
+                links.remove_unreachable(net).await.unwrap();
+                links.remove_unreachable(net).await.unwrap();
+                assert_eq!(shown(&["route", "show", "fd00:1::/48"]), "");
             });
         });
     }

@@ -26,6 +26,7 @@ use crate::advice::kernel_tunnels;
 use crate::broker::{End, Protocol};
 use crate::churn::Churn;
 use crate::config::{self, Config};
+use crate::delegation::line::Port;
 use crate::dhcp6s::front::Front as LinkServers;
 use crate::dhcpv6::server as dhcpv6;
 use crate::dtcp::front::Front;
@@ -89,6 +90,8 @@ pub struct Start {
     pub prepared: Option<Prepared>,
     /// Whether SIGTERM, SIGINT and SIGHUP are for this router.
     pub signals: bool,
+    /// A DHCPv6 client that asks inside one of the tunnels.
+    pub client: Option<Port>,
 }
 
 impl Router {
@@ -199,6 +202,8 @@ struct Control {
     dtcp: Option<Front>,
     /// The DHCPv6 server inside tunnels, if there is one.
     dhcpv6: Option<dhcpv6::Server>,
+    /// The DHCPv6 client inside a tunnel, if there is one.
+    client: Option<Port>,
     /// The DHCPv6 servers on links, if there are any.
     links: Option<LinkServers>,
     counters: CounterReader,
@@ -217,7 +222,7 @@ async fn live(
     ready: std_mpsc::Sender<()>,
     stopped: oneshot::Receiver<()>,
 ) -> anyhow::Result<()> {
-    let Start { config, reread, prepared, signals } = start;
+    let Start { config, reread, prepared, signals, client } = start;
     // First of all: from here on a signal asks, it does not kill.
     let signals = Signals::new(signals)?;
     let admin = AdminSocket::bind(&config.admin.socket)?;
@@ -253,6 +258,7 @@ async fn live(
         office,
         dtcp: None,
         dhcpv6: None,
+        client,
         links: None,
         counters: plane.counters,
         facts: plane.facts,
@@ -373,6 +379,11 @@ impl Control {
 
     /// Whether it is a DHCPv6 message, which is dealt with then.
     fn take_dhcpv6(&mut self, punt: &Punt) -> bool {
+        if let (Some(client), Some(id), PuntClass::Link) = (&self.client, punt.tunnel(), punt.class())
+            && client.take(&self.registry, id, punt.bytes())
+        {
+            return true;
+        }
         let (Some(server), Some(office), Some(id)) = (&mut self.dhcpv6, &mut self.office, punt.tunnel())
         else {
             return false;
@@ -384,6 +395,14 @@ impl Control {
             self.dispatch.send(id, packet);
         }
         true
+    }
+
+    /// What the client in a tunnel says.
+    fn say(&mut self, message: &[u8]) {
+        let packet = self.client.as_ref().and_then(|client| client.packet(&self.registry, message));
+        if let Some((id, packet)) = packet {
+            self.dispatch.send(id, packet);
+        }
     }
 
     /// Accounts may have changed, and with them who is pinned to which interface.
@@ -502,6 +521,7 @@ impl Control {
                     }
                 },
                 written = next_written(&mut self.office) => self.settle(written).await,
+                message = Port::next(&mut self.client) => self.say(&message),
                 () = punts.ready() => self.take_punts(&mut punts.reader),
                 Some(question) = questions.recv() => self.answer(question).await,
                 () = errors.ready() => self.dispatch.hear(&mut self.registry, self.started.elapsed()),

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
 
 mod cases;
+mod client;
 mod lab;
 mod properties;
 mod transcripts;

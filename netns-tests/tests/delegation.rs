@@ -1,0 +1,412 @@
+//! `sixway connect --pd`: a prefix asked for inside a tunnel that has come up by any means, put on a link, kept over restarts,
+//! given back.
+//!
+//! ```text
+//!   H ── c1 C (sixway connect --pd --pd-to c1) ══ tunnel ══ S (sixway, [dhcpv6]; or a real server) ──IPv6── U
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use netns_tests::dtcp::server_config;
+use netns_tests::{C4, Job, Rig, Router, S4, Space, U6, pings, program, wait_for};
+use nix::sys::signal::Signal;
+use sixway::delegation::plan::subnet;
+use sixway_dataplane::update::Ipv6Prefix;
+
+const PATIENCE: Duration = Duration::from_secs(15);
+const DHCPV6: &str = "[dhcpv6]\npreferred = 60\nvalid = 90\ndns = [\"fd00:1::2\"]\n\
+                      [[pool]]\nprefix = \"fd00:2:4000::/36\"\nassign = 56\n\
+                      [[pool]]\nprefix = \"fd00:2:50::/64\"\naddresses = true\n";
+
+/// The rig with a link c1 behind C, and a host on it.
+fn rig(story: &str) -> Option<(Rig, Space)> {
+    let mut rig = Rig::new_or_skip(story)?;
+    let h = rig.lab.space("H");
+    rig.lab.veth(&rig.c, "c1", &h, "h0");
+    rig.c.run("sysctl -qw net.ipv6.conf.all.forwarding=1");
+    Some((rig, h))
+}
+
+/// `sixway connect` in C, with its log.
+struct Connected {
+    job: Job,
+    log: PathBuf,
+}
+
+fn connect(rig: &Rig, words: &[&str]) -> Connected {
+    let log = rig.lab.path("connect.log");
+    let duid = rig.lab.path("client/duid");
+    let duid = duid.to_string_lossy();
+    let args = [&["connect"], words, &["--pd-duid", &duid]].concat();
+    Connected { job: rig.c.spawn(&program(), &args, &log), log }
+}
+
+impl Connected {
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn says(&self, words: &str, times: usize) {
+        wait_for(&format!("'{words}' in {}", self.log.display()), PATIENCE, || {
+            (self.said().matches(words).count() >= times).then_some(())
+        });
+    }
+
+    #[track_caller]
+    fn stop(self) {
+        let status = self.job.end(Signal::SIGTERM, PATIENCE);
+        assert!(status.success(), "{status}: {}", fs::read_to_string(&self.log).unwrap_or_default());
+    }
+}
+
+/// The address out of these prefixes on a device of C, with the length behind it.
+fn address(rig: &Rig, device: &str, begins: &str) -> Option<String> {
+    let shown = rig.c.attempt(&format!("ip -6 -o addr show dev {device} scope global")).text;
+    shown.split_whitespace().find(|word| word.starts_with(begins)).map(str::to_owned)
+}
+
+#[track_caller]
+fn given(rig: &Rig, client: &Connected, begins: &str) -> String {
+    wait_for(&format!("an address on c1: {}", client.log.display()), PATIENCE, || address(rig, "c1", begins))
+}
+
+/// Gives H an address out of the link's network, and C as its router.
+fn settle(h: &Space, router: &str) -> String {
+    let router = router.trim_end_matches("/64");
+    let host = format!("{router}234");
+    h.run(&format!("ip addr add {host}/64 dev h0 nodad; ip route replace default via {router}"));
+    host
+}
+
+/// Whether H and U reach each other, which takes a moment after changes.
+#[track_caller]
+fn reach(rig: &Rig, h: &Space, host: &str) {
+    wait_for("a way out", PATIENCE, || h.attempt(&format!("ping -n -c 1 -W 1 {U6}")).ok.then_some(()));
+    assert_eq!(pings(h, U6, 3, ""), 3);
+    assert_eq!(pings(&rig.u, host, 3, ""), 3);
+}
+
+/// The /56 that this address on a link is out of.
+fn delegated(router: &str) -> Ipv6Prefix {
+    let addr = router.trim_end_matches("/64").parse().unwrap_or_else(|why| panic!("{router}: {why}"));
+    Ipv6Prefix::new(addr, 56).unwrap_or(Ipv6Prefix::ALL)
+}
+
+/// The `n`th network in it.
+fn link(prefix: Ipv6Prefix, n: u64) -> Ipv6Prefix {
+    subnet(prefix, n).unwrap_or_else(|| panic!("{prefix} has no network {n}"))
+}
+
+fn bindings(server: &Router) -> u64 {
+    server.status()["broker"]["bindings"].as_u64().unwrap_or(99)
+}
+
+/// Nothing of what was delegated is left in C.
+#[track_caller]
+fn is_clean(rig: &Rig) {
+    assert_eq!(address(rig, "c1", "fd00:2:"), None);
+    let routes = rig.c.run("ip -6 route");
+    assert!(!routes.contains("fd00:2:"), "{routes}");
+}
+
+#[test]
+fn a_host_behind_a_dtcp_tunnel_has_a_network_over_a_crash_of_the_server() {
+    let Some((rig, h)) = rig("delegation: DTCP tunnelonly, a host behind, a crash, the end") else { return };
+    let config = server_config(&rig, DHCPV6);
+    let server = Router::start(&rig.lab, &rig.s, &config);
+    let secret = rig.lab.write("password", "bar\n");
+    let (radvd, told) = (rig.lab.path("radvd.conf"), rig.lab.path("told"));
+    let words = "$SIXWAY_EVENT $SIXWAY_PREFIX $SIXWAY_SUBNETS $SIXWAY_DNS";
+    let script = rig.lab.write("script.sh", &format!("echo \"{words}\" >> {}\n", told.display()));
+    let url = format!("dtcp://foo@{S4}?type=tunnelonly&pd=56");
+    let paths =
+        [&secret, &rig.lab.path("c.sock"), &radvd, &script].map(|path| path.to_string_lossy().into_owned());
+    let [secret, socket, radvd_file, script] = &paths;
+    let client = connect(
+        &rig,
+        &[
+            &url,
+            "--password-file",
+            secret,
+            "--socket",
+            socket,
+            "--pd-to",
+            "c1:1",
+            "--pd-to",
+            "c0:3",
+            "--pd-radvd",
+            radvd_file,
+            "--pd-script",
+            script,
+        ],
+    );
+    let router = given(&rig, &client, "fd00:2:4");
+    assert!(router.ends_with("::1/64"), "{router}");
+    let prefix = delegated(&router);
+    println!("    delegated: {prefix}");
+    let host = settle(&h, &router);
+    reach(&rig, &h, &host);
+    // The third /64 is on the other link, and what is on none leads nowhere.
+    let third = link(prefix, 3);
+    assert_eq!(address(&rig, "c0", "fd00:2:4"), Some(format!("{}1/64", third.addr())));
+    let routes = rig.c.run("ip -6 route");
+    assert!(routes.contains(&format!("unreachable {prefix}")), "{routes}");
+    let nobody = link(prefix, 99).addr();
+    let lost = h.attempt(&format!("ping -n -c 1 -W 1 {nobody}1"));
+    assert!(!lost.ok && lost.text.contains("nreachable"), "{}", lost.text);
+    let text = fs::read_to_string(&radvd).unwrap_or_default();
+    assert!(text.contains("interface c1") && text.contains("RDNSS fd00:1::2"), "{text}");
+    assert_eq!(bindings(&server), 1);
+    server.crash();
+
+    let server = Router::start(&rig.lab, &rig.s, &config);
+    client.says("the tunnel is back", 1);
+    reach(&rig, &h, &host);
+    assert_eq!((given(&rig, &client, "fd00:2:4"), bindings(&server)), (router.clone(), 1));
+    client.stop();
+    is_clean(&rig);
+    assert_eq!(bindings(&server), 0);
+    let told = fs::read_to_string(&told).unwrap_or_default();
+    let told: Vec<&str> = told.lines().collect();
+    let first = format!("up {prefix} c1={} c0={third} fd00:1::2", link(prefix, 1));
+    assert_eq!(told.first(), Some(&first.as_str()), "{told:?}");
+    assert_eq!(told.last().map(|line| line.starts_with(&format!("down {prefix}"))), Some(true), "{told:?}");
+    let text = fs::read_to_string(&radvd).unwrap_or_default();
+    assert!(text.contains("AdvDefaultLifetime 0") && text.contains("AdvValidLifetime 0"), "{text}");
+    server.stop();
+}
+
+#[test]
+fn a_prefix_outlives_the_tunnel_s_udp_port() {
+    let Some((rig, h)) = rig("delegation: TSP, a new port, an address too") else { return };
+    let secret = rig.lab.write("secret", "wonderland\n");
+    let (program, store) = (program(), rig.lab.path("store.db"));
+    rig.s.run(&format!(
+        "{} user add alice --store {} --secret-file {}",
+        program.display(),
+        store.display(),
+        secret.display()
+    ));
+    let tsp = format!(
+        "[store]\npath = \"{}\"\n[tsp]\nrealm = \"broker.example\"\n[[pool]]\nprefix = \"fd00:2:f::/64\"\npairs = true\n{DHCPV6}",
+        store.display()
+    );
+    let server = Router::start(&rig.lab, &rig.s, &Rig::server_config("", &tsp));
+    let url = format!("tsp://alice@{S4}?tunnel=v6udpv4");
+    let (secret, socket) = (secret.to_string_lossy(), rig.lab.path("c.sock"));
+    let socket = socket.to_string_lossy();
+    let words = ["--password-file", &secret, "--socket", &socket, "--pd=60", "--pd-to", "c1", "--pd-address"];
+    let client = connect(&rig, &[&[url.as_str()][..], &words].concat());
+    let router = given(&rig, &client, "fd00:2:4");
+    let host = settle(&h, &router);
+    reach(&rig, &h, &host);
+    let own = wait_for("an address of its own", PATIENCE, || address(&rig, "six0", "fd00:2:50:"));
+    assert_eq!((bindings(&server), own.ends_with("/128")), (2, true));
+    client.job.signal(Signal::SIGHUP);
+    client.says("the tunnel is up", 2);
+    reach(&rig, &h, &host);
+    assert_eq!(given(&rig, &client, "fd00:2:4"), router);
+    wait_for("the address again", PATIENCE, || {
+        (address(&rig, "six0", "fd00:2:50:").as_ref() == Some(&own)).then_some(())
+    });
+    client.stop();
+    is_clean(&rig);
+    assert_eq!(bindings(&server), 0);
+    server.stop();
+}
+
+/// The client's end of a tunnel by protocol 41, as an operator writes it.
+fn static_config(rig: &Rig) -> String {
+    let text = format!(
+        "[router]\ntun = \"six0\"\n[udp]\nports = []\n[admin]\nsocket = \"{}\"\n[[tunnel]]\nname = \"up\"\nencap = \"proto41\"\n\
+         local = \"{C4}\"\nremote = \"{S4}\"\nprefixes = [\"::/0\"]\ndefault_route = true\n",
+        rig.lab.path("c.sock").display()
+    );
+    rig.lab.write("client.toml", &text).to_string_lossy().into_owned()
+}
+
+fn static_server(rig: &Rig) -> String {
+    let store = rig.lab.path("store.db");
+    let tunnel = format!("[[tunnel]]\nname = \"c\"\nencap = \"proto41\"\nremote = \"{C4}\"\n");
+    Rig::server_config("", &format!("{tunnel}[store]\npath = \"{}\"\n{DHCPV6}", store.display()))
+}
+
+#[test]
+fn dhcp6ctl_stops_and_starts_it() {
+    let Some((rig, h)) = rig("delegation: a static tunnel, dhcp6ctl") else { return };
+    let server = Router::start(&rig.lab, &rig.s, &static_server(&rig));
+    let key = rig.lab.write("key", "AAECAwQFBgcICQoLDA0ODw==\n");
+    let wrong = rig.lab.write("wrong", "AAAA\n");
+    let (config, flag) = (static_config(&rig), format!("--pd-ctl={}", key.display()));
+    let client =
+        connect(&rig, &["--config", &config, "--pd", "--pd-to", "c1", &flag, "--pd-ctl-port", "5599"]);
+    let router = given(&rig, &client, "fd00:2:4");
+    let host = settle(&h, &router);
+    reach(&rig, &h, &host);
+    let ours = format!("{} dhcp6ctl", program().display());
+    let real = Path::new("/usr/sbin/dhcp6ctl");
+    let mut programs = vec![ours];
+    if real.exists() {
+        programs.push(real.display().to_string());
+    } else {
+        println!("SKIPPED: {} (wide-dhcpv6-client) is not installed", real.display());
+    }
+    for ctl in programs {
+        let tell =
+            |key: &Path, words: &str| rig.c.run(&format!("{ctl} -C -k {} -p 5599 {words}", key.display()));
+        tell(&wrong, "stop interface six0");
+        tell(&key, "stop interface c1");
+        client.says("nothing is asked on c1", 1);
+        assert_eq!(bindings(&server), 1, "neither was obeyed");
+        tell(&key, "stop interface six0");
+        wait_for("the prefix to go", PATIENCE, || (bindings(&server) == 0).then_some(()));
+        is_clean(&rig);
+        tell(&key, "start interface six0");
+        assert_eq!(given(&rig, &client, "fd00:2:4"), router);
+        // It is given back and asked for anew.
+        tell(&key, "start interface six0");
+        wait_for("it to go and come", PATIENCE, || (bindings(&server) == 1).then_some(()));
+        given(&rig, &client, "fd00:2:4");
+        tell(&key, "reload");
+        reach(&rig, &h, &host);
+    }
+    rig.c.run(&format!("{} dhcp6ctl -C -k {} -p 5599 stop", program().display(), key.display()));
+    let Connected { mut job, log } = client;
+    let status = wait_for("it to end", PATIENCE, || job.exited());
+    assert!(status.success(), "{}", fs::read_to_string(log).unwrap_or_default());
+    is_clean(&rig);
+    assert_eq!(bindings(&server), 0);
+    server.stop();
+}
+
+#[test]
+fn what_would_be_done_is_shown() {
+    let Some((rig, _h)) = rig("delegation: --print, and what is refused") else { return };
+    let config = static_config(&rig);
+    let program = program().display().to_string();
+    let shown =
+        rig.c.run(&format!("{program} connect --config {config} --pd --pd-to c1 --pd-radvd /tmp/x --print"));
+    for part in ["asks for a /56", "c1: /64 number 1", "/tmp/x", "unreachable"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let refused = rig.c.attempt(&format!("{program} connect --config {config}"));
+    assert!(!refused.ok && refused.text.contains("sixway run --config"), "{}", refused.text);
+}
+
+/// A device in S that carries the tunnel to C, for servers that need one: packets in, packets out, nothing else.
+fn device(rig: &Rig) -> Job {
+    let script = rig.lab.write(
+        "device.py",
+        &format!(
+            "import fcntl, os, select, socket, struct\n\
+             tun = os.open('/dev/net/tun', os.O_RDWR)\n\
+             fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH22x', b'sixs', 0x1001))\n\
+             raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 41)\n\
+             raw.bind(('{S4}', 0)); raw.connect(('{C4}', 0))\n\
+             while True:\n\
+             \x20   ready, _, _ = select.select([tun, raw], [], [])\n\
+             \x20   if tun in ready: raw.send(os.read(tun, 65535))\n\
+             \x20   if raw in ready: os.write(tun, raw.recv(65535)[20:])\n"
+        ),
+    );
+    let job =
+        rig.s.spawn(Path::new("/usr/bin/python3"), &[&script.to_string_lossy()], &rig.lab.path("device.log"));
+    wait_for("the device", PATIENCE, || rig.s.attempt("ip link set sixs up mtu 1280").ok.then_some(()));
+    wait_for("a link-local address", PATIENCE, || {
+        rig.s.run("ip -6 -o addr show dev sixs scope link").contains("fe80").then_some(())
+    });
+    rig.s.run("ip -6 addr add fd00:2:77::1/64 dev sixs nodad");
+    job
+}
+
+/// A prefix out of a real server's hands, on c1, and given back.
+fn from_a_real_server(rig: &Rig, begins: &str) {
+    let config = static_config(rig);
+    let client = connect(rig, &["--config", &config, "--pd", "--pd-to", "c1"]);
+    let router = given(rig, &client, begins);
+    println!("    c1 has {router}");
+    assert!(router.ends_with("::1/64"), "{router}");
+    // It is renewed: the address is given more time than it had.
+    let left = || {
+        let shown = rig.c.run("ip -6 -o addr show dev c1 scope global");
+        let seconds = shown.split("valid_lft ").nth(1).and_then(|rest| rest.split("sec").next());
+        seconds.and_then(|n| n.parse::<u32>().ok()).unwrap_or_else(|| panic!("no lifetime: {shown}"))
+    };
+    let first = left();
+    wait_for("time to pass", PATIENCE, || (left() + 3 <= first).then_some(()));
+    wait_for(&format!("a Renew: {}", client.said()), PATIENCE, || (left() + 1 >= first).then_some(()));
+    client.stop();
+    is_clean(rig);
+}
+
+#[test]
+fn wide_s_server_is_understood() {
+    let Some((rig, _h)) = rig("delegation: WIDE's dhcp6s in a tunnel") else { return };
+    let server = Path::new("/usr/sbin/dhcp6s");
+    if !server.exists() || !Path::new("/usr/bin/python3").exists() {
+        println!("SKIPPED: {} (wide-dhcpv6-server) or python3 is not installed", server.display());
+        return;
+    }
+    let _device = device(&rig);
+    let duid = "00:04:00:01:02:03:04:05:06:07:08:09:0a:0b:0c:0d:0e:0f";
+    fs::create_dir_all(rig.lab.path("client")).unwrap_or_else(|why| panic!("{why}"));
+    rig.lab.write("client/duid", duid);
+    let conf = format!("host c {{ duid {duid}; prefix fd00:2:9000::/48 10 20; }};\n");
+    let conf = rig.lab.write("dhcp6s.conf", &conf);
+    let log = rig.lab.path("dhcp6s.log");
+    let script = rig.lab.write(
+        "dhcp6s.sh",
+        &format!(
+            "mkdir -p /var/lib/dhcpv6; mount -t tmpfs none /var/lib/dhcpv6\n\
+             printf '\\016\\000\\000\\001\\000\\001\\053\\000\\000\\001\\002\\000\\000\\000\\123\\001' > /var/lib/dhcpv6/dhcp6s_duid\n\
+             exec {} -f -D -c {} -P {} -k /dev/null sixs\n",
+            server.display(),
+            conf.display(),
+            rig.lab.path("dhcp6s.pid").display()
+        ),
+    );
+    let job = rig.s.spawn(Path::new("/usr/bin/unshare"), &["-m", "sh", &script.to_string_lossy()], &log);
+    wait_for("the server", PATIENCE, || rig.s.run("ss -lun").contains(":547").then_some(()));
+    from_a_real_server(&rig, "fd00:2:9000:");
+    let said = fs::read_to_string(&log).unwrap_or_default();
+    assert!(said.contains("release"), "{said}");
+    job.end(Signal::SIGTERM, PATIENCE);
+}
+
+#[test]
+fn kea_is_understood() {
+    let Some((rig, _h)) = rig("delegation: Kea in a tunnel") else { return };
+    let server = Path::new("/usr/sbin/kea-dhcp6");
+    if !server.exists() || !Path::new("/usr/bin/python3").exists() {
+        println!("SKIPPED: {} (kea-dhcp6-server) or python3 is not installed", server.display());
+        return;
+    }
+    let _device = device(&rig);
+    let conf = "{\"Dhcp6\": {\"interfaces-config\": {\"interfaces\": [\"sixs\"]}, \
+                \"lease-database\": {\"type\": \"memfile\", \"persist\": false}, \
+                \"preferred-lifetime\": 10, \"valid-lifetime\": 20, \"renew-timer\": 4, \"rebind-timer\": 8, \
+                \"server-id\": {\"type\": \"EN\", \"enterprise-id\": 2495, \"identifier\": \"87ABEF7A5BB545\", \"persist\": false}, \
+                \"subnet6\": [{\"subnet\": \"fd00:2:77::/64\", \"interface\": \"sixs\", \
+                \"pd-pools\": [{\"prefix\": \"fd00:2:8000::\", \"prefix-len\": 40, \"delegated-len\": 56}]}]}}\n";
+    let conf = rig.lab.write("kea.json", conf);
+    let (log, folder) = (rig.lab.path("kea.log"), rig.lab.path("kea"));
+    fs::create_dir_all(&folder).unwrap_or_else(|why| panic!("{why}"));
+    let script = rig.lab.write(
+        "kea.sh",
+        &format!(
+            "export KEA_PIDFILE_DIR={0} KEA_LOCKFILE_DIR={0} KEA_LOGGER_DESTINATION=stdout\nexec {1} -c {2}\n",
+            folder.display(),
+            server.display(),
+            conf.display()
+        ),
+    );
+    let job = rig.s.spawn(Path::new("/bin/sh"), &[&script.to_string_lossy()], &log);
+    wait_for(&format!("the server: {}", log.display()), PATIENCE, || {
+        rig.s.run("ss -lun").contains(":547").then_some(())
+    });
+    from_a_real_server(&rig, "fd00:2:80");
+    job.end(Signal::SIGTERM, PATIENCE);
+}

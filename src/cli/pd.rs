@@ -1,0 +1,187 @@
+//! `sixway connect --pd`: what is asked for inside the tunnel, and what the keepers of tunnels do for it.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use tokio::sync::Notify;
+
+use super::print_line;
+use crate::compat::ctlkey;
+use crate::delegation::line::{Line, Port, line};
+use crate::delegation::plan::{Place, Wish};
+use crate::delegation::{Delegation, Start};
+use crate::dhcp6ctl::{CLIENT_KEY, CLIENT_PORT};
+use crate::script;
+
+/// The prefix length that is asked for if none is said.
+const USUAL: &str = "56";
+/// The most interfaces.
+const MOST_PLACES: usize = 64;
+
+/// What is asked for by DHCPv6.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "A prefix inside the tunnel (DHCPv6)")]
+pub(super) struct PdArgs {
+    /// Ask for a prefix of this length [default: 56]
+    #[arg(long, value_name = "LEN", num_args = 0..=1, require_equals = true, default_missing_value = USUAL, value_parser = length)]
+    pd: Option<u8>,
+    /// Ask for an address too, for the tunnel's device
+    #[arg(long)]
+    pd_address: bool,
+    /// Give this interface the Nth /64 of it, from 1, and the first address therein; may be said again
+    #[arg(long, value_name = "IF[:N]", value_parser = Place::parse)]
+    pd_to: Vec<Place>,
+    /// Write radvd's configuration for these interfaces to this file
+    #[arg(long, value_name = "FILE", requires = "pd_to")]
+    pd_radvd: Option<PathBuf>,
+    /// Run this script when the prefix comes, is renewed, changes or goes; it is told by SIXWAY_* variables
+    #[arg(long, value_name = "FILE")]
+    pd_script: Option<PathBuf>,
+    /// What the client calls itself is kept here
+    #[arg(long, value_name = "FILE", default_value = "/var/lib/sixway/connect.duid")]
+    pd_duid: PathBuf,
+    /// Obey dhcp6ctl -C, with the key in this file [default: /etc/wide-dhcpv6/dhcp6cctlkey]
+    #[arg(long, value_name = "KEYFILE", num_args = 0..=1, require_equals = true, default_missing_value = CLIENT_KEY)]
+    pd_ctl: Option<PathBuf>,
+    /// The port on ::1 for that
+    #[arg(long, value_name = "PORT", default_value_t = CLIENT_PORT)]
+    pd_ctl_port: u16,
+}
+
+/// The prefix length in this text.
+pub(super) fn length(text: &str) -> Result<u8, String> {
+    let text = if text.is_empty() { USUAL } else { text.trim_start_matches('/') };
+    let len = text.parse().ok().filter(|len| (16..=64).contains(len));
+    len.ok_or_else(|| format!("'{text}' is no length of a prefix to ask for: 16 to 64, such as 56"))
+}
+
+impl PdArgs {
+    /// What is to be asked for in the tunnel of this device, if anything; a length in the address counts if none is said here.
+    pub(super) fn start(&self, in_address: Option<u8>, tun: &str, mtu: u16) -> anyhow::Result<Option<Start>> {
+        let Some(len) = self.pd.or(in_address) else {
+            let idle = self.pd_address
+                || !self.pd_to.is_empty()
+                || self.pd_script.is_some()
+                || self.pd_ctl.is_some();
+            anyhow::ensure!(
+                !idle,
+                "--pd-to and the like say what is done with a prefix; ask for one with --pd"
+            );
+            return Ok(None);
+        };
+        anyhow::ensure!(self.pd_to.len() <= MOST_PLACES, "--pd-to can be said {MOST_PLACES} times");
+        for (n, place) in self.pd_to.iter().enumerate() {
+            let twice = self.pd_to[..n].iter().find(|other| other.number == place.number);
+            if let Some(other) = twice {
+                anyhow::bail!(
+                    "--pd-to: {} and {} would have the same network; write {}:{}",
+                    other.interface,
+                    place.interface,
+                    place.interface,
+                    n + 1
+                );
+            }
+        }
+        let wish = Wish {
+            len,
+            address: self.pd_address,
+            to: self.pd_to.clone(),
+            radvd: self.pd_radvd.as_ref().map(std::path::absolute).transpose()?,
+            script: self.pd_script.as_deref().map(script::find).transpose()?,
+            tun: tun.to_owned(),
+            mtu,
+        };
+        let control = self.pd_ctl.as_ref().map(|file| {
+            let octets = std::fs::read(file)
+                .with_context(|| format!("cannot read the key file {}", file.display()))?;
+            let secret =
+                ctlkey::parse(&octets).with_context(|| format!("the key file {}", file.display()))?;
+            anyhow::Ok((SocketAddr::from((Ipv6Addr::LOCALHOST, self.pd_ctl_port)), secret))
+        });
+        Ok(Some(Start { wish, duid: self.pd_duid.clone(), control: control.transpose()? }))
+    }
+}
+
+/// Shows what would be done, as comments in a configuration.
+pub(super) fn print(start: Option<&Start>) {
+    let lines = start.map(|start| start.wish.intent()).unwrap_or_default();
+    lines.iter().for_each(|line| print_line(&format!("# --pd: {line}")));
+}
+
+/// A delegation, if one is wanted.
+#[derive(Debug, Default)]
+pub(super) struct Pd(Option<Delegation>);
+
+impl Pd {
+    /// Gets it ready; `stop` is told when dhcp6ctl wants the end.
+    pub(super) fn start(wanted: Option<Start>, stop: &Arc<Notify>) -> anyhow::Result<Self> {
+        wanted.map(|start| Delegation::start(start, stop.clone())).transpose().map(Self)
+    }
+
+    /// A line into the tunnel of this name: the router's end and ours.
+    pub(super) fn line(&self, tunnel: &str) -> (Option<Port>, Option<Line>) {
+        self.0.as_ref().map(|_| line(tunnel)).unzip()
+    }
+
+    /// The tunnel is up.
+    pub(super) async fn up(&self, line: Option<Line>) {
+        if let (Some(delegation), Some(line)) = (&self.0, line) {
+            delegation.up(line).await;
+        }
+    }
+
+    /// It has been granted anew, as it was.
+    pub(super) async fn again(&self) {
+        if let Some(delegation) = &self.0 {
+            delegation.again().await;
+        }
+    }
+
+    /// The prefix goes back, while the tunnel is up.
+    pub(super) async fn finish(&mut self) {
+        if let Some(delegation) = self.0.take() {
+            delegation.finish().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        pd: PdArgs,
+    }
+
+    fn asked(line: &str, in_address: Option<u8>) -> Result<Option<(u8, usize)>, String> {
+        let line = Line::try_parse_from(line.split_whitespace()).map_err(|why| why.to_string())?;
+        let start = line.pd.start(in_address, "six0", 1280).map_err(|why| format!("{why:#}"))?;
+        Ok(start.map(|start| (start.wish.len, start.wish.to.len())))
+    }
+
+    #[test]
+    fn what_is_asked_for_is_read() {
+        assert_eq!(asked("x", None), Ok(None));
+        assert_eq!(asked("x --pd", None), Ok(Some((56, 0))));
+        assert_eq!(asked("x --pd=48 --pd-to eth1 --pd-to eth2:2", Some(60)), Ok(Some((48, 2))));
+        assert_eq!(asked("x --pd-to eth1:1", Some(60)), Ok(Some((60, 1))));
+        for (wrong, word) in [
+            ("x --pd=65", "no length"),
+            ("x --pd-to eth1", "ask for one with --pd"),
+            ("x --pd --pd-to eth1:0", "Nth /64"),
+            ("x --pd --pd-to eth1 --pd-to eth2", "same network; write eth2:2"),
+            ("x --pd --pd-radvd f", "--pd-to"),
+            ("x --pd --pd-script /nowhere", "cannot read the script"),
+            ("x --pd --pd-ctl=/nowhere", "cannot read the key file"),
+        ] {
+            let why = asked(wrong, None).unwrap_err();
+            assert!(why.contains(word), "{wrong}: {why}");
+        }
+    }
+}

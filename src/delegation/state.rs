@@ -1,0 +1,155 @@
+//! What a delegation has put on this host: brought to what a plan says, and taken back.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::Ipv6Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use sixway_dataplane::update::Ipv6Prefix;
+
+use super::plan::{Event, Life, Plan, Wish};
+use crate::dhcpv6::client::Lease;
+use crate::link::Links;
+use crate::script;
+
+/// Networks that hosts are told to let go of: the last ones.
+const MOST_GONE: usize = 8;
+
+/// What is on this host because of a lease.
+pub(super) struct State {
+    wish: Wish,
+    links: Links,
+    lease: Lease,
+    /// By interface, address and length.
+    addresses: BTreeMap<(String, Ipv6Addr, u8), Life>,
+    black_holes: Vec<Ipv6Prefix>,
+    gone: Vec<(String, Ipv6Prefix)>,
+    notes: Vec<String>,
+}
+
+impl State {
+    /// Nothing is there yet. Needs a tokio runtime.
+    pub(super) fn open(wish: Wish) -> anyhow::Result<Self> {
+        let (lease, addresses) = (Lease::default(), BTreeMap::new());
+        let (black_holes, gone, notes) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { wish, links: Links::open()?, lease, addresses, black_holes, gone, notes })
+    }
+
+    pub(super) fn wish(&self) -> &Wish {
+        &self.wish
+    }
+
+    /// The tunnel's device is another one now, with nothing of ours on it.
+    pub(super) fn forget_device(&mut self) {
+        let tun = &self.wish.tun;
+        self.addresses.retain(|(interface, ..), _| interface != tun);
+    }
+
+    /// Makes this host as the lease wants it, and tells whoever is to be told.
+    pub(super) async fn put(&mut self, lease: Lease, now: Duration) {
+        let plan = self.wish.plan(&lease, now);
+        let event = Event::between(&self.lease, &lease);
+        let before = std::mem::replace(&mut self.lease, lease);
+        let Some(event) = event else { return };
+        // The script takes down what it has put up while it is still there.
+        if event == Event::Down {
+            self.run_script(event, &Plan::default(), &before, now).await;
+        }
+        self.put_black_holes(&plan).await;
+        self.put_addresses(&plan).await;
+        self.write_radvd(&plan);
+        self.tell(event, &plan);
+        if event != Event::Down {
+            let lease = self.lease.clone();
+            self.run_script(event, &plan, &lease, now).await;
+        }
+    }
+
+    fn tell(&mut self, event: Event, plan: &Plan) {
+        let shown =
+            |prefixes: &[Ipv6Prefix]| prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match event {
+            Event::Up | Event::Changed => {
+                tracing::info!(event = "delegated", "delegated: {}", shown(&plan.black_holes));
+            }
+            Event::Renewed => tracing::debug!(event = "renewed", "renewed: {}", shown(&plan.black_holes)),
+            Event::Down => tracing::info!(event = "undelegated", "what was delegated is gone"),
+        }
+        plan.notes.iter().filter(|note| !self.notes.contains(note)).for_each(|note| tracing::warn!("{note}"));
+        self.notes.clone_from(&plan.notes);
+    }
+
+    /// Before any address: no packet to what was just delegated is to go round.
+    async fn put_black_holes(&mut self, plan: &Plan) {
+        for prefix in
+            plan.black_holes.iter().filter(|p| !self.black_holes.contains(p)).copied().collect::<Vec<_>>()
+        {
+            match self.links.add_unreachable(prefix).await {
+                Ok(_) => self.black_holes.push(prefix),
+                Err(why) => tracing::warn!("what of {prefix} is on no interface is not unreachable: {why}"),
+            }
+        }
+        let over: Vec<_> =
+            self.black_holes.extract_if(.., |prefix| !plan.black_holes.contains(prefix)).collect();
+        for prefix in over {
+            if let Err(why) = self.links.remove_unreachable(prefix).await {
+                tracing::warn!("{prefix} stays unreachable: {why}");
+            }
+        }
+    }
+
+    async fn put_addresses(&mut self, plan: &Plan) {
+        let wanted: BTreeMap<_, _> = plan
+            .addresses
+            .iter()
+            .map(|placed| ((placed.interface.clone(), placed.addr, placed.len), placed.life))
+            .collect();
+        let over: Vec<_> = self.addresses.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        for (interface, addr, len) in over {
+            self.addresses.remove(&(interface.clone(), addr, len));
+            if let Some(net) = Ipv6Prefix::new(addr, len).filter(|_| len < 128) {
+                self.gone.push((interface.clone(), net));
+                self.gone.drain(..self.gone.len().saturating_sub(MOST_GONE));
+            }
+            if let Err(why) = self.links.remove_address(&interface, addr, len).await {
+                tracing::warn!("{addr} stays on {interface}: {why}");
+            }
+        }
+        for (key, life) in wanted {
+            let (interface, addr, len) = &key;
+            match self.links.lend_address(interface, *addr, *len, life).await {
+                Ok(()) => drop(self.addresses.insert(key, life)),
+                Err(why) => tracing::warn!("{addr}/{len} is not on {interface}: {why}"),
+            }
+        }
+    }
+
+    fn write_radvd(&self, plan: &Plan) {
+        let Some(file) = &self.wish.radvd else { return };
+        let text = self.wish.radvd(plan, &self.lease, &self.gone);
+        if let Err(why) = replace(file, &text) {
+            tracing::warn!("cannot write radvd's configuration to {}: {why}", file.display());
+        }
+    }
+
+    async fn run_script(&self, event: Event, plan: &Plan, lease: &Lease, now: Duration) {
+        let Some(path) = &self.wish.script else { return };
+        let variables = self.wish.variables(event, plan, lease, now);
+        // The prefix is good whatever the script makes of it.
+        if let Err(why) = script::run(path, &variables).await {
+            tracing::warn!("{why:#}");
+        }
+    }
+}
+
+/// Puts a file in its place, whole or not at all.
+fn replace(file: &Path, text: &str) -> std::io::Result<()> {
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = Path::new(&beside);
+    let mut new = std::fs::File::create(beside)?;
+    new.write_all(text.as_bytes())?;
+    new.sync_all()?;
+    std::fs::rename(beside, file)
+}
