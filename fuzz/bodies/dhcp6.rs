@@ -52,7 +52,7 @@ pub(crate) fn dhcp6ctl(octets: &[u8]) {
     let Some((how, octets)) = octets.split_first() else { return };
     let side = if how & 1 == 1 { Side::Server } else { Side::Client };
     let secret = Zeroizing::new(vec![*how; 16]);
-    let mut judge = Judge::new(side, secret.clone());
+    let mut judge = Judge::new(side, secret.clone(), 0);
     let mut inbox = Inbox::default();
     for piece in octets.chunks(1 + usize::from(how >> 2)) {
         match inbox.handle_input(piece) {
@@ -73,7 +73,7 @@ fn signed(octets: &[u8], secret: &Zeroizing<Vec<u8>>, side: Side) {
     let order = if side == Side::Server { message.server_order() } else { message.client_order() };
     let Ok(order) = order else { return };
     let Some(said) = emit(&order, NOW as u32, secret) else { return };
-    let mut judge = Judge::new(side, secret.clone());
+    let mut judge = Judge::new(side, secret.clone(), 0);
     assert_eq!(judge.handle_message(&said, NOW), Ok::<Order, Refusal>(order));
     assert_eq!(judge.handle_message(&said, NOW), Err(Refusal::Repeated));
 }

@@ -131,6 +131,13 @@ impl Bindings {
         around.or_else(inside)
     }
 
+    /// All bindings that have an address in common with `prefix`.
+    pub(super) fn all_meeting(&self, prefix: Ipv6Prefix) -> impl Iterator<Item = &Binding> {
+        let wider = around(prefix).skip(1).filter_map(|p| self.all.get(&p));
+        let inside = self.all.range(prefix..).map(|(_, b)| b).take_while(move |b| prefix.covers(b.prefix));
+        wider.chain(inside)
+    }
+
     /// Whether a place of a pool is taken by exactly this.
     pub(super) fn is_pooled(&self, prefix: Ipv6Prefix) -> bool {
         self.all.get(&prefix).is_some_and(|binding| !binding.fixed)
@@ -340,38 +347,57 @@ impl Broker {
             PoolKind::Pairs | PoolKind::Addresses => None,
         });
         let lens: Vec<(usize, u8)> = lens.collect();
-        let Some(best) = lens.iter().map(|(_, len)| *len).min_by_key(|len| wish.distance(*len)) else {
+        let Some(first) = lens.first().map(|(at, _)| self.pools[*at].pool().prefix) else {
             return Err(Refusal::NothingToGive("there is no [[pool]] of networks"));
         };
-        let pools: Vec<usize> = lens.iter().filter(|(_, len)| *len == best).map(|(at, _)| *at).collect();
+        // The length that is closest to what is wished for, then the others; without a wish as the file has them.
+        let mut order: Vec<u8> = Vec::new();
+        for (_, len) in &lens {
+            if !order.contains(len) {
+                order.push(*len);
+            }
+        }
+        order.sort_by_key(|len| wish.distance(*len));
         let owner = wish.owner();
+        for wanted in order {
+            let pools: Vec<usize> =
+                lens.iter().filter(|(_, len)| *len == wanted).map(|(at, _)| *at).collect();
+            if let Some(found) = self.choose_network_of(&pools, wish, &owner) {
+                return Ok(found);
+            }
+        }
+        Err(Refusal::Exhausted(first))
+    }
+
+    /// Out of pools of one length: what is hinted at, what the owner had before, a new one, the one unused for longest.
+    fn choose_network_of(
+        &mut self,
+        pools: &[usize],
+        wish: &BindWish,
+        owner: &UserName,
+    ) -> Option<Ipv6Prefix> {
         for prefix in &wish.hints {
             let Some((pool, n)) = self.place_of(*prefix) else { continue };
             let places = &self.pools[pool];
-            let theirs = places.user(n).is_none_or(|user| *user == owner);
-            if pools.contains(&pool)
-                && theirs
-                && places.is_open(n)
-                && self.bindings.meeting(*prefix).is_none()
-            {
-                return Ok(*prefix);
+            let theirs = places.user(n).is_none_or(|user| user == owner);
+            let is_free = places.is_open(n) && self.bindings.meeting(*prefix).is_none();
+            if pools.contains(&pool) && theirs && is_free {
+                return Some(*prefix);
             }
         }
-        for at in &pools {
-            if let Some(n) = self.pools[*at].of(&owner).find(|n| self.pools[*at].is_open(*n)) {
-                return Ok(self.pools[*at].pool().place(n));
+        for at in pools {
+            if let Some(n) = self.pools[*at].of(owner).find(|n| self.pools[*at].is_open(*n)) {
+                return Some(self.pools[*at].pool().place(n));
             }
         }
-        for at in &pools {
+        for at in pools {
             let places = &mut self.pools[*at];
             if let Some(n) = places.fresh() {
-                return Ok(places.pool().place(n));
+                return Some(places.pool().place(n));
             }
         }
         let idle = pools.iter().find_map(|at| Some((*at, self.pools[*at].longest_idle()?)));
-        let place = |(at, n): (usize, u32)| self.pools[at].pool().place(n);
-        let full = pools.first().map_or(Ipv6Prefix::ALL, |at| self.pools[*at].pool().prefix);
-        idle.map(place).ok_or(Refusal::Exhausted(full))
+        idle.map(|(at, n)| self.pools[at].pool().place(n))
     }
 
     /// The pools of addresses; on one link only those that its address lies in.
@@ -456,6 +482,11 @@ fn is_reserved(addr: Ipv6Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::{
+        Account, Accounts, Keep, Mechanisms, Memory, NetworkWish, Protocol, Secret, Terms, Wants, Wish,
+    };
+    use sixway_dataplane::update::Outer;
+    use zeroize::Zeroizing;
 
     #[test]
     fn reserved_identifiers_are_known() {
@@ -470,6 +501,86 @@ mod tests {
         for text in ["2001:db8::1", "2001:db8::fe00:0:0:0", "2001:db8::200:5eff:feff:1"] {
             assert!(!is_reserved(text.parse().unwrap()), "{text}");
         }
+    }
+
+    fn broker(prefixes: &[&str]) -> Broker {
+        let secret = Secret::parse(Zeroizing::new(b"hush".to_vec())).unwrap();
+        let alice = Account {
+            name: UserName::parse("alice").unwrap(),
+            secret,
+            prefixes: prefixes.iter().map(|text| text.parse().unwrap()).collect(),
+            pair: None,
+            mechanisms: Mechanisms::ANY,
+        };
+        let pool = |text: &str, len| Pool { prefix: text.parse().unwrap(), kind: PoolKind::Networks(len) };
+        let pools = vec![pool("2001:db8:100::/55", 56), pool("2001:db8:200::/63", 64)];
+        let terms = Terms { pools, ..Terms::default() };
+        let mut broker = Broker::new(Accounts::new([7; 16]), terms);
+        let memory = Memory { accounts: vec![alice], ..Memory::default() };
+        assert!(broker.recall(Time(0), memory).is_empty());
+        broker
+    }
+
+    fn wish(number: u32, length: Option<u8>, user: Option<&str>) -> BindWish {
+        BindWish {
+            key: BindKey { tunnel: "t".into(), client: [1].into(), kind: BindKind::Prefix, number },
+            user: user.map(|name| UserName::parse(name).unwrap()),
+            fixed: Vec::new(),
+            reserved: Vec::new(),
+            only_fixed: false,
+            hints: Vec::new(),
+            length,
+            link: None,
+            salt: 7,
+            most: 9,
+        }
+    }
+
+    #[test]
+    fn when_one_length_is_used_up_another_is_given() {
+        for (hint, expected) in
+            [(None, [56, 56, 64, 64]), (Some(64), [64, 64, 56, 56]), (Some(48), [56, 56, 64, 64])]
+        {
+            let mut broker = broker(&[]);
+            let given = expected.map(|_| {
+                let number = broker.bindings_len() as u32;
+                let (all, _) =
+                    broker.bind(Time(0), &wish(number, hint, None), Duration::from_secs(9)).unwrap();
+                all[0].prefix_len()
+            });
+            assert_eq!(given, expected);
+            assert!(broker.bind(Time(0), &wish(9, hint, None), Duration::from_secs(9)).is_err());
+        }
+    }
+
+    #[test]
+    fn an_account_s_network_is_taken_from_a_client_in_its_own_tunnel_and_from_nobody_else() {
+        let asked = |user: &str| Wish {
+            user: UserName::parse(user).unwrap(),
+            protocol: Protocol::Tsp,
+            outer: Outer::Proto41 { local: None, remote: std::net::Ipv4Addr::new(192, 0, 2, 9) },
+            mtu: 1280,
+            wants: Wants { pair: false, network: Some(NetworkWish::Own) },
+            keep: Keep::WithConnection,
+        };
+        let own = "2001:db8:a::/48".parse().unwrap();
+        let mut broker = broker(&["2001:db8:a::/48"]);
+        broker.bind(Time(0), &wish(1, None, Some("alice")), Duration::from_secs(9)).unwrap();
+        assert_eq!(broker.bound(&wish(1, None, None).key)[0].prefix, own);
+        let (grant, outcome) = broker.grant(Time(0), &asked("alice")).unwrap();
+        assert_eq!(grant.networks, [own]);
+        assert!(outcome.records.contains(&Record::Unbound(own)), "{outcome:?}");
+        assert!(
+            matches!(outcome.routes[..], [Route::Unbind(..), Route::Up(_)]),
+            "the tables make room first"
+        );
+        assert_eq!(broker.bindings_len(), 0);
+        // A client that is set it aside by the configuration keeps it.
+        broker.end(Time(0), grant.lease, End::Released);
+        let theirs = BindWish { reserved: vec![own], ..wish(2, None, None) };
+        broker.bind(Time(0), &theirs, Duration::from_secs(9)).unwrap();
+        assert_eq!(broker.grant(Time(0), &asked("alice")).unwrap_err(), Refusal::Taken(own));
+        assert_eq!(broker.bindings_len(), 1);
     }
 
     #[test]

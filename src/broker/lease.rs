@@ -92,6 +92,8 @@ pub struct Broker {
 struct Choice {
     places: Vec<(usize, u32)>,
     own: Vec<Ipv6Prefix>,
+    /// What clients in the account's other tunnels have of it, which they lose.
+    unbound: Vec<Ipv6Prefix>,
     pair: Option<(usize, u32)>,
 }
 
@@ -237,6 +239,9 @@ impl Broker {
         let mut outcome = Outcome::default();
         for id in victims {
             outcome.append(self.end(now, id, End::Superseded));
+        }
+        for prefix in &choice.unbound {
+            outcome.append(self.unbind(now, *prefix, End::Superseded));
         }
         let lease = self.lease(now, wish, &choice);
         for (pool, n) in choice.places.iter().chain(&choice.pair) {
@@ -444,13 +449,13 @@ impl Broker {
         at: Option<PairPlace>,
         victims: &mut BTreeSet<LeaseId>,
     ) -> Result<Choice, Refusal> {
-        let mut choice = Choice { places: Vec::new(), own: Vec::new(), pair: None };
+        let mut choice = Choice { places: Vec::new(), own: Vec::new(), unbound: Vec::new(), pair: None };
         if let Some(network) = wish.wants.network {
             choice.own = own_networks(account, network);
             if choice.own.is_empty() && network != NetworkWish::Own {
                 choice.places.push(self.choose_network(account, network, victims)?);
             }
-            self.claim_own(account, &choice.own, victims)?;
+            choice.unbound = self.claim_own(account, &choice.own, victims)?;
         }
         if wish.wants.pair {
             choice.pair = Some(self.choose_pair(account, at, victims)?);
@@ -458,21 +463,29 @@ impl Broker {
         Ok(choice)
     }
 
-    /// What is set aside for an account is taken from its older tunnel, but from nobody else.
+    /// What is set aside for an account is taken from its older tunnel, and from clients in its tunnels, but from nobody
+    /// else. Returns what clients are to lose.
     fn claim_own(
         &self,
         account: &Account,
         own: &[Ipv6Prefix],
         victims: &mut BTreeSet<LeaseId>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Vec<Ipv6Prefix>, Refusal> {
+        let mut unbound = Vec::new();
         for prefix in own {
+            for binding in self.bindings.all_meeting(*prefix) {
+                if binding.owner != account.name {
+                    return Err(Refusal::Taken(*prefix));
+                }
+                unbound.push(binding.prefix);
+            }
             let Some(holder) = self.held.get(prefix).filter(|id| !victims.contains(id)) else { continue };
             match self.leases.get(holder) {
                 Some(lease) if lease.grant.user != account.name => return Err(Refusal::Taken(*prefix)),
                 Some(_) | None => drop(victims.insert(*holder)),
             }
         }
-        Ok(())
+        Ok(unbound)
     }
 
     fn choose_network(

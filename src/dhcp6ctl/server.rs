@@ -73,7 +73,7 @@ impl Counts {
     fn refused(&self, why: Refusal) {
         count(match why {
             Refusal::TooLarge => &self.too_large,
-            Refusal::Time => &self.wrong_time,
+            Refusal::Time | Refusal::Before => &self.wrong_time,
             Refusal::Digest => &self.wrong_digest,
             Refusal::Version => &self.wrong_version,
             Refusal::Repeated => &self.repeated,
@@ -122,7 +122,7 @@ impl Control {
         let at = listener.local_addr()?;
         let (orders, ordered) = mpsc::channel(WAITING);
         let counts = Arc::new(Counts::default());
-        let judge = Mutex::new(Judge::new(side, secret));
+        let judge = Mutex::new(Judge::new(side, secret, now()));
         let house = Arc::new(House { judge, counts: counts.clone(), orders });
         let accepting = tokio::spawn(accept(listener, house));
         Ok((Self { accepting, counts, at }, ordered))
@@ -151,6 +151,11 @@ struct House {
     judge: Mutex<Judge>,
     counts: Arc<Counts>,
     orders: mpsc::Sender<Ordered>,
+}
+
+/// The clock in Unix seconds.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 async fn accept(listener: TcpListener, house: Arc<House>) {
@@ -201,9 +206,8 @@ async fn listen(stream: &TcpStream, house: &House) -> Option<Result<Order, Refus
             Heard::Part => {}
             Heard::TooLarge => return Some(Err(Refusal::TooLarge)),
             Heard::Whole(message) => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
                 let mut judge = house.judge.lock().unwrap_or_else(PoisonError::into_inner);
-                return Some(judge.handle_message(message, now));
+                return Some(judge.handle_message(message, now()));
             }
         }
     }

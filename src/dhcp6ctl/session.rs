@@ -31,6 +31,9 @@ pub enum Refusal {
     /// It says that it is longer than any may be.
     #[error("it is longer than {MAX_MESSAGE} octets")]
     TooLarge,
+    /// Made before this process was there: whoever recorded it may be sending it again.
+    #[error("it was made before this process started")]
+    Before,
     /// Older or younger than [`WINDOW`].
     #[error("its time is more than {WINDOW} s from ours; set the clocks")]
     Time,
@@ -58,6 +61,8 @@ pub enum Refusal {
 pub struct Judge {
     side: Side,
     secret: Zeroizing<Vec<u8>>,
+    /// When this process began to listen; what was made before may have been obeyed by another.
+    began: u64,
     seen: HashSet<[u8; DIGEST]>,
     /// When each of them is forgotten, oldest first.
     due: VecDeque<(u64, [u8; DIGEST])>,
@@ -70,9 +75,9 @@ impl std::fmt::Debug for Judge {
 }
 
 impl Judge {
-    /// One who knows the secret.
-    pub fn new(side: Side, secret: Zeroizing<Vec<u8>>) -> Self {
-        Self { side, secret, seen: HashSet::new(), due: VecDeque::new() }
+    /// One who knows the secret, and obeys nothing that was made before `began`.
+    pub fn new(side: Side, secret: Zeroizing<Vec<u8>>, began: u64) -> Self {
+        Self { side, secret, began, seen: HashSet::new(), due: VecDeque::new() }
     }
 
     /// What a whole message orders.
@@ -85,9 +90,14 @@ impl Judge {
         if !is_timely(message.time, now) {
             return Err(Refusal::Time);
         }
+        // A clock that was set back since must not make us deaf.
+        self.began = self.began.min(now);
         let digest = *message.digest.filter(|_| message.is_by(&self.secret)).ok_or(Refusal::Digest)?;
         if message.version != 0 {
             return Err(Refusal::Version);
+        }
+        if (message.time.wrapping_sub(self.began as u32) as i32) < 0 {
+            return Err(Refusal::Before);
         }
         self.remember(digest, now)?;
         let order = match self.side {
@@ -167,7 +177,7 @@ mod tests {
 
     /// The old server's verdict over what came, in our words.
     fn verdict(octets: &[u8], now: u64, side: Side) -> Result<Order, Refusal> {
-        let mut judge = Judge::new(side, key());
+        let mut judge = Judge::new(side, key(), now - u64::from(WINDOW));
         let mut inbox = Inbox::default();
         for octet in &octets[..octets.len() - 1] {
             match inbox.handle_input(&[*octet]) {
@@ -222,7 +232,7 @@ mod tests {
 
     #[test]
     fn one_message_works_once() {
-        let mut judge = Judge::new(Side::Server, key());
+        let mut judge = Judge::new(Side::Server, key(), 1_699_999_000);
         let octets = emit(&Order::Reload, 1_700_000_000, &key()).unwrap();
         for now in [1_699_999_700, 1_700_000_300] {
             let expected = if now < 1_700_000_000 { Ok(Order::Reload) } else { Err(Refusal::Repeated) };
@@ -236,8 +246,22 @@ mod tests {
     }
 
     #[test]
+    fn what_stopped_one_process_does_not_stop_the_next() {
+        let octets = emit(&Order::Stop, 1_700_000_000, &key()).unwrap();
+        let mut first = Judge::new(Side::Server, key(), 1_699_999_990);
+        assert_eq!(first.handle_message(&octets, 1_700_000_000), Ok(Order::Stop));
+        let mut next = Judge::new(Side::Server, key(), 1_700_000_001);
+        assert_eq!(next.handle_message(&octets, 1_700_000_002), Err(Refusal::Before));
+        let fresh = emit(&Order::Stop, 1_700_000_001, &key()).unwrap();
+        assert_eq!(next.handle_message(&fresh, 1_700_000_002), Ok(Order::Stop), "in the second of the start");
+        // The clock was wrong at the start, and has been set back by an hour.
+        let later = emit(&Order::Reload, 1_699_996_400, &key()).unwrap();
+        assert_eq!(next.handle_message(&later, 1_699_996_400), Ok(Order::Reload));
+    }
+
+    #[test]
     fn memory_is_bounded() {
-        let mut judge = Judge::new(Side::Server, key());
+        let mut judge = Judge::new(Side::Server, key(), 0);
         for n in 0..MAX_SEEN {
             let mut digest = [0; DIGEST];
             digest[..8].copy_from_slice(&n.to_be_bytes());

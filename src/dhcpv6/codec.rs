@@ -252,6 +252,20 @@ impl Message {
         asked.is_some_and(|codes| codes.iter().any(|c| u16::from(*c) == code))
     }
 
+    /// Leaves the first `most` identity associations, and of those with one type and number the first: a client numbers its
+    /// own apart (RFC 8415 section 21.4), and each takes time and room in the answer.
+    pub fn keep_few_ias(&mut self, most: usize) {
+        let mut kept: Vec<(IaKind, u32)> = Vec::new();
+        self.options.retain(|option| {
+            let Opt::Ia(ia) = option else { return true };
+            let stays = kept.len() < most && !kept.contains(&(ia.kind, ia.iaid));
+            if stays {
+                kept.push((ia.kind, ia.iaid));
+            }
+            stays
+        });
+    }
+
     /// The identity associations.
     pub fn ias(&self) -> impl Iterator<Item = &Ia> {
         self.options.iter().filter_map(|option| if let Opt::Ia(ia) = option { Some(ia) } else { None })

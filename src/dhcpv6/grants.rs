@@ -15,12 +15,14 @@ pub struct Grants<'a> {
     now: Time,
     /// What must be kept and routed before the answer leaves.
     pub outcome: Outcome,
+    /// What clients will be told that they have.
+    pub tells: Vec<(BindKey, Ipv6Prefix)>,
 }
 
 impl<'a> Grants<'a> {
     /// Nothing is done yet.
     pub fn new(broker: &'a mut Broker, now: Time) -> Self {
-        Self { broker, now, outcome: Outcome::default() }
+        Self { broker, now, outcome: Outcome::default(), tells: Vec::new() }
     }
 }
 
@@ -36,6 +38,7 @@ impl Leases for Grants<'_> {
             Lack
         })?;
         self.outcome.append(outcome);
+        self.tells.extend(prefixes.iter().map(|prefix| (wish.key.clone(), *prefix)));
         Ok(prefixes)
     }
 

@@ -19,6 +19,7 @@ pub mod codec;
 pub mod datagram;
 pub mod grants;
 pub mod holding;
+pub mod post;
 pub mod server;
 pub mod session;
 pub mod timing;

@@ -3,7 +3,7 @@
 //!
 //! Knows how a DHCPv6 message is wrapped in IPv6 and UDP; no socket is needed for it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -13,8 +13,9 @@ use sixway_dataplane::update::{Ipv6Prefix, TunnelId};
 use super::codec::{ALL_SERVERS, CLIENT_PORT, MAX_DUID, SERVER_PORT};
 use super::datagram::{Datagram, HEADERS, is_to, unwrap, wrap};
 use super::grants::Grants;
+use super::post::{Letter, Post, fragments};
 use super::session::{Answer, Origin, Session, Terms};
-use crate::broker::{Binding, Broker, UserName};
+use crate::broker::{BindKey, Binding, Broker, UserName};
 use crate::nd::server::link_local;
 use crate::office::Office;
 use crate::registry::{Live, Registry};
@@ -30,28 +31,18 @@ pub const COUNTS: [&str; 5] = ["damaged", "too_big", "busy", "not_kept", "waitin
 pub struct Server {
     session: Session,
     terms: Terms,
-    waiting: HashMap<u64, Letter>,
+    post: Post,
     next: u64,
     damaged: u64,
     too_big: u64,
     busy: u64,
-    not_kept: u64,
-}
-
-/// A packet and the tunnel that it is for.
-#[derive(Debug)]
-struct Letter {
-    id: TunnelId,
-    tunnel: Box<str>,
-    packet: Vec<u8>,
 }
 
 impl Server {
     /// A server; `secret` is random.
     pub fn new(terms: Terms, secret: u128) -> Self {
         let session = Session::new(terms.clone(), secret);
-        let waiting = HashMap::new();
-        Self { session, terms, waiting, next: 0, damaged: 0, too_big: 0, busy: 0, not_kept: 0 }
+        Self { session, terms, post: Post::default(), next: 0, damaged: 0, too_big: 0, busy: 0 }
     }
 
     /// From now on this holds; the server's own DUID stays.
@@ -72,15 +63,15 @@ impl Server {
         registry: &Registry,
         id: TunnelId,
         packet: &[u8],
-    ) -> Option<Vec<u8>> {
-        let live = registry.tunnel(id)?;
+    ) -> Vec<Vec<u8>> {
+        let Some(live) = registry.tunnel(id) else { return Vec::new() };
         let Some(datagram) = unwrap(packet) else {
             self.damaged += 1;
-            return None;
+            return Vec::new();
         };
-        if self.waiting.len() >= MOST_WAITING {
+        if self.post.len() >= MOST_WAITING {
             self.busy += 1;
-            return None;
+            return Vec::new();
         }
         let user: Option<UserName> = live.lease.and_then(|lease| office.broker().user_of(lease)).cloned();
         let fixed = fixed(live);
@@ -91,40 +82,45 @@ impl Server {
         let acted = office.act(self.next, |broker, now| {
             let mut grants = Grants::new(broker, now);
             let answer = session.handle(&origin, datagram.payload, &mut grants);
-            (answer, grants.outcome)
+            ((answer, grants.tells), grants.outcome)
         });
-        let Ok((answer, must_wait)) = acted else {
+        let Ok(((answer, tells), must_wait)) = acted else {
             self.busy += 1;
-            return None;
+            return Vec::new();
         };
-        let packet = self.reply(live, &datagram, &answer?)?;
+        let Some(answer) = answer else { return Vec::new() };
+        let packets = self.reply(live, &datagram, &answer);
         if !must_wait {
-            return Some(packet);
+            return packets;
         }
-        self.waiting.insert(self.next, Letter { id, tunnel: live.config.name.clone(), packet });
-        None
+        self.post.wait(self.next, Letter { id, tunnel: live.config.name.clone(), packets, tells });
+        Vec::new()
     }
 
-    fn reply(&mut self, live: &Live, asked: &Datagram<'_>, answer: &Answer) -> Option<Vec<u8>> {
-        if answer.octets.len() + HEADERS > usize::from(live.mtu()) {
-            self.too_big += 1;
-            return None;
-        }
+    fn reply(&mut self, live: &Live, asked: &Datagram<'_>, answer: &Answer) -> Vec<Vec<u8>> {
+        let mtu = usize::from(live.mtu());
+        self.too_big += u64::from(answer.octets.len() + HEADERS > mtu);
         let source = link_local(&live.outer);
         // A relay may say which port it listens on by sending from it (RFC 8357); clients listen on theirs.
         let port = if answer.to_relay { SERVER_PORT } else { CLIENT_PORT };
-        Some(wrap((source, SERVER_PORT), (asked.source, port), &answer.octets))
+        let packet = wrap((source, SERVER_PORT), (asked.source, port), &answer.octets);
+        // Numbers of fragments are the tickets': those of one tunnel do not come twice for long.
+        fragments(packet, mtu, self.next as u32)
     }
 
     /// What the office has kept, or could not keep: returns the answers that may leave now.
-    pub fn settled(&mut self, registry: &Registry, acted: &[(u64, bool)]) -> Vec<(TunnelId, Vec<u8>)> {
+    pub fn settled(
+        &mut self,
+        registry: &Registry,
+        broker: &Broker,
+        acted: &[(u64, bool)],
+    ) -> Vec<(TunnelId, Vec<u8>)> {
         let mut out = Vec::new();
-        for (ticket, kept) in acted {
-            let Some(Letter { id, tunnel, packet }) = self.waiting.remove(ticket) else { continue };
-            // A client that hears nothing asks again.
-            self.not_kept += u64::from(!kept);
-            if *kept && registry.by_name(&tunnel) == Some(id) {
-                out.push((id, packet));
+        // A client that hears nothing asks again.
+        let is_bound = |key: &BindKey, prefix| broker.bound(key).iter().any(|b| b.prefix == prefix);
+        for Letter { id, tunnel, packets, .. } in self.post.settled(acted, is_bound) {
+            if registry.by_name(&tunnel) == Some(id) {
+                out.extend(packets.into_iter().map(|packet| (id, packet)));
             }
         }
         out
@@ -149,7 +145,7 @@ impl Server {
 
     /// What has happened, by name.
     pub fn counts(&self) -> BTreeMap<String, u64> {
-        let own = [self.damaged, self.too_big, self.busy, self.not_kept, self.waiting.len() as u64];
+        let own = [self.damaged, self.too_big, self.busy, self.post.not_kept, self.post.len() as u64];
         let own = COUNTS.into_iter().zip(own);
         own.chain(self.session.counts().iter().map(|(name, n)| (*name, *n)))
             .map(|(name, n)| (name.to_owned(), n))

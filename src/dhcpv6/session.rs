@@ -150,6 +150,9 @@ impl Silence {
     }
 }
 
+/// The most identity associations of one message that are dealt with; further ones get no answer.
+pub const MAX_IAS: usize = 16;
+
 /// Counts of what was understood and what was given, by name.
 pub const COUNTS: [&str; 14] = [
     "solicit",
@@ -514,7 +517,10 @@ fn unwrap(octets: &[u8]) -> Result<(Vec<Relay>, Message), Silence> {
             None => octets,
         };
         match Packet::parse(inner).map_err(|_| Silence::Malformed)? {
-            Packet::Message(message) => return Ok((relays, message)),
+            Packet::Message(mut message) => {
+                message.keep_few_ias(MAX_IAS);
+                return Ok((relays, message));
+            }
             Packet::Relay(relay) if relay.is_reply => return Err(Silence::Unexpected),
             Packet::Relay(_) if relays.len() == MAX_RELAYS => return Err(Silence::TooDeep),
             Packet::Relay(relay) => relays.push(relay),

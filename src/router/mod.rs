@@ -391,7 +391,7 @@ impl Control {
         if punt.class() != PuntClass::Link || !dhcpv6::Server::is_for(punt.bytes()) {
             return false;
         }
-        if let Some(packet) = server.handle(office, &self.registry, id, punt.bytes()) {
+        for packet in server.handle(office, &self.registry, id, punt.bytes()) {
             self.dispatch.send(id, packet);
         }
         true
@@ -438,7 +438,7 @@ impl Control {
         }
         self.dispatch.note(&self.registry, &settled.gone, &settled.new);
         if let Some(server) = &mut self.dhcpv6 {
-            for (id, packet) in server.settled(&self.registry, &settled.acted) {
+            for (id, packet) in server.settled(&self.registry, office.broker(), &settled.acted) {
                 self.dispatch.send(id, packet);
             }
         }

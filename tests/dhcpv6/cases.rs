@@ -273,3 +273,20 @@ fn pools_that_are_used_up_say_so_and_go_on_when_something_comes_back() {
     lab.ask_in("a", None, &[], &back).unwrap();
     assert_eq!(given(&lab.ask_in("c", None, &[], &ask(3)).unwrap().octets), first);
 }
+
+/// A client numbers its associations apart (RFC 8415 section 21.4), and a message has no more of them than are dealt with.
+#[test]
+fn one_number_is_answered_once_and_a_message_has_few_of_them() {
+    let mut lab = lab("");
+    let answer =
+        lab.ask(&message(MessageType::Solicit, 1, vec![pd(1, &[]), pd(1, &[]), na(1, &[])])).unwrap();
+    let Packet::Message(answer) = Packet::parse(&answer).unwrap() else { panic!() };
+    assert_eq!(
+        answer.ias().map(|ia| (ia.kind, ia.iaid)).collect::<Vec<_>>(),
+        [(IaKind::Address, 1), (IaKind::Prefix, 1)]
+    );
+    let many = (0..124).map(|n| na(n, &[])).collect();
+    let answer = lab.ask(&message(MessageType::Solicit, 1, many)).unwrap();
+    let Packet::Message(answer) = Packet::parse(&answer).unwrap() else { panic!() };
+    assert_eq!(answer.ias().count(), sixway::dhcpv6::session::MAX_IAS);
+}
