@@ -132,7 +132,7 @@ impl Prepared {
             proto41,
             udp: HashMap::new(),
             spread: Spread::granted(),
-            ears: Ears::open()?,
+            ears: Ears::open(),
             moved: false,
         })
     }

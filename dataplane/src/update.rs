@@ -202,6 +202,14 @@ impl Outer {
         }
     }
 
+    /// Our outer address, where it is fixed.
+    pub fn local(&self) -> Option<Ipv4Addr> {
+        match self {
+            Self::Proto41 { local, .. } => *local,
+            Self::Udp { local, .. } => local.addr,
+        }
+    }
+
     /// Octets that this encapsulation puts before an inner packet.
     pub fn overhead(&self) -> u16 {
         match self {

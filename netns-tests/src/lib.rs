@@ -16,6 +16,7 @@
 //! ```
 
 pub mod dtcp;
+pub mod forge;
 mod lab;
 mod observe;
 mod packet;

@@ -11,8 +11,8 @@
 use std::time::Duration;
 
 use netns_tests::{
-    ALICE, ALICE_NET, BOB_NET, CLIENT_PORT, Client, Ends, IPV4, Lab, Observer, ROUTER6, Router, S4, S6,
-    Space, U6, UDP_PORT, pings, transfer, tunnel, wait_for,
+    ALICE, ALICE_NET, BOB_NET, CLIENT_PORT, Client, Ends, IPV4, Lab, OFFLOADS, Observer, ROUTER6, Router, S4,
+    S6, Space, U6, UDP_PORT, pings, transfer, tunnel, wait_for, without_offloads,
 };
 
 const FAR: &str = "10.72.2.2";
@@ -177,6 +177,40 @@ fn dynamic_over_protocol_41() {
 #[test]
 fn dynamic_over_udp() {
     dynamic("udp");
+}
+
+/// Single packets before, between and behind super-packets: all of a tunnel whose MTU is found go with DF, whatever carries
+/// them.
+///
+/// RFC: E4, P1 (RFC 4213 section 3.2.2)
+#[test]
+fn every_packet_of_a_mixed_load_has_df() {
+    for (encap, offloads) in [("proto41", true), ("proto41", false), ("udp", true), ("udp", false)] {
+        let story = format!("streams and datagrams over {encap}, offloads {offloads}");
+        let Some(path) = Path::new_or_skip(&story, 1500) else { return };
+        let knobs = if offloads { String::new() } else { format!("\n{}", without_offloads(&OFFLOADS)) };
+        let remote = if encap == "udp" { format!("{FAR}:{CLIENT_PORT}") } else { FAR.to_owned() };
+        let tunnels = tunnel("alice", encap, &remote, ALICE_NET, "pmtu = \"dynamic\"");
+        let config = netns_tests::Rig::server_config("workers = 1", &tunnels) + &knobs;
+        let server = Router::start(&path.lab, &path.s, &config);
+        let _client = path.client(encap, "pmtu = \"dynamic\"");
+        let seen = path.observe();
+        std::thread::scope(|scope| {
+            let streams: Vec<_> =
+                (0..3).map(|_| scope.spawn(|| transfer(&path.u, &path.c, ALICE, 8 << 20))).collect();
+            let datagrams = path.u.inside(|| std::net::UdpSocket::bind("[::]:0").unwrap());
+            while !streams.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+                // Nobody listens there, which the client's kernel says now and then.
+                let _said = datagrams.send_to(&[7; 1400], (ALICE, 9));
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let seen = seen.finish();
+        let singles = seen.iter().filter(|(len, ..)| *len >= 1400 && *len <= 1500).count();
+        assert!(singles > 100, "{singles} of {}", seen.len());
+        let bare = seen.iter().filter(|(_, df, cut)| !df || *cut).count();
+        assert_eq!(bare, 0, "of {} without DF, or fragments: {}", seen.len(), server.status());
+    }
 }
 
 /// RFC: E4, E6 (RFC 4213 section 3.2.2)

@@ -95,8 +95,9 @@ impl PathServer {
     }
 
     /// The largest inner packet: what is configured, or less where this host's way to the peer takes less.
-    fn ceiling(&self, begun: &Begun) -> u16 {
-        let way = begun.outer.peer().and_then(|peer| self.ears.path_mtu(peer));
+    fn ceiling(&mut self, begun: &Begun) -> u16 {
+        let local = begun.outer.local().unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let way = begun.outer.peer().and_then(|peer| self.ears.path_mtu(peer, local));
         let inside = way.map_or(u16::MAX, |mtu| mtu.saturating_sub(begun.outer.overhead()));
         begun.mtu.min(inside).max(MIN_MTU)
     }
@@ -105,8 +106,8 @@ impl PathServer {
     pub fn look(&mut self, now: Duration) {
         let next: Vec<_> = self.paths.after(self.looked_at).take(LOOKED_AT).map(|(id, _)| id).collect();
         for id in &next {
-            if let Some(begun) = self.begun.get(id) {
-                let ceiling = self.ceiling(begun);
+            if let Some(begun) = self.begun.get(id).copied() {
+                let ceiling = self.ceiling(&begun);
                 self.paths.set_ceiling(now, *id, ceiling);
             }
         }

@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::sys::option;
+use super::route::Routes;
+use super::sys::{self, option};
 
 /// Octets of an error that are looked at: RFC 1812 section 4.3.2.3 asks for 576 with its header.
 pub const LARGEST: usize = 1500;
@@ -23,14 +24,15 @@ const DISCARD: u16 = 9;
 #[derive(Debug)]
 pub struct Ears {
     icmp: Option<Socket>,
-    asker: UdpSocket,
+    routes: Option<Routes>,
+    asker: Option<UdpSocket>,
 }
 
 impl Ears {
-    /// Opens both. Without the right to a raw socket errors are not heard; [`Self::hears`] says so.
-    pub fn open() -> io::Result<Self> {
-        let asker = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        Ok(Self { icmp: open_icmp().ok(), asker })
+    /// Opens them. Without the right to a raw socket errors are not heard; [`Self::hears`] says so.
+    pub fn open() -> Self {
+        let asker = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok();
+        Self { icmp: open_icmp().ok(), routes: Routes::open().ok(), asker }
     }
 
     /// Whether errors are heard.
@@ -45,12 +47,26 @@ impl Ears {
         Some(&buffer[..got])
     }
 
-    /// How long an IPv4 packet to `peer` may be, octets, as far as this host knows: its interface, its routes, what
-    /// it has learned. `None` without a route.
-    pub fn path_mtu(&self, peer: Ipv4Addr) -> Option<u16> {
-        self.asker.connect(SocketAddrV4::new(peer, DISCARD)).ok()?;
-        let mtu = option(self.asker.as_fd(), libc::IPPROTO_IP, libc::IP_MTU).ok()?;
+    /// How long an IPv4 packet from `local` (unspecified: any address of ours) to `peer` may be, octets, as far as this
+    /// host knows: its interface and its routes. What errors have made the kernel believe is left out, since anybody can
+    /// send them. `None` without a route.
+    pub fn path_mtu(&mut self, peer: Ipv4Addr, local: Ipv4Addr) -> Option<u16> {
+        let way = |routes: &mut Routes, from| routes.look_up(peer, from).ok().flatten();
+        let asked = self.routes.as_mut();
+        // An address that is gone is no reason not to know the interface.
+        let known = asked.and_then(|r| way(r, local).or_else(|| way(r, Ipv4Addr::UNSPECIFIED)));
+        let mtu = known.map(|way| i32::try_from(way.mtu).unwrap_or(i32::MAX));
+        let mtu = mtu.or_else(|| self.ask_kernel(peer))?;
         Some(u16::try_from(mtu).unwrap_or(u16::MAX))
+    }
+
+    /// What the kernel would send at once: within this host, and where IPsec adds its own.
+    fn ask_kernel(&self, peer: Ipv4Addr) -> Option<i32> {
+        let asker = self.asker.as_ref()?;
+        // The first connection would fix the source address for all others, also when it is gone from this host.
+        sys::disconnect(asker.as_fd()).ok()?;
+        asker.connect(SocketAddrV4::new(peer, DISCARD)).ok()?;
+        option(asker.as_fd(), libc::IPPROTO_IP, libc::IP_MTU).ok()
     }
 
     /// The IPv4 addresses of the network that the caller is in.
@@ -101,14 +117,16 @@ mod tests {
 
     #[test]
     fn this_host_knows_the_way_to_itself() {
-        let ears = Ears::open().unwrap();
-        assert!(ears.path_mtu(Ipv4Addr::LOCALHOST).is_some_and(|mtu| mtu >= 1280));
+        let mut ears = Ears::open();
+        for local in [Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::new(192, 0, 2, 77)] {
+            assert!(ears.path_mtu(Ipv4Addr::LOCALHOST, local).is_some_and(|mtu| mtu >= 1280), "{local}");
+        }
     }
 
     /// A datagram to a port where nobody listens is answered by the kernel; echo requests and the like are not heard.
     #[test]
     fn an_error_about_a_datagram_is_heard() {
-        let ears = Ears::open().unwrap();
+        let ears = Ears::open();
         if !ears.hears() {
             return;
         }

@@ -162,12 +162,13 @@ impl KernelIo {
         layout: &Layout,
         tally: &mut Tally,
     ) -> bool {
-        let way = self.proto41.as_mut().and_then(|port| port.whole(self.now));
-        let Some((plain, whole)) = way else { return false };
-        if !self.proto41_out.is_empty() {
-            // What came before it goes before it.
-            let _has_no_trains = self.proto41_out.flush(plain, &batch.arena, tally);
+        if self.proto41.as_mut().and_then(|port| port.whole(self.now)).is_none() {
+            return false;
         }
+        // What came before it goes before it, with DF as its own tunnels want it.
+        self.flush(Encap::Proto41, batch, tally);
+        let way = self.proto41.as_mut().and_then(|port| port.whole(self.now));
+        let Some(whole) = way else { return false };
         let segments = layout.segments() as u64;
         let sent = whole.send(path, tos, batch.bytes(packet), &packet.offload, layout);
         if let Sent::Whole | Sent::Refused = sent

@@ -127,8 +127,9 @@ fn open_raw() -> io::Result<Socket> {
     enlarge_buffers(&raw);
     let fd = raw.as_fd();
     set_option(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
-    // DF stays clear at every static MTU (RFC 4213 section 3.2.1).
-    set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+    // DF stays clear at every static MTU (RFC 4213 section 3.2.1), and fragments are as long as the interface takes: what
+    // anybody says in an ICMPv4 error about the path is not believed by this socket.
+    set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT)?;
     let _counts_losses_where_known = set_option(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
     Ok(raw)
 }
@@ -253,10 +254,10 @@ impl Proto41Port {
         if whole { self.sockets.unfragmented.as_fd() } else { self.sockets.raw.as_fd() }
     }
 
-    /// The way out for super-packets, if there is one at `now`, counted from the start; and the socket to send with.
-    pub fn whole(&mut self, now: Duration) -> Option<(BorrowedFd<'_>, &mut WholeSender)> {
+    /// The way out for super-packets, if there is one at `now`, counted from the start.
+    pub fn whole(&mut self, now: Duration) -> Option<&mut WholeSender> {
         let whole = self.sockets.whole.as_mut()?;
-        whole.holds(now).then_some((self.sockets.raw.as_fd(), whole))
+        whole.holds(now).then_some(whole)
     }
 
     /// The socket to receive from, if this worker does.

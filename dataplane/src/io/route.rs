@@ -80,7 +80,11 @@ impl Routes {
         way
     }
 
-    fn look_up(&mut self, peer: Ipv4Addr, local: Ipv4Addr) -> io::Result<Option<Way>> {
+    /// The same without looking at what is remembered.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn look_up(&mut self, peer: Ipv4Addr, local: Ipv4Addr) -> io::Result<Option<Way>> {
         if self.policies.may_apply() {
             return Ok(None);
         }
@@ -183,7 +187,7 @@ fn read_route(route: &RouteMessage, local: Ipv4Addr) -> Option<(u32, u32, Ipv4Ad
     if route.header.kind != RouteType::Unicast {
         return None;
     }
-    let (mut interface, mut limit) = (None, u32::MAX);
+    let (mut interface, mut limit, mut learned) = (None, u32::MAX, false);
     let mut source = Some(local).filter(|l| !l.is_unspecified());
     for attribute in &route.attributes {
         // Something else would be put around the packet on this route.
@@ -197,9 +201,12 @@ fn read_route(route: &RouteMessage, local: Ipv4Addr) -> Option<(u32, u32, Ipv4Ad
         } else if let RouteAttribute::Metrics(metrics) = attribute {
             let mtu = metrics.iter().find_map(|m| if let RouteMetric::Mtu(n) = m { Some(*n) } else { None });
             limit = mtu.unwrap_or(limit);
+        } else if let RouteAttribute::CacheInfo(info) = attribute {
+            learned = info.expires != 0;
         }
     }
-    Some((interface?, limit, source?))
+    // A length that expires is one that the kernel has from an ICMPv4 error, which anybody may have sent.
+    Some((interface?, if learned { u32::MAX } else { limit }, source?))
 }
 
 #[cfg(test)]

@@ -351,6 +351,16 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
     if done == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Ends the connection of a UDP socket, and with it the choice of its source address (connect(2), AF_UNSPEC).
+pub fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: all-zero is a valid sockaddr, and its family is then AF_UNSPEC.
+    let done = unsafe {
+        let nobody: libc::sockaddr = std::mem::zeroed();
+        libc::connect(fd.as_raw_fd(), &raw const nobody, size_of::<libc::sockaddr>() as u32)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// One instruction of classic BPF.
 pub type Instruction = libc::sock_filter;
 

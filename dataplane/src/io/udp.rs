@@ -53,8 +53,9 @@ fn open_deaf(at: SocketAddrV4, gro: bool) -> io::Result<UdpSocket> {
     let fd = socket.as_fd();
     set_option(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
     set_option(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
-    // DF stays clear at every static MTU (RFC 4213 section 3.2.1): a long packet is fragmented, never lost.
-    set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+    // DF stays clear at every static MTU (RFC 4213 section 3.2.1): a long packet is fragmented, never lost. What anybody
+    // says in an ICMPv4 error about the path is not believed: fragments are as long as the interface takes.
+    set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT)?;
     let _counts_losses_where_known = set_option(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
     if gro {
         // Without it every datagram comes alone, which is slower and as right.
@@ -111,7 +112,7 @@ impl UdpPort {
         if self.whole == whole {
             return;
         }
-        let mode = if whole { libc::IP_PMTUDISC_PROBE } else { libc::IP_PMTUDISC_DONT };
+        let mode = if whole { libc::IP_PMTUDISC_PROBE } else { libc::IP_PMTUDISC_OMIT };
         let set = set_option(self.socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode);
         self.whole = if set.is_ok() { whole } else { self.whole };
     }

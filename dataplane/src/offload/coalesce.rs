@@ -3,12 +3,12 @@
 //! Merges what a receiver's own GRO would merge, and nothing else: TCP segments in sequence with equal headers (RFC 9293;
 //! acknowledgement, window, options, flags but PSH), UDP datagrams of equal length; equal hop limit, flow label and
 //! traffic class, so that no congestion mark is spread or lost (RFC 6040, RFC 3168 section 5.3); every checksum intact, since
-//! the kernel will not look again. Packets of one flow never change places. Pure: looks at a batch, says what belongs
-//! together; no packet is copied.
+//! the kernel will not look again. Packets of one flow never change places, those in it that are fragments, have extension
+//! headers or are super-packets already among them. Pure: looks at a batch, says what belongs together; no packet is copied.
 
 use crate::packet::batch::{Batch, Merged, Offload, Packet};
 use crate::packet::checksum::Sum;
-use crate::packet::view::{HEADER, TCP, UDP};
+use crate::packet::view::{HEADER, ICMPV6, TCP, UDP};
 use crate::table::index::Seed;
 
 /// Most packets of one train: their slices and two headers fit one gathering write.
@@ -48,9 +48,23 @@ pub struct Coalescer {
     trains: Vec<Train>,
     next: Vec<u32>,
     flows: [u32; FLOWS],
+    /// Any of them has been.
+    open: bool,
     seed: Seed,
     tcp: bool,
     udp: bool,
+}
+
+/// What a packet is to trains.
+enum Look {
+    /// It may join one, or begin one.
+    Segment(Segment),
+    /// It travels alone, and no later packet of its flow may join a train before it.
+    Alone(u64),
+    /// It travels alone and may belong to any flow between its addresses: fragments, what is behind extension headers.
+    Hidden,
+    /// It travels alone and is of no flow that has trains.
+    Apart,
 }
 
 /// What of a packet decides with whom it may travel.
@@ -68,7 +82,7 @@ impl Coalescer {
     /// For batches of up to `most` packets, merging what the kernel is able to cut again: TCP, UDP.
     pub fn new(most: usize, (tcp, udp): (bool, bool), seed: u64) -> Self {
         let (trains, next) = (Vec::with_capacity(most), Vec::with_capacity(most));
-        Self { trains, next, flows: [NOBODY; FLOWS], seed: Seed(seed), tcp, udp }
+        Self { trains, next, flows: [NOBODY; FLOWS], open: false, seed: Seed(seed), tcp, udp }
     }
 
     /// From the next batch on merges these only.
@@ -82,12 +96,24 @@ impl Coalescer {
         self.next.clear();
         self.next.resize(packets, NOBODY);
         self.flows = [NOBODY; FLOWS];
+        self.open = false;
     }
 
     /// The next packet for the kernel, in order of arrival.
     pub fn add(&mut self, batch: &Batch, n: usize) {
         let packet = &batch.packets[n];
-        let Some(segment) = self.look(packet, batch.bytes(packet)) else { return self.alone(n) };
+        let segment = match self.look(packet, batch.bytes(packet)) {
+            Look::Segment(segment) => segment,
+            Look::Alone(flow) => {
+                self.flows[flow as usize % FLOWS] = NOBODY;
+                return self.alone(n);
+            }
+            Look::Hidden => {
+                self.close_between(batch, batch.bytes(packet));
+                return self.alone(n);
+            }
+            Look::Apart => return self.alone(n),
+        };
         let slot = segment.flow as usize % FLOWS;
         let open = self.flows[slot];
         if open != NOBODY && self.append(batch, open as usize, n, &segment) {
@@ -95,6 +121,7 @@ impl Coalescer {
         }
         // Whatever this packet is, no later one of its flow may join a train before it.
         self.flows[slot] = self.trains.len() as u32;
+        self.open = true;
         self.trains.push(Train {
             first: n as u32,
             last: n as u32,
@@ -107,6 +134,20 @@ impl Coalescer {
             pushed: segment.pushed,
             closed: !segment.may_merge || segment.pushed,
         });
+    }
+
+    /// No later packet joins a train of any flow between these addresses.
+    fn close_between(&mut self, batch: &Batch, bytes: &[u8]) {
+        if !self.open {
+            return;
+        }
+        for slot in &mut self.flows {
+            let Some(train) = self.trains.get(*slot as usize) else { continue };
+            let first = batch.bytes(&batch.packets[train.first as usize]);
+            if first.get(8..HEADER) == bytes.get(8..HEADER) {
+                *slot = NOBODY;
+            }
+        }
     }
 
     fn alone(&mut self, n: usize) {
@@ -171,16 +212,25 @@ impl Coalescer {
     }
 
     /// Reads a packet of TCP or UDP directly after the IPv6 header; others travel alone.
-    fn look(&self, packet: &Packet, bytes: &[u8]) -> Option<Segment> {
-        if packet.offload != Offload::default() || bytes.len() < HEADER + UDP_HEADER {
-            return None;
+    fn look(&self, packet: &Packet, bytes: &[u8]) -> Look {
+        let merges = match bytes.get(6) {
+            Some(&TCP) => self.tcp,
+            Some(&UDP) => self.udp,
+            Some(&ICMPV6) => return Look::Apart,
+            Some(_) | None => return Look::Hidden,
+        };
+        if bytes.len() < HEADER + UDP_HEADER {
+            return Look::Hidden;
+        }
+        if !merges {
+            return Look::Apart;
         }
         let flow = self.seed.hash(flow_bits(bytes));
-        match bytes[6] {
-            TCP if self.tcp => look_tcp(bytes, flow),
-            UDP if self.udp => look_udp(bytes, flow),
-            _ => None,
+        if packet.offload != Offload::default() {
+            return Look::Alone(flow);
         }
+        let segment = if bytes[6] == TCP { look_tcp(bytes, flow) } else { look_udp(bytes, flow) };
+        segment.map_or(Look::Alone(flow), Look::Segment)
     }
 }
 
@@ -296,15 +346,29 @@ mod tests {
     }
 
     fn batch(packets: &[Vec<u8>]) -> Batch {
+        batch_of(packets, |_| Offload::default())
+    }
+
+    fn batch_of(packets: &[Vec<u8>], offload: impl Fn(usize) -> Offload) -> Batch {
         let mut batch = Batch::new(1, packets.len().max(1));
         batch.arena = packets.concat();
         let mut start = 0;
-        for p in packets {
-            batch.push(Packet { start, len: p.len(), arrival: Arrival::Tun, offload: Offload::default() });
+        for (n, p) in packets.iter().enumerate() {
+            batch.push(Packet { start, len: p.len(), arrival: Arrival::Tun, offload: offload(n) });
             start += p.len();
         }
         batch
     }
+
+    /// A datagram between the same addresses whose ports nobody sees: behind a fragment header, or another one.
+    fn hidden(next: u8, mark: u8) -> Vec<u8> {
+        let mut p = udp(1, &[mark; 40]);
+        p[6] = next;
+        p[40..48].copy_from_slice(&[UDP, 0, 0, 1, 0, 0, 0, mark]);
+        p
+    }
+
+    const SUPER: Offload = Offload { merged: Some((Merged::Udp, 20)), partial: Some((40, 6)) };
 
     fn coalesce(batch: &Batch) -> Coalescer {
         let mut c = Coalescer::new(batch.packets.len(), (true, true), 5);
@@ -415,6 +479,29 @@ mod tests {
         assert_eq!(sizes(&packets), [1, 1, 1]);
     }
 
+    /// RFC: T3 (RFC 8085)
+    #[test]
+    fn nothing_overtakes_what_travels_alone() {
+        let plain = |mark| udp(1, &[mark; 40]);
+        for next in [0, 43, 44, 51, 60, 135] {
+            let packets = [plain(1), hidden(next, 2), hidden(next, 3), plain(4), plain(5)];
+            assert_eq!(recut(&batch(&packets), &coalesce(&batch(&packets))), packets, "behind header {next}");
+        }
+        let packets = [plain(1), plain(2), plain(3), udp(7, &[4; 40])];
+        let mixed = batch_of(&packets, |n| if n == 1 { SUPER } else { Offload::default() });
+        assert_eq!(recut(&mixed, &coalesce(&mixed)), packets, "a super-packet in between");
+    }
+
+    /// Fragments between other hosts, or errors between the same, are no reason to merge less.
+    #[test]
+    fn only_what_may_be_of_a_flow_ends_its_train() {
+        let mut elsewhere = hidden(44, 1);
+        elsewhere[23] = 9;
+        let mut error = udp(1, &[0; 40]);
+        error[6] = ICMPV6;
+        assert_eq!(sizes(&[udp(1, &[1; 40]), elsewhere, error, udp(1, &[2; 40])]), [2, 1, 1]);
+    }
+
     #[test]
     fn datagrams_merge_by_length_and_only_with_checksums() {
         assert_eq!(sizes(&[udp(1, &[1; 50]), udp(1, &[2; 50]), udp(1, &[3; 20]), udp(1, &[3; 20])]), [3, 1]);
@@ -454,6 +541,40 @@ mod tests {
                 all.iter().filter(|p| p[6] == kind && p[40..42] == flow.to_be_bytes()).cloned().collect()
             };
             for flow in 0..5 {
+                for kind in [TCP, UDP] {
+                    prop_assert_eq!(of(&out, flow, kind), of(&packets, flow, kind));
+                }
+            }
+        }
+
+        /// RFC: T3 (RFC 8085)
+        #[test]
+        fn fragments_and_super_packets_keep_their_places(
+            steps in proptest::collection::vec((0u16..3, any::<bool>(), 0u8..8), 1..60)
+        ) {
+            let mut sequence = [0u32; 3];
+            let (mut packets, mut merged) = (Vec::new(), Vec::new());
+            for (n, (flow, is_udp, odd)) in steps.into_iter().enumerate() {
+                let payload = [n as u8; 40];
+                let at = sequence[flow as usize];
+                let p = match (odd, is_udp) {
+                    (0, _) => hidden(44, n as u8),
+                    (1, _) => hidden(60, n as u8),
+                    (_, true) => udp(flow, &payload),
+                    (_, false) => tcp(flow, at, &payload, false),
+                };
+                sequence[flow as usize] += if p[6] == TCP { 40 } else { 0 };
+                merged.push(odd == 2);
+                packets.push(p);
+            }
+            let batch = batch_of(&packets, |n| if merged[n] { SUPER } else { Offload::default() });
+            let out = recut(&batch, &coalesce(&batch));
+            // A flow, with all that may be of it.
+            let of = |all: &[Vec<u8>], flow: u16, kind: u8| -> Vec<Vec<u8>> {
+                let is_its = |p: &&Vec<u8>| p[6] == kind && p[40..42] == flow.to_be_bytes();
+                all.iter().filter(|p| is_its(p) || ![TCP, UDP].contains(&p[6])).cloned().collect()
+            };
+            for flow in 0..3 {
                 for kind in [TCP, UDP] {
                     prop_assert_eq!(of(&out, flow, kind), of(&packets, flow, kind));
                 }
