@@ -8,11 +8,14 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use sixway::compat::dhcp6sconf::{Duid, ServerConf, Surroundings, load};
+use dhcproto::v6::{DhcpOption, MessageType};
+use sixway::compat::dhcp6sconf::{Duid, Key, ServerConf, Surroundings, load};
 use sixway::dhcp6s::plan::{Plan, terms};
 use sixway::dhcp6s::shelf::{Change, Lease, Shelf};
-use sixway::dhcpv6::codec::{Ia, Opt, Packet, Part};
+use sixway::dhcpv6::auth::Ring;
+use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Relay};
 use sixway::dhcpv6::session::{Origin, Session};
+use sixway_dataplane::update::Ipv6Prefix;
 
 const LINK: &str = "vs0";
 const BEGIN: u64 = 1_700_000_000;
@@ -86,7 +89,7 @@ impl Lab {
 
     fn ask(&mut self, message: &[u8]) -> Option<Vec<u8>> {
         self.shelf.next(self.now, None);
-        let origin = Origin { tunnel: LINK, user: None, fixed: &[], is_unicast: false };
+        let origin = Origin { tunnel: LINK, user: None, fixed: &[], is_unicast: false, from: None };
         self.session.handle(&origin, message, &mut self.shelf).map(|answer| answer.octets)
     }
 
@@ -183,4 +186,149 @@ fn a_restart_forgets_nothing() {
     }
     let mut lab = Lab::with(&conf, kept.into_values().collect(), BEGIN + 100);
     assert_eq!(lab.ask_for_one(bind), given, "the same address");
+}
+
+/// The number in a message's Authentication option, as a clock.
+fn number(octets: &[u8]) -> Option<(u64, u32)> {
+    let Ok(Packet::Message(message)) = Packet::parse(octets) else { panic!() };
+    let number = message.auth()?.replay_detection;
+    Some(((number >> 32) - 2_208_988_800, number as u32))
+}
+
+fn authentic(name: &str) -> (Lab, Vec<Vec<u8>>) {
+    let mut lab = Lab::new(&conf(name));
+    lab.session.trust(Ring::new([7; 32], 0));
+    (lab, messages("wide-delayed-auth.hex").into_iter().map(|(_, octets)| octets).collect())
+}
+
+/// RFC: V42 (RFC 3315 section 21.4)
+#[test]
+fn answers_are_proved_as_the_old_server_proves_them_octet_by_octet() {
+    let (mut lab, all) = authentic("auth-server.conf");
+    for pair in all.chunks(2) {
+        let [asked, answered] = pair else { panic!() };
+        lab.session.set_clock(number(answered).unwrap());
+        assert_eq!(lab.ask(asked).as_deref(), Some(&answered[..]), "{:?}", Packet::parse(answered));
+    }
+}
+
+/// RFC: V42 (RFC 3315 sections 21.3 and 21.4.5.2)
+#[test]
+fn what_is_forged_or_repeated_is_dropped_also_after_a_restart() {
+    let (mut lab, all) = authentic("auth-server.conf");
+    lab.session.set_clock(number(&all[1]).unwrap());
+    let (solicit, request, release) = (&all[0], &all[2], &all[4]);
+    assert!(lab.ask(solicit).is_some() && lab.ask(solicit).is_some(), "a Solicit proves nothing");
+    for at in [4, request.len() - 1, request.len() - 17, request.len() - 30] {
+        let mut changed = request.clone();
+        changed[at] ^= 1;
+        assert_eq!(lab.ask(&changed), None, "octet {at}");
+    }
+    assert_eq!(lab.shelf.iter().count(), 0, "nothing was bound");
+    assert!(lab.ask(request).is_some());
+    assert_eq!(lab.ask(request), None);
+    assert_eq!(lab.session.counts()["replayed"], 1);
+    // After a restart it is known still.
+    let proofs = lab.shelf.poll_proofs();
+    assert_eq!(proofs.len(), 1);
+    let (mut again, _) = authentic("auth-server.conf");
+    again.session.set_clock(number(&all[1]).unwrap());
+    again.shelf.recall_proofs(proofs);
+    assert_eq!(again.ask(request), None);
+    assert!(again.ask(release).is_some(), "a later one");
+    // Who says nothing of authentication is served: it protects the client.
+    let mut plain = request[..request.len() - 46].to_vec();
+    plain[3] ^= 1;
+    assert!(number(&again.ask(&plain).unwrap()).is_none());
+    // Without a key for it a Solicit is answered without a proof, and all else is dropped.
+    let (mut other, _) = authentic("probe-server.conf");
+    assert!(number(&other.ask(solicit).unwrap()).is_none());
+    assert_eq!(other.ask(request), None);
+    assert_eq!(other.session.counts()["forged"], 1);
+}
+
+/// RFC: V42 (RFC 3315 section 21.4.5.2)
+#[test]
+fn an_expired_key_proves_nothing() {
+    let text = fs::read_to_string(path("dhcp6sconf/auth-server.conf")).unwrap();
+    let text = text.replace("keyid 1;", "keyid 1; expire \"forever\";");
+    let mut conf = load("x", text.as_bytes(), &Room).unwrap().conf;
+    for host in &mut conf.hosts {
+        let key = host.key.as_deref().unwrap().clone();
+        host.key = Some(std::sync::Arc::new(Key { expires: Some(BEGIN), ..key }));
+    }
+    let mut lab = Lab::new(&conf);
+    lab.session.trust(Ring::new([7; 32], 0));
+    let all: Vec<Vec<u8>> = messages("wide-delayed-auth.hex").into_iter().map(|(_, octets)| octets).collect();
+    lab.session.set_clock((BEGIN, 0));
+    assert!(lab.ask(&all[2]).is_some());
+    lab.session.set_clock((BEGIN + 1, 0));
+    assert_eq!(lab.ask(&all[4]), None);
+    assert!(number(&lab.ask(&all[0]).unwrap()).is_none());
+}
+
+/// RFC: V19 (RFC 8415 section 13.1)
+#[test]
+fn a_relay_s_name_for_an_interface_chooses_the_pools_before_its_address_does() {
+    let text = "interface vs0 { address-pool p 100; };
+        pool p { range 2001:db8:1::10 to 2001:db8:1::1f; };
+        interface far7 { relay-interface-id \"eth7\"; relay-interface-id \"0x0007\"; address-pool q 100; delegated-prefix-pool 2001:db8:7000::/40 56 100; };
+        pool q { range 2001:db8:7::10 to 2001:db8:7::1f; };
+        interface far8 { relay-interface-id \"eth8\"; delegated-prefix-pool 2001:db8:8000::/40 56 100; };";
+    let conf = load("x", text.as_bytes(), &Room).unwrap_or_else(|why| panic!("{why:?}")).conf;
+    let mut lab = Lab::new(&conf);
+    for (n, name, link, kind, expected) in [
+        (1, &b"eth7"[..], "2001:db8:1::1", IaKind::Address, "2001:db8:7::/64"),
+        (2, &[0, 7], "::", IaKind::Address, "2001:db8:7::/64"),
+        (3, b"eth9", "2001:db8:7::1", IaKind::Address, "2001:db8:7::/64"),
+        (4, b"eth9", "::", IaKind::Address, "2001:db8:1::/64"),
+        (5, b"eth7", "::", IaKind::Prefix, "2001:db8:7000::/40"),
+        (6, b"eth8", "2001:db8:7::1", IaKind::Prefix, "2001:db8:8000::/40"),
+    ] {
+        let options = vec![
+            Opt::Leaf(DhcpOption::ClientId(vec![0, 3, n])),
+            Opt::Ia(Ia { kind, iaid: 1, t1: 0, t2: 0, parts: Vec::new() }),
+        ];
+        let inner = Message { kind: MessageType::Solicit, xid: [0, 0, n], options }.emit();
+        let relay = Relay {
+            is_reply: false,
+            hops: 0,
+            link: link.parse().unwrap(),
+            peer: "fe80::1".parse().unwrap(),
+            options: vec![Opt::Leaf(DhcpOption::InterfaceId(name.to_vec())), Opt::Relayed(inner)],
+        };
+        let answer = lab.ask(&Packet::Relay(relay).emit()).unwrap();
+        let Packet::Relay(reply) = Packet::parse(&answer).unwrap() else { panic!() };
+        assert_eq!(reply.interface(), Some(name));
+        let Packet::Message(answer) = Packet::parse(reply.relayed().unwrap()).unwrap() else { panic!() };
+        let given = answer.ias().flat_map(|ia| ia.values()).next().unwrap();
+        let wide: Ipv6Prefix = expected.parse().unwrap();
+        assert!(wide.contains(given.addr), "{n}: {}", given.addr);
+    }
+    let refused = load("x", b"interface far7 { relay-interface-id \"0x0g\"; };", &Room).unwrap_err();
+    assert!(refused[0].to_string().starts_with("x:1: "), "{refused:?}");
+}
+
+/// RFC: V33, V37 (RFC 8415 section 20.4)
+#[test]
+fn an_authentication_statement_has_clients_told_of_changes() {
+    let text = "interface vs0 { address-pool p 100; }; pool p { range 2001:db8:1::10 to 2001:db8:1::1f; };";
+    for (more, told) in [("", false), ("authentication a { protocol reconfig; };", true)] {
+        let conf = load("x", format!("{text}{more}").as_bytes(), &Room).unwrap().conf;
+        let mut lab = Lab::new(&conf);
+        lab.session.trust(Ring::new([7; 32], 0));
+        let options = vec![
+            Opt::Leaf(DhcpOption::ClientId(vec![0, 3, 9])),
+            Opt::Leaf(DhcpOption::ServerId(octets("000100012b000001020000005301"))),
+            Opt::Leaf(DhcpOption::ReconfAccept),
+            Opt::Ia(Ia { kind: IaKind::Address, iaid: 1, t1: 0, t2: 0, parts: Vec::new() }),
+        ];
+        let request = Message { kind: MessageType::Request, xid: [1, 2, 3], options }.emit();
+        let from = Some("fe80::9".parse().unwrap());
+        lab.shelf.next(lab.now, from);
+        let origin = Origin { tunnel: LINK, user: None, fixed: &[], is_unicast: false, from };
+        let answer = lab.session.handle(&origin, &request, &mut lab.shelf).unwrap().octets;
+        assert_eq!(number(&answer).is_some(), told);
+        assert_eq!(lab.shelf.iter().all(|lease| lease.reach == from), told);
+    }
 }

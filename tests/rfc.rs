@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 const PAGE: &str = "docs/rfc.md";
 const HEAD: &str = "# Requirements\n\n\
-    What a tunnel's data plane must hold, where that is said, and the tests that show it. Written by `scripts/rfc` from the\n\
+    What a tunnel's data plane and the DHCPv6 server must hold, where that is said, and the tests that show it. Written by `scripts/rfc` from the\n\
     tests' own comments and `tests/rfc/rows.tsv`; `scripts/test` fails when a test that is named here did not run.\n\n\
     *Done*: the tests show all of it. *Not done*: something is missing, and why; tests beside it show what holds.\n\
-    Rows R are faults that other programs shipped.\n\n";
+    Rows R are faults that other programs shipped; rows V are DHCPv6's.\n\n";
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -170,11 +170,15 @@ fn render(rows: &[Row], tests: &BTreeMap<String, BTreeSet<Named>>) -> Result<Str
         return Err(wrong);
     }
     let mut page = HEAD.to_owned();
-    let count = |state: &str| rows.iter().filter(|row| row.reason.starts_with(state)).count();
-    let (missing, strange) = (count("not done"), count("not applicable"));
-    let done = rows.len() - missing - strange;
-    writeln!(page, "{done} of {} rows done, {missing} not done, {strange} not applicable.\n", rows.len())
-        .unwrap();
+    let (dhcpv6, tunnels): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.id.starts_with('V'));
+    for (what, rows) in [("Tunnels", tunnels), ("DHCPv6", dhcpv6)].iter().filter(|(_, rows)| !rows.is_empty())
+    {
+        let count = |state: &str| rows.iter().filter(|row| row.reason.starts_with(state)).count();
+        let (missing, strange) = (count("not done"), count("not applicable"));
+        let (done, all) = (rows.len() - missing - strange, rows.len());
+        writeln!(page, "{what}: {done} of {all} rows done, {missing} not done, {strange} not applicable.\n")
+            .unwrap();
+    }
     page.push_str("| row | what must hold | where | state | tests |\n|---|---|---|---|---|\n");
     page.extend(rows.iter().map(|row| shown(row, of(row))));
     Ok(page)

@@ -110,7 +110,7 @@ fn bindings(server: &Router) -> u64 {
     server.status()["broker"]["bindings"].as_u64().unwrap_or(99)
 }
 
-/// RFC: X4 (RFC 8415 section 18.3)
+/// RFC: X4, V28, V32, V38, V39 (RFC 8415 sections 7.2 and 18.3, RFC 8987 section 4)
 #[test]
 fn what_is_asked_for_is_routed_and_outlives_a_crash() {
     let Some(rig) = Rig::new_or_skip("DHCPv6: four messages, traffic, a crash, Rebind, Release") else {

@@ -61,6 +61,12 @@ pub enum Request {
         /// Whether.
         on: bool,
     },
+    /// Have DHCPv6 clients that let themselves be told ask anew.
+    Reconfigure {
+        /// In this tunnel; without, everywhere.
+        #[serde(default)]
+        tunnel: Option<String>,
+    },
     /// What would become of a packet.
     Explain(crate::explain::Wish),
     /// The last packet that each reason has dropped.
@@ -108,6 +114,11 @@ pub enum Response {
         on: bool,
         /// How many other brokers they are told; 0: they are told to come later.
         brokers: usize,
+    },
+    /// DHCPv6 clients are told to ask anew.
+    Reconfigured {
+        /// How many in tunnels; those on links are not waited for.
+        clients: usize,
     },
     /// What would become of the packet.
     Explained(Box<crate::explain::Explained>),

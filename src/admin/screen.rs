@@ -27,6 +27,7 @@ pub fn screen(s: &Status) -> Vec<String> {
     }
     lines.push(String::new());
     lines.extend(s.broker.iter().flat_map(broker));
+    lines.extend(s.dhcpv6_links.iter().flatten().map(|(interface, c)| link(interface, c)));
     lines.push(format!("all drops  {}", counts(&s.drops)));
     lines
 }
@@ -73,6 +74,13 @@ fn broker(b: &BrokerStatus) -> Vec<String> {
     let counts =
         format!("granted    {leases} tunnels, {bound} bindings; {accounts} users, {connections} connections");
     std::iter::once(counts).chain(b.pools.iter().map(pool)).collect()
+}
+
+/// One line for a link that is served by DHCPv6.
+fn link(interface: &str, c: &BTreeMap<String, u64>) -> String {
+    let n = |name: &str| c.get(name).copied().unwrap_or_default();
+    let answered = n("advertise") + n("reply");
+    format!("DHCPv6     {interface}: {} leases, {answered} answers", n("leases"))
 }
 
 fn row(t: &TunnelStatus) -> Vec<String> {

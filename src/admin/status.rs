@@ -63,6 +63,9 @@ pub struct Status {
     pub tsp: Option<BTreeMap<String, u64>>,
     /// Counts of the DHCPv6 server inside tunnels; `null`: there is none.
     pub dhcpv6: Option<BTreeMap<String, u64>>,
+    /// Counts of the DHCPv6 servers on links, by interface; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhcpv6_links: Option<BTreeMap<String, BTreeMap<String, u64>>>,
 }
 
 /// What is granted to users.
@@ -228,6 +231,8 @@ pub struct Sources<'a> {
     pub tsp: Option<BTreeMap<String, u64>>,
     /// Counts of the DHCPv6 server, if there is one.
     pub dhcpv6: Option<BTreeMap<String, u64>>,
+    /// The same of those on links, by interface.
+    pub dhcpv6_links: Option<BTreeMap<String, BTreeMap<String, u64>>>,
 }
 
 impl Sources<'_> {
@@ -267,6 +272,7 @@ impl Sources<'_> {
             dtcp: self.dtcp.clone(),
             tsp: self.tsp.clone(),
             dhcpv6: self.dhcpv6.clone(),
+            dhcpv6_links: self.dhcpv6_links.clone(),
         })
     }
 

@@ -60,6 +60,8 @@ pub struct Binding {
     pub fixed: bool,
     /// When it ends unless it is renewed.
     pub expires: Time,
+    /// Where its client is to be found, if it lets itself be told that something has changed.
+    pub reach: Option<Ipv6Addr>,
 }
 
 /// What a client may be given, in the order of preference: its tunnel's, its account's, what is set aside for it, a pool's.
@@ -85,6 +87,8 @@ pub struct BindWish {
     pub salt: u64,
     /// The most bindings that its tunnel may have.
     pub most: usize,
+    /// Where the client is to be found, if it lets itself be told that something has changed.
+    pub reach: Option<Ipv6Addr>,
 }
 
 /// All bindings.
@@ -206,8 +210,8 @@ impl Broker {
         if !own.is_empty() {
             let prefixes = own.iter().map(|binding| binding.prefix).collect();
             for binding in own {
-                outcome.records.push(Record::BoundUntil(binding.prefix, expires));
-                self.bindings.put(Binding { expires, ..binding });
+                outcome.records.push(Record::BoundUntil(binding.prefix, expires, wish.reach));
+                self.bindings.put(Binding { expires, reach: wish.reach, ..binding });
             }
             return Ok((prefixes, outcome));
         }
@@ -216,7 +220,8 @@ impl Broker {
         if let Some((pool, n)) = self.place_of(prefix).filter(|_| !fixed) {
             outcome.records.extend(self.occupy(pool, n, &owner, now));
         }
-        let binding = Binding { key: wish.key.clone(), prefix, owner, fixed, expires };
+        let reach = wish.reach;
+        let binding = Binding { key: wish.key.clone(), prefix, owner, fixed, expires, reach };
         outcome.records.push(Record::Bound(binding.clone()));
         outcome.routes.push(Route::Bind(binding.clone()));
         self.bindings.put(binding);
@@ -247,7 +252,7 @@ impl Broker {
         };
         let mut outcome = self.unbind(now, prefix, End::Released);
         let key = BindKey { client: Box::default(), ..binding.key };
-        let kept = Binding { key, expires: now.after(lasts), fixed: true, ..binding };
+        let kept = Binding { key, expires: now.after(lasts), fixed: true, reach: None, ..binding };
         outcome.records.push(Record::Bound(kept.clone()));
         self.bindings.put(kept);
         outcome
@@ -298,9 +303,12 @@ impl Broker {
         outcome
     }
 
-    /// Whether a client on the link may have this address or prefix: it is in a pool.
-    pub fn is_given_out(&self, prefix: Ipv6Prefix) -> bool {
-        self.terms.pools.iter().any(|pool| pool.prefix.covers(prefix))
+    /// Whether a client may have this address or prefix: it is in a pool, for an address in one of the `link` if there is any.
+    pub fn is_given_out(&self, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
+        let link = link
+            .filter(|link| prefix.prefix_len() == 128 && self.address_pools(Some(*link)).next().is_some());
+        let here = |pool: &&Pool| link.is_none_or(|link| pool.prefix.contains(link));
+        self.terms.pools.iter().filter(here).any(|pool| pool.prefix.covers(prefix))
     }
 
     fn choose_binding(&mut self, wish: &BindWish) -> Result<(Ipv6Prefix, bool), Refusal> {
@@ -533,6 +541,7 @@ mod tests {
             link: None,
             salt: 7,
             most: 9,
+            reach: None,
         }
     }
 

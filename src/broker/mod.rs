@@ -306,8 +306,8 @@ pub enum Record {
     },
     /// This is bound.
     Bound(Binding),
-    /// This binding is in force until then.
-    BoundUntil(Ipv6Prefix, Time),
+    /// This binding is in force until then, and its client is to be found there.
+    BoundUntil(Ipv6Prefix, Time, Option<Ipv6Addr>),
     /// This is bound no longer.
     Unbound(Ipv6Prefix),
 }

@@ -18,10 +18,9 @@ use super::background::{detach, into_background};
 use super::syslog;
 use crate::compat::ctlkey;
 use crate::compat::dhcp6sconf::{ServerConf, Surroundings};
-use crate::dhcp6ctl::codec::Order;
 use crate::dhcp6ctl::{SERVER_KEY, SERVER_PORT};
 use crate::dhcp6s::here::{self, Here};
-use crate::dhcp6s::{Ended, Server, Start, configuration};
+use crate::dhcp6s::{Ended, Own, Server, Start, configuration};
 use crate::dhcpv6::codec::code;
 
 /// Where the old program has its configuration.
@@ -35,7 +34,7 @@ const PID_FILE: &str = "/var/run/dhcp6s.pid";
 #[derive(Debug, Args)]
 #[command(
     disable_version_flag = true,
-    after_help = "Files: /etc/wide-dhcpv6/dhcp6s.conf, /etc/wide-dhcpv6/dhcp6sctlkey, /var/lib/dhcpv6/dhcp6s_duid,\n/var/lib/dhcpv6/dhcp6s_leases_INTERFACE.db (leases outlive the process), /var/run/dhcp6s.pid.\nSIGHUP, and `dhcp6ctl -S reload`, read the configuration again; SIGTERM stops.\nExit codes: 0 stopped as it was told to, 1 anything else."
+    after_help = "Files: /etc/wide-dhcpv6/dhcp6s.conf, /etc/wide-dhcpv6/dhcp6sctlkey, /var/lib/dhcpv6/dhcp6s_duid,\n/var/lib/dhcpv6/dhcp6s_leases_INTERFACE.db (leases outlive the process), /var/run/dhcp6s.pid.\nSIGHUP, and `dhcp6ctl -S reload`, read the configuration again; SIGTERM stops.\nSIGUSR1 has clients that let themselves be told ask anew (Reconfigure).\nExit codes: 0 stopped as it was told to, 1 anything else."
 )]
 pub struct Dhcp6sArgs {
     /// The interface whose link is served
@@ -165,13 +164,14 @@ async fn serve(args: &Dhcp6sArgs, start: Start) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SIGHUP, SIGTERM and SIGINT as orders.
-fn signals() -> anyhow::Result<mpsc::Receiver<Order>> {
+/// SIGHUP, SIGUSR1, SIGTERM and SIGINT as orders.
+fn signals() -> anyhow::Result<mpsc::Receiver<Own>> {
     let (tell, orders) = mpsc::channel(4);
     let kinds = [
-        (SignalKind::hangup(), Order::Reload),
-        (SignalKind::terminate(), Order::Stop),
-        (SignalKind::interrupt(), Order::Stop),
+        (SignalKind::hangup(), Own::Reload),
+        (SignalKind::user_defined1(), Own::Reconfigure),
+        (SignalKind::terminate(), Own::Stop),
+        (SignalKind::interrupt(), Own::Stop),
     ];
     for (kind, order) in kinds {
         let mut signal = signal(kind).context("cannot receive signals")?;

@@ -21,6 +21,7 @@ pub mod kick;
 mod password;
 mod pd;
 mod pinger;
+pub mod reconfigure;
 pub mod reload;
 pub mod run;
 mod script;
@@ -80,6 +81,8 @@ enum Command {
     Kick(kick::KickArgs),
     /// Send new clients to other brokers: tunnels that are up stay
     Drain(drain::DrainArgs),
+    /// Have DHCPv6 clients ask anew, in one tunnel or everywhere
+    Reconfigure(reconfigure::ReconfigureArgs),
     /// Measure what a running router stands: tunnels that come and go at a pace
     Bench(bench::BenchArgs),
     /// Have a tunnel from a TSP or DTCP server, for as long as this runs
@@ -114,6 +117,7 @@ pub fn main() -> ExitCode {
         Command::Snippet(args) => snippet::run(&args),
         Command::Kick(args) => kick::run(&args),
         Command::Drain(args) => drain::run(&args),
+        Command::Reconfigure(args) => reconfigure::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Connect(args) => connect::run(&args),
         Command::Dtcps(args) => dtcps::run(&args),

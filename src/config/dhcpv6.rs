@@ -54,6 +54,7 @@ pub(crate) fn dhcpv6(report: &mut Report<'_>, section: &Section<'_, '_>) -> Term
     let decline = section.integer(report, "decline_time", 0..=31_536_000, "seconds");
     let most =
         section.integer(report, "bindings_per_tunnel", 1..=1024, "prefixes and addresses in one tunnel");
+    let relays = section.texts(report, "relays", relay).unwrap_or_default();
     let always = section.integers(report, "always", 1..=u16::MAX.into(), "codes of options");
     let always = always.unwrap_or_default().into_iter().filter_map(|at| u16::try_from(at.value).ok());
     Terms {
@@ -68,6 +69,10 @@ pub(crate) fn dhcpv6(report: &mut Report<'_>, section: &Section<'_, '_>) -> Term
         decline: Duration::from_secs(decline.unwrap_or(86_400).into()),
         most: most.unwrap_or(16) as usize,
         reserved: std::collections::HashMap::new(),
+        relays: relays.into_iter().map(|at| at.value).collect(),
+        reconfigure: section.boolean(report, "reconfigure").unwrap_or(true),
+        authenticates: false,
+        keys: std::collections::HashMap::new(),
     }
 }
 
@@ -169,6 +174,16 @@ pub(crate) fn hosts(report: &mut Report<'_>, root: &Section<'_, '_>, terms: &mut
 fn duid(text: &str) -> Result<Vec<u8>, Complaint> {
     let next = "write pairs of hexadecimal digits, as in '00:03:00:01:02:00:00:00:53:02'";
     parse_duid(text).ok_or_else(|| Complaint::new("it is no DUID of 1 to 130 octets", next))
+}
+
+/// What a relay calls an interface, and an address on the link behind it.
+fn relay(text: &str) -> Result<(Box<[u8]>, Ipv6Addr), Complaint> {
+    let next =
+        "write what the relay calls the interface, a blank and an address, such as 'eth7 2001:db8:6::1'";
+    let (name, addr) =
+        text.rsplit_once(' ').ok_or_else(|| Complaint::new("there is no address in it", next))?;
+    let addr = addr.parse().map_err(|_| Complaint::new("it ends in no IPv6 address", next))?;
+    Ok((name.as_bytes().into(), addr))
 }
 
 fn address(text: &str) -> Result<Ipv6Addr, Complaint> {

@@ -1,15 +1,18 @@
 //! Links that a running router serves beside its tunnels: one server for each, by one `dhcp6s.conf`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::{Server, Start, configuration};
-use crate::dhcp6ctl::codec::Order;
+use super::{Own, Server, Start, configuration};
 
 /// Orders that wait for a server.
 const WAITING: usize = 4;
+/// How long servers are waited for that are asked what has happened.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// All servers on links.
 #[derive(Debug)]
@@ -19,7 +22,7 @@ pub struct Front {
 
 #[derive(Debug)]
 struct Served {
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<Own>,
     task: JoinHandle<()>,
 }
 
@@ -46,14 +49,38 @@ impl Front {
     pub async fn reload(&self) {
         for served in &self.all {
             // One that has ended has said why.
-            let _told = served.orders.send(Order::Reload).await;
+            let _told = served.orders.send(Own::Reload).await;
         }
     }
 
-    /// Ends all, and takes their routes back.
+    /// Has every server's clients that let themselves be told ask anew.
+    pub async fn reconfigure(&self) {
+        for served in &self.all {
+            let _told = served.orders.send(Own::Reconfigure).await;
+        }
+    }
+
+    /// What has happened on each link, by name; a server that does not answer at once is left out.
+    pub async fn counts(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
+        let (tell, mut told) = mpsc::channel(self.all.len().max(1));
+        for served in &self.all {
+            let _asked = served.orders.try_send(Own::Count(tell.clone()));
+        }
+        drop(tell);
+        let mut all = BTreeMap::new();
+        let collect = async {
+            while let Some((interface, counts)) = told.recv().await {
+                all.insert(interface, counts);
+            }
+        };
+        let _all_or_some = tokio::time::timeout(PATIENCE, collect).await;
+        all
+    }
+
+    /// Ends all. Their leases and routes stay.
     pub async fn close(self) {
         for Served { orders, task } in self.all {
-            let _told = orders.send(Order::Stop).await;
+            let _told = orders.send(Own::Stop).await;
             let _ended = task.await;
         }
     }

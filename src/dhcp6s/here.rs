@@ -65,6 +65,12 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// The clock in Unix seconds and parts of a second of 2^-32.
+pub fn clock() -> (u64, u32) {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (since.as_secs(), ((u64::from(since.subsec_nanos()) << 32) / 1_000_000_000) as u32)
+}
+
 /// The number of an interface; `None` if there is none of that name.
 pub fn index(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
@@ -136,6 +142,7 @@ fn ethernet() -> Option<[u8; 6]> {
 mod tests {
     use super::*;
 
+    /// RFC: V31 (RFC 8415 section 11)
     #[test]
     fn a_duid_is_made_once_and_stays() {
         let folder = std::env::temp_dir().join(format!("sixway-own-duid-{}", std::process::id()));

@@ -10,11 +10,11 @@ use rusqlite::{Connection, Row, params};
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::plan::Life;
-use super::shelf::{Change, Lease, NEVER};
+use super::shelf::{Change, Lease, NEVER, Proofs};
 use crate::broker::{BindKey, BindKind};
 
 /// The format that this program writes.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 const SCHEMA: &str = "
     CREATE TABLE lease (
         prefix    TEXT PRIMARY KEY,
@@ -26,6 +26,11 @@ const SCHEMA: &str = "
         until     INTEGER,
         peer      TEXT
     ) STRICT, WITHOUT ROWID;
+";
+/// From format 1 to 2: which clients are told of changes, and what clients have proved.
+const FROM_1: &str = "
+    ALTER TABLE lease ADD COLUMN reach TEXT;
+    CREATE TABLE proof (client BLOB PRIMARY KEY, number INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 ";
 
 /// Why leases cannot be kept.
@@ -87,7 +92,11 @@ impl Ledger {
         let found: i64 = store.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
         match found {
             0 => {
-                let batch = format!("BEGIN IMMEDIATE;{SCHEMA}PRAGMA user_version = {FORMAT};COMMIT;");
+                let batch = format!("BEGIN IMMEDIATE;{SCHEMA}{FROM_1}PRAGMA user_version = {FORMAT};COMMIT;");
+                store.execute_batch(&batch).map_err(failed)?;
+            }
+            1 => {
+                let batch = format!("BEGIN IMMEDIATE;{FROM_1}PRAGMA user_version = {FORMAT};COMMIT;");
                 store.execute_batch(&batch).map_err(failed)?;
             }
             FORMAT => {}
@@ -102,7 +111,7 @@ impl Ledger {
     /// [`LedgerError::Sqlite`].
     pub fn load(&self, link: &str) -> Result<Vec<Lease>, LedgerError> {
         let failed = |why| LedgerError::Sqlite { path: self.path.clone(), why };
-        let columns = "SELECT prefix, client, kind, number, preferred, valid, until, peer FROM lease";
+        let columns = "SELECT prefix, client, kind, number, preferred, valid, until, peer, reach FROM lease";
         let mut question = self.store.prepare(columns).map_err(failed)?;
         let rows = question.query_map([], |row| read(row, link)).map_err(failed)?;
         let mut all = Vec::new();
@@ -115,22 +124,34 @@ impl Ledger {
         Ok(all)
     }
 
+    /// The numbers of the last messages that clients have proved to be their own.
+    ///
+    /// # Errors
+    /// [`LedgerError::Sqlite`].
+    pub fn load_proofs(&self) -> Result<Proofs, LedgerError> {
+        let failed = |why| LedgerError::Sqlite { path: self.path.clone(), why };
+        let mut question = self.store.prepare("SELECT client, number FROM proof").map_err(failed)?;
+        let read = |row: &Row<'_>| Ok((row.get::<_, Vec<u8>>(0)?.into(), row.get::<_, i64>(1)? as u64));
+        let rows = question.query_map([], read).map_err(failed)?;
+        rows.collect::<Result<Proofs, _>>().map_err(failed)
+    }
+
     /// Writes changes; all of them are on the disk afterwards, or none.
     ///
     /// # Errors
     /// [`LedgerError::Sqlite`].
-    pub fn write(&mut self, changes: &[Change]) -> Result<(), LedgerError> {
+    pub fn write(&mut self, changes: &[Change], proofs: &Proofs) -> Result<(), LedgerError> {
         let path = self.path.clone();
         let failed = |why| LedgerError::Sqlite { path: path.clone(), why };
         let batch = self.store.transaction().map_err(failed)?;
         {
             let mut put = batch
-                .prepare_cached("INSERT OR REPLACE INTO lease (prefix, client, kind, number, preferred, valid, until, peer) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")
+                .prepare_cached("INSERT OR REPLACE INTO lease (prefix, client, kind, number, preferred, valid, until, peer, reach) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")
                 .map_err(failed)?;
             let mut drop = batch.prepare_cached("DELETE FROM lease WHERE prefix = ?1").map_err(failed)?;
             for change in changes {
                 match change {
-                    Change::Has(Lease { key, prefix, life, until, peer }) => put.execute(params![
+                    Change::Has(Lease { key, prefix, life, until, peer, reach }) => put.execute(params![
                         prefix.to_string(),
                         &*key.client,
                         key.kind.name(),
@@ -139,10 +160,18 @@ impl Ledger {
                         life.valid,
                         (*until != NEVER).then_some(i64::try_from(*until).unwrap_or(i64::MAX)),
                         peer.map(|peer| peer.to_string()),
+                        reach.map(|reach| reach.to_string()),
                     ]),
                     Change::Gone(lease) => drop.execute([lease.prefix.to_string()]),
                 }
                 .map_err(failed)?;
+            }
+            let mut prove = batch
+                .prepare_cached("INSERT OR REPLACE INTO proof (client, number) VALUES (?1, ?2)")
+                .map_err(failed)?;
+            for (client, number) in proofs {
+                // SQLite's numbers have a sign; the bits are the same.
+                prove.execute(params![&**client, *number as i64]).map_err(failed)?;
             }
         }
         batch.commit().map_err(failed)
@@ -154,6 +183,7 @@ fn read(row: &Row<'_>, link: &str) -> rusqlite::Result<Option<Lease>> {
     let kind: String = row.get(2)?;
     let until: Option<i64> = row.get(6)?;
     let peer: Option<String> = row.get(7)?;
+    let reach: Option<String> = row.get(8)?;
     let key = |kind| {
         let client: Vec<u8> = row.get(1)?;
         Ok::<_, rusqlite::Error>(BindKey {
@@ -171,6 +201,7 @@ fn read(row: &Row<'_>, link: &str) -> rusqlite::Result<Option<Lease>> {
         life: Life { preferred: row.get(4)?, valid: row.get(5)? },
         until: until.map_or(NEVER, |until| u64::try_from(until).unwrap_or(0)),
         peer: peer.and_then(|peer| peer.parse::<Ipv6Addr>().ok()),
+        reach: reach.and_then(|reach| reach.parse::<Ipv6Addr>().ok()),
     }))
 }
 
@@ -193,15 +224,19 @@ mod tests {
             life: Life { preferred: 7, valid: u32::MAX },
             until,
             peer: peer.map(|peer| peer.parse().unwrap()),
+            reach: peer.map(|peer| peer.parse().unwrap()),
         };
         let (a, b) =
             (lease("2001:db8:1::/48", NEVER, Some("fe80::1")), lease("2001:db8:2::/48", 1_800_000_000, None));
         let mut ledger = Ledger::open(&path).unwrap();
-        ledger.write(&[Change::Has(a.clone()), Change::Has(b.clone())]).unwrap();
+        let proofs = Proofs::from([([0, 1][..].into(), u64::MAX - 1)]);
+        ledger.write(&[Change::Has(a.clone()), Change::Has(b.clone())], &proofs).unwrap();
         drop(ledger);
         let mut ledger = Ledger::open(&path).unwrap();
         assert_eq!(ledger.load("vs0").unwrap(), [a.clone(), b.clone()]);
-        ledger.write(&[Change::Gone(a), Change::Has(Lease { until: 9, ..b.clone() })]).unwrap();
+        assert_eq!(ledger.load_proofs().unwrap(), proofs);
+        let changes = [Change::Gone(a), Change::Has(Lease { until: 9, ..b.clone() })];
+        ledger.write(&changes, &Proofs::new()).unwrap();
         assert_eq!(ledger.load("vs0").unwrap(), [Lease { until: 9, ..b }]);
         ledger.store.execute_batch("PRAGMA user_version = 99").unwrap();
         drop(ledger);

@@ -7,40 +7,43 @@
 //!                            └─► routes of delegated prefixes
 //! ```
 //!
-//! One task owns everything: messages that wait are answered together, and written down in one go. Left out: delayed
-//! authentication (`delayedkey` is read and not used; RFC 8415 has done away with it), and Reconfigure.
+//! One task owns everything: messages that wait are answered together, and written down in one go. Left out: temporary
+//! addresses, and Reconfigure messages to clients behind relays.
 
 pub mod front;
 pub mod here;
 pub mod ledger;
 pub mod plan;
+pub mod routes;
 pub mod shelf;
 pub mod socket;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use sixway_dataplane::update::Ipv6Prefix;
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
-use self::here::{Here, now};
+use self::here::{Here, clock, now};
 use self::ledger::Ledger;
 use self::plan::{Plan, terms};
-use self::shelf::{Change, Lease, Shelf};
+use self::routes::Routes;
+use self::shelf::{Change, Lease, Proofs, Shelf};
 use self::socket::{ALL_SERVERS_OF_SITE, Arrived, LinkSocket};
 use crate::broker::BindKind;
 use crate::compat::dhcp6sconf::{Duid, ServerConf, load};
 use crate::dhcp6ctl::codec::{IaKind, Order};
 use crate::dhcp6ctl::server::{Control, Ordered};
 use crate::dhcp6ctl::session::Side;
+use crate::dhcpv6::calls::Called;
 use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, SERVER_PORT, code};
-use crate::dhcpv6::session::{Origin, Session};
-use crate::link::{LinkError, Links, Outcome};
+use crate::dhcpv6::keep::RingFile;
+use crate::dhcpv6::session::{Leases, Origin, Session, Terms};
 
 /// Messages that are answered together.
 const BATCH: usize = 256;
@@ -79,9 +82,6 @@ pub fn configuration(file: &Path) -> anyhow::Result<ServerConf> {
     match load(&file.display().to_string(), &text, &Here) {
         Ok(loaded) => {
             loaded.notes.iter().for_each(|note| tracing::warn!("{note}"));
-            if loaded.conf.hosts.iter().any(|host| host.key.is_some()) {
-                tracing::warn!("delayedkey has no effect: clients are served without authentication");
-            }
             Ok(loaded.conf)
         }
         Err(wrong) => {
@@ -96,14 +96,17 @@ pub fn configuration(file: &Path) -> anyhow::Result<ServerConf> {
 pub struct Server {
     start: Start,
     duid: Duid,
+    terms: Terms,
     session: Session,
     shelf: Shelf,
     ledger: Ledger,
     /// The last change of each lease that is not on the disk yet.
     unwritten: BTreeMap<Ipv6Prefix, Change>,
+    unwritten_proofs: Proofs,
+    ring: RingFile,
+    began: Instant,
     socket: LinkSocket,
-    links: Links,
-    routes: HashMap<Ipv6Prefix, Ipv6Addr>,
+    routes: Routes,
     control: Option<Control>,
     orders: Option<mpsc::Receiver<Ordered>>,
 }
@@ -120,9 +123,23 @@ struct Letter {
 /// What the loop waits for.
 enum Event {
     Message,
-    /// With somebody who waits until it has been carried out, unless it is our own.
-    Order(Order, Option<oneshot::Sender<()>>),
+    /// With somebody who waits until it has been carried out.
+    Order(Order, oneshot::Sender<()>),
+    Own(Own),
     Look,
+}
+
+/// What whoever runs a server tells it.
+#[derive(Clone, Debug)]
+pub enum Own {
+    /// Read the configuration again.
+    Reload,
+    /// Have all clients that let themselves be told ask anew.
+    Reconfigure,
+    /// End.
+    Stop,
+    /// Say what has happened, and how many leases there are.
+    Count(mpsc::Sender<(String, BTreeMap<String, u64>)>),
 }
 
 /// Why a server ends.
@@ -148,11 +165,17 @@ impl Server {
         let ledger = Ledger::open(&start.leases)?;
         let kept = ledger.load(&name)?;
         let plan = Plan::new(&start.conf, &name, here::on_link(&name));
-        let shelf = Shelf::new(&name, plan, kept, now());
+        let mut shelf = Shelf::new(&name, plan, kept, now());
+        shelf.recall_proofs(ledger.load_proofs()?);
         put_dns(&mut start);
-        let session = Session::new(terms(&start.conf, &name, &duid), rand::random());
+        let terms = terms(&start.conf, &name, &duid);
+        let mut session = Session::new(terms.clone(), rand::random());
+        let keys = start.leases.with_extension("keys");
+        let (ring_file, ring) = RingFile::open(&keys, rand::random())
+            .with_context(|| format!("cannot keep Reconfigure keys in {}", keys.display()))?;
+        session.trust(ring);
         let socket = LinkSocket::open(&name, index).map_err(|why| anyhow!(unopened(&why, &name)))?;
-        let links = Links::open()?;
+        let routes = Routes::open(&name, index).await?;
         let (control, orders) = match start.control.take() {
             None => (None, None),
             Some((at, secret)) => {
@@ -162,12 +185,24 @@ impl Server {
                 (Some(control), Some(orders))
             }
         };
-        let (unwritten, routes) = (BTreeMap::new(), HashMap::new());
-        let mut server =
-            Self { start, duid, session, shelf, ledger, unwritten, socket, links, routes, control, orders };
-        let held: Vec<Change> = server.shelf.iter().cloned().map(Change::Has).collect();
+        let mut server = Self {
+            start,
+            duid,
+            terms,
+            session,
+            shelf,
+            ledger,
+            unwritten: BTreeMap::new(),
+            unwritten_proofs: Proofs::new(),
+            ring: ring_file,
+            began: Instant::now(),
+            socket,
+            routes,
+            control,
+            orders,
+        };
         server.settle().await;
-        server.route(&held).await;
+        server.route_all().await;
         Ok(server)
     }
 
@@ -180,36 +215,47 @@ impl Server {
     pub fn counts(&self) -> BTreeMap<String, u64> {
         let own = self.session.counts().iter().map(|(name, n)| ((*name).to_owned(), *n));
         let commands = self.control.as_ref().map(Control::counts).unwrap_or_default();
-        own.chain(commands.into_iter().map(|(name, n)| (format!("control_{name}"), n))).collect()
+        let commands = commands.into_iter().map(|(name, n)| (format!("control_{name}"), n));
+        let leases = ("leases".to_owned(), self.shelf.len() as u64);
+        own.chain(commands).chain([leases]).collect()
     }
 
     /// How many leases there are.
     pub fn leases(&self) -> usize {
-        self.shelf.iter().count()
+        self.shelf.len()
     }
 
     /// Answers until it is told to stop, over the control port or by `own` orders.
-    pub async fn serve(&mut self, own: &mut mpsc::Receiver<Order>) -> Ended {
+    pub async fn serve(&mut self, own: &mut mpsc::Receiver<Own>) -> Ended {
         let mut buffer = vec![0; MESSAGE];
         loop {
             match self.event(own).await {
                 Event::Message => self.answer(&mut buffer).await,
+                Event::Order(Order::Stop, _) => return Ended::Told,
                 Event::Order(order, done) => {
-                    if order == Order::Stop {
-                        return if done.is_some() { Ended::Told } else { Ended::Signal };
-                    }
                     self.obey(order).await;
                     self.say_counts();
                     drop(done);
+                }
+                Event::Own(Own::Stop) => return Ended::Signal,
+                Event::Own(Own::Reload) => {
+                    self.reload().await;
+                    self.say_counts();
+                }
+                Event::Own(Own::Reconfigure) => self.call(true),
+                Event::Own(Own::Count(to)) => {
+                    // Whoever asked may have gone.
+                    let _told = to.try_send((self.start.interface.clone(), self.counts()));
                 }
                 Event::Look => self.look().await,
             }
         }
     }
 
-    async fn event(&mut self, own: &mut mpsc::Receiver<Order>) -> Event {
-        let Self { shelf, socket, orders, .. } = self;
+    async fn event(&mut self, own: &mut mpsc::Receiver<Own>) -> Event {
+        let Self { shelf, session, socket, orders, began, .. } = self;
         let next = shelf.poll_timeout().map_or(LOOK, |at| Duration::from_secs(at.saturating_sub(now())));
+        let call = session.poll_call_timeout().map_or(LOOK, |at| at.saturating_sub(began.elapsed()));
         let ordered = async {
             match orders {
                 Some(orders) => orders.recv().await,
@@ -218,9 +264,9 @@ impl Server {
         };
         tokio::select! {
             Ok(()) = socket.readable() => Event::Message,
-            Some(Ordered { order, done }) = ordered => Event::Order(order, Some(done)),
-            Some(order) = own.recv() => Event::Order(order, None),
-            () = tokio::time::sleep(next.clamp(SHORT_LOOK, LOOK)) => Event::Look,
+            Some(Ordered { order, done }) = ordered => Event::Order(order, done),
+            Some(own) = own.recv() => Event::Own(own),
+            () = tokio::time::sleep(next.min(call).clamp(SHORT_LOOK, LOOK)) => Event::Look,
         }
     }
 
@@ -228,21 +274,68 @@ impl Server {
     async fn look(&mut self) {
         self.shelf.handle_timeout(now());
         self.settle().await;
+        self.send_calls().await;
         let name = &self.start.interface;
         let Some(index) = here::index(name).filter(|index| *index != self.socket.index()) else { return };
         match LinkSocket::open(name, index) {
             Ok(socket) => {
                 self.socket = socket;
-                self.routes.clear();
-                let held: Vec<Change> = self.shelf.iter().cloned().map(Change::Has).collect();
-                self.route(&held).await;
+                self.routes.follow(index);
+                self.route_all().await;
             }
             Err(why) => tracing::warn!("{}", unopened(&why, name)),
         }
     }
 
+    /// All routes are as the leases say.
+    async fn route_all(&mut self) {
+        self.routes.set(self.shelf.iter()).await;
+        self.routes.sink(self.shelf.spaces()).await;
+    }
+
+    /// Has clients ask anew: for what they have, or else for information alone.
+    fn call(&mut self, renew: bool) {
+        let reached = self.shelf.iter().filter_map(|lease| Some((lease.key.client.clone(), lease.reach?)));
+        let all: BTreeMap<Box<[u8]>, Ipv6Addr> = reached.collect();
+        tracing::info!(event = "reconfigure", clients = all.len());
+        self.call_these(all, renew);
+    }
+
+    fn call_these(&mut self, all: BTreeMap<Box<[u8]>, Ipv6Addr>, renew: bool) {
+        self.session.set_clock(clock());
+        let now = self.began.elapsed();
+        for (client, to) in all {
+            self.session.call(now, Called { tunnel: (&*self.start.interface).into(), client }, to, renew);
+        }
+    }
+
+    async fn send_calls(&mut self) {
+        if !self.keep_ring() {
+            return;
+        }
+        let now = self.began.elapsed();
+        for _ in 0..BATCH {
+            let Some((_, to, octets)) = self.session.poll_call(now) else { return };
+            if let Err(why) = self.socket.send(&octets, to, CLIENT_PORT).await {
+                tracing::debug!("cannot reach {to}: {why}");
+            }
+        }
+    }
+
+    /// Numbers are on the disk before they are used; says whether that worked.
+    fn keep_ring(&mut self) -> bool {
+        let kept = self.session.ring_to_keep().map_or(Ok(()), |ring| self.ring.keep(ring));
+        if let Err(why) = &kept {
+            tracing::error!(
+                "cannot keep what messages are proved with: {why}; nothing is said until this works"
+            );
+        }
+        kept.is_ok()
+    }
+
     async fn answer(&mut self, buffer: &mut [u8]) {
         let mut letters = Vec::new();
+        self.session.set_clock(clock());
         for _ in 0..BATCH {
             match self.socket.take(buffer) {
                 Ok(arrived) => {
@@ -259,6 +352,9 @@ impl Server {
             }
         }
         let written = self.settle().await;
+        if !self.keep_ring() {
+            return;
+        }
         for letter in letters.into_iter().filter(|letter| written || !letter.binds) {
             if let Err(why) = self.socket.send(&letter.octets, letter.to, letter.port).await {
                 tracing::debug!("cannot answer {}: {why}", letter.to);
@@ -267,74 +363,43 @@ impl Server {
     }
 
     fn handle(&mut self, octets: &[u8], arrived: &Arrived) -> Option<Letter> {
-        let from = *arrived.from.ip();
+        let sender = *arrived.from.ip();
         let is_relay = octets.first() == Some(&RELAY_FORWARD);
-        self.shelf.next(now(), Some(from).filter(|addr| !is_relay && addr.is_unicast_link_local()));
+        self.shelf.next(now(), Some(sender).filter(|addr| !is_relay && addr.is_unicast_link_local()));
         let is_unicast = arrived.to != ALL_SERVERS && arrived.to != ALL_SERVERS_OF_SITE;
-        let origin = Origin { tunnel: &self.start.interface, user: None, fixed: &[], is_unicast };
+        let from = Some(sender);
+        let origin = Origin { tunnel: &self.start.interface, user: None, fixed: &[], is_unicast, from };
         let before = self.shelf.changes();
         let answer = self.session.handle(&origin, octets, &mut self.shelf);
-        tracing::debug!(event = "message", kind = octets.first(), %from, answered = answer.is_some());
+        tracing::debug!(event = "message", kind = octets.first(), %sender, answered = answer.is_some());
         let answer = answer?;
-        let port = if answer.to_relay { SERVER_PORT } else { CLIENT_PORT };
-        Some(Letter { octets: answer.octets, to: from, port, binds: self.shelf.changes() > before })
+        let port = match () {
+            () if answer.to_source_port => arrived.from.port(),
+            () if answer.to_relay => SERVER_PORT,
+            () => CLIENT_PORT,
+        };
+        Some(Letter { octets: answer.octets, to: sender, port, binds: self.shelf.changes() > before })
     }
 
     /// Writes down what has changed, then sets the routes; says whether that worked.
     async fn settle(&mut self) -> bool {
         for change in self.shelf.poll_changes() {
-            let (Change::Has(lease) | Change::Gone(lease)) = &change;
-            self.unwritten.insert(lease.prefix, change);
+            self.unwritten.insert(change.lease().prefix, change);
         }
-        if self.unwritten.is_empty() {
+        self.unwritten_proofs.extend(self.shelf.poll_proofs());
+        if self.unwritten.is_empty() && self.unwritten_proofs.is_empty() {
             return true;
         }
         let changes: Vec<Change> = self.unwritten.values().cloned().collect();
-        if let Err(why) = self.ledger.write(&changes) {
+        if let Err(why) = self.ledger.write(&changes, &self.unwritten_proofs) {
             tracing::error!("{why}; nobody is told of new leases until this works");
             return false;
         }
         self.unwritten.clear();
+        self.unwritten_proofs.clear();
         log(&changes);
-        self.route(&changes).await;
+        self.routes.change(&changes).await;
         true
-    }
-
-    /// Routes of delegated prefixes come and go with their leases. A client behind a relay is the relay's to reach (RFC 8987).
-    async fn route(&mut self, changes: &[Change]) {
-        for change in changes {
-            let (Change::Has(lease) | Change::Gone(lease)) = change;
-            if lease.key.kind != BindKind::Prefix || lease.key.client.is_empty() {
-                continue;
-            }
-            let wanted = lease.peer.filter(|_| matches!(change, Change::Has(_)));
-            let done = self.lead(lease, wanted).await;
-            if let Err(why) = done {
-                tracing::warn!("{why}");
-            }
-        }
-    }
-
-    async fn lead(&mut self, lease: &Lease, wanted: Option<Ipv6Addr>) -> Result<(), LinkError> {
-        let (prefix, name) = (lease.prefix, &self.start.interface);
-        let has = self.routes.get(&prefix).copied();
-        if has == wanted {
-            return Ok(());
-        }
-        if has.is_some() {
-            self.routes.remove(&prefix);
-            self.links.remove_route(prefix, name, None).await?;
-        }
-        if let Some(peer) = wanted {
-            let outcome = self.links.add_route_via(prefix, peer, name).await?;
-            if outcome == Outcome::AlreadyThere {
-                // Left over from a process that was killed, perhaps to another neighbour.
-                self.links.remove_route(prefix, name, None).await?;
-                let _added = self.links.add_route_via(prefix, peer, name).await?;
-            }
-            self.routes.insert(prefix, peer);
-        }
-        Ok(())
     }
 
     async fn obey(&mut self, order: Order) {
@@ -375,23 +440,45 @@ impl Server {
         self.start.conf = conf;
         put_dns(&mut self.start);
         let name = &self.start.interface;
-        self.session.configure(terms(&self.start.conf, name, &self.duid));
+        let said = terms(&self.start.conf, name, &self.duid);
+        let is_news = is_news(&self.terms, &said);
+        self.session.configure(said.clone());
+        self.terms = said;
+        let before: BTreeMap<Ipv6Prefix, Lease> = self.shelf.iter().map(|l| (l.prefix, l.clone())).collect();
         self.shelf.configure(Plan::new(&self.start.conf, name, here::on_link(name)));
         self.settle().await;
+        self.route_all().await;
+        self.tell(&before, is_news);
         tracing::info!(event = "reloaded", "the configuration has been read again");
     }
 
-    /// Takes back what is only good while it runs. Routes go; leases stay on the disk.
+    /// After a reload: who has lost something, or would have other lifetimes now, is to renew; if only information is other
+    /// than before, all are to ask for that.
+    fn tell(&mut self, before: &BTreeMap<Ipv6Prefix, Lease>, is_news: bool) {
+        let differs = |lease: &&Lease| {
+            let now = self.shelf.get(lease.prefix).map(|_| self.shelf.lifetimes(lease.prefix));
+            now.is_none_or(|life| life.is_some_and(|life| life != lease.life))
+        };
+        let touched = before.values().filter(differs);
+        let touched: BTreeMap<Box<[u8]>, Ipv6Addr> =
+            touched.filter_map(|lease| Some((lease.key.client.clone(), lease.reach?))).collect();
+        if is_news {
+            self.call(false);
+        }
+        self.call_these(touched, true);
+    }
+
+    /// Takes back what is only good while it runs. Leases stay on the disk, and their routes in the kernel.
     pub async fn close(mut self) {
         self.settle().await;
         self.say_counts();
-        let prefixes: Vec<Ipv6Prefix> = self.routes.keys().copied().collect();
-        for prefix in prefixes {
-            if let Err(why) = self.links.remove_route(prefix, &self.start.interface, None).await {
-                tracing::warn!("{why}");
-            }
-        }
+        self.routes.sink(BTreeSet::new()).await;
     }
+}
+
+/// Whether clients are told other things than before.
+fn is_news(before: &Terms, now: &Terms) -> bool {
+    before.options != now.options || before.refresh != now.refresh
 }
 
 /// Relay-forward (RFC 8415 section 7.3).

@@ -4,12 +4,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dhcproto::v6::{DhcpOption, NtpSuboption};
 use sixway_dataplane::update::Ipv6Prefix;
 
 use crate::compat::dhcp6sconf::{Duid, Interface, Lifetimes, Options, PoolUse, PrefixPool, ServerConf};
+use crate::dhcpv6::auth::Key;
 use crate::dhcpv6::codec::{Name, Opt, code};
 pub use crate::dhcpv6::session::Life;
 use crate::dhcpv6::session::Terms;
@@ -109,10 +111,31 @@ impl Plan {
 
     /// What strangers get on the link that a relay names, else on ours.
     pub fn on(&self, relay: Option<Ipv6Addr>) -> &LinkPlan {
-        let same = |range: &Range, link: Ipv6Addr| subnet(range.first) == subnet(link);
-        let all = || std::iter::once(&self.here).chain(&self.elsewhere);
-        let meant = relay.and_then(|link| all().find(|one| one.pool.is_some_and(|range| same(&range, link))));
-        meant.unwrap_or(&self.here)
+        self.named(relay).unwrap_or(&self.here)
+    }
+
+    /// The link that a relay names, if anything is given out there.
+    fn named(&self, relay: Option<Ipv6Addr>) -> Option<&LinkPlan> {
+        let link = relay?;
+        let same = |one: &&LinkPlan| {
+            one.pool.is_some_and(|range| subnet(range.first) == subnet(link))
+                || one.spaces.iter().any(|space| space.all.contains(link))
+        };
+        std::iter::once(&self.here).chain(&self.elsewhere).find(same)
+    }
+
+    /// What is set aside or in a pool of this link's: where it is in no lease it leads nowhere. Without what is on the link.
+    pub fn spaces_here(&self) -> BTreeSet<Ipv6Prefix> {
+        let hosts = self.hosts.values().flat_map(|host| host.prefixes.iter().map(|(prefix, _)| *prefix));
+        let of_hosts = self.hosts.values().flat_map(|host| &host.spaces);
+        let pools = self.here.spaces.iter().chain(of_hosts).map(|space| space.all);
+        let on_link = |prefix: &Ipv6Prefix| self.on_link.iter().any(|own| own.covers(*prefix));
+        hosts.chain(pools).filter(|prefix| !on_link(prefix)).collect()
+    }
+
+    /// Whether it lies in what is on the link.
+    pub fn is_on_the_link_itself(&self, prefix: Ipv6Prefix) -> bool {
+        self.on_link.iter().any(|own| own.covers(prefix))
     }
 
     /// Whether it is, or has an address in common with, what is set aside for anybody.
@@ -135,8 +158,8 @@ impl Plan {
         holder.or_else(|| inside().map(|(_, holder)| holder)).map(|holder| &**holder)
     }
 
-    /// Whether a client on this link may have it: it is on the link, or of a kind that is given out here.
-    pub fn is_given_here(&self, prefix: Ipv6Prefix) -> bool {
+    /// Whether a client may have it: it is on the link that a relay names, else on ours, or of a kind that is given out here.
+    pub fn is_given_here(&self, prefix: Ipv6Prefix, relay: Option<Ipv6Addr>) -> bool {
         let all = || std::iter::once(&self.here).chain(&self.elsewhere);
         if self.set_aside.contains_key(&prefix) {
             return true;
@@ -145,6 +168,9 @@ impl Plan {
             return self.spaces().any(|space| space.all.covers(prefix));
         }
         let addr = prefix.addr();
+        if let Some(pool) = self.named(relay).and_then(|link| link.pool) {
+            return subnet(pool.first) == subnet(addr);
+        }
         let pools = all()
             .filter_map(|link| link.pool.as_ref())
             .chain(self.hosts.values().filter_map(|h| h.pool.as_ref()));
@@ -226,8 +252,36 @@ pub fn terms(conf: &ServerConf, link: &str, duid: &Duid) -> Terms {
         refresh: conf.options.refresh_time,
         decline: DECLINED,
         most: super::shelf::MAX_OF_CLIENT,
+        relays: relays(conf),
+        reconfigure: conf.reconfigure,
+        authenticates: true,
+        keys: keys(conf),
         ..Terms::default()
     }
+}
+
+/// Links by what relays call them: an address on each, which chooses its pools.
+fn relays(conf: &ServerConf) -> HashMap<Box<[u8]>, Ipv6Addr> {
+    let mut all = HashMap::new();
+    for interface in conf.interfaces.values() {
+        let pool = interface.pool.as_ref().map(|pool| pool.first);
+        let space = || interface.prefix_pools.first().map(|pool| pool.space.addr());
+        let Some(addr) = pool.or_else(space) else { continue };
+        all.extend(interface.relay_ids.iter().map(|id| (id.clone().into_boxed_slice(), addr)));
+    }
+    all
+}
+
+/// Keys by clients; of two hosts with one DUID the first counts.
+fn keys(conf: &ServerConf) -> HashMap<Box<[u8]>, Arc<Key>> {
+    let mut all = HashMap::new();
+    for host in &conf.hosts {
+        let (Some(duid), Some(key)) = (&host.duid, &host.key) else { continue };
+        let (realm, secret) = (key.realm.clone().into_bytes(), key.secret.clone());
+        let key = Key { realm, id: key.id, secret, expires: key.expires };
+        all.entry(duid.octets().into()).or_insert_with(|| Arc::new(key));
+    }
+    all
 }
 
 /// Options in the order of their codes; servers for NTP by the old option and by the new one (RFC 5908).

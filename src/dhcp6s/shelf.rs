@@ -37,6 +37,8 @@ pub struct Lease {
     pub until: u64,
     /// Where the client is on the link, if it is on it and not behind a relay.
     pub peer: Option<Ipv6Addr>,
+    /// The same, if the client lets itself be told that something has changed.
+    pub reach: Option<Ipv6Addr>,
 }
 
 /// What has become of a lease.
@@ -47,6 +49,17 @@ pub enum Change {
     /// It is not there any more.
     Gone(Lease),
 }
+
+impl Change {
+    /// The lease.
+    pub fn lease(&self) -> &Lease {
+        let (Self::Has(lease) | Self::Gone(lease)) = self;
+        lease
+    }
+}
+
+/// The numbers of the last messages that clients have proved to be their own.
+pub type Proofs = HashMap<Box<[u8]>, u64>;
 
 /// All leases of one link.
 #[derive(Debug)]
@@ -64,6 +77,8 @@ pub struct Shelf {
     /// Pools that were searched in vain, and how often something had become free by then.
     full: RefCell<HashMap<Ipv6Prefix, u64>>,
     changes: Vec<Change>,
+    proofs: Proofs,
+    new_proofs: Proofs,
     now: u64,
     peer: Option<Ipv6Addr>,
 }
@@ -82,6 +97,8 @@ impl Shelf {
             freed: 0,
             full: RefCell::default(),
             changes: Vec::new(),
+            proofs: Proofs::new(),
+            new_proofs: Proofs::new(),
             now,
             peer: None,
         };
@@ -138,7 +155,22 @@ impl Shelf {
 
     /// How many changes have not been asked for.
     pub fn changes(&self) -> usize {
-        self.changes.len()
+        self.changes.len() + self.new_proofs.len()
+    }
+
+    /// Takes over what clients had proved before.
+    pub fn recall_proofs(&mut self, proofs: Proofs) {
+        self.proofs = proofs;
+    }
+
+    /// What clients have proved since this was asked last.
+    pub fn poll_proofs(&mut self) -> Proofs {
+        std::mem::take(&mut self.new_proofs)
+    }
+
+    /// What is set aside or in a pool here, and in no lease must lead anywhere.
+    pub fn spaces(&self) -> BTreeSet<Ipv6Prefix> {
+        self.plan.spaces_here()
     }
 
     /// Forgets what a client has with one number; says whether there was anything.
@@ -147,6 +179,21 @@ impl Shelf {
         let bound = self.bound(&key);
         bound.iter().for_each(|prefix| self.take(*prefix));
         !bound.is_empty()
+    }
+
+    /// The lease of just this.
+    pub fn get(&self, prefix: Ipv6Prefix) -> Option<&Lease> {
+        self.all.get(&prefix)
+    }
+
+    /// How many leases there are.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
     }
 
     /// All leases.
@@ -295,7 +342,7 @@ impl Shelf {
 
     fn lease(&self, key: &BindKey, prefix: Ipv6Prefix, life: Life) -> Lease {
         let until = if life.valid == u32::MAX { NEVER } else { self.now.saturating_add(life.valid.into()) };
-        Lease { key: key.clone(), prefix, life, until, peer: self.peer }
+        Lease { key: key.clone(), prefix, life, until, peer: self.peer, reach: None }
     }
 }
 
@@ -316,7 +363,7 @@ impl Leases for Shelf {
         if !bound.is_empty() {
             for prefix in &bound {
                 let life = self.lifetimes(*prefix).unwrap_or_default();
-                self.put(self.lease(&wish.key, *prefix, life));
+                self.put(Lease { reach: wish.reach, ..self.lease(&wish.key, *prefix, life) });
             }
             return Ok(bound);
         }
@@ -325,7 +372,7 @@ impl Leases for Shelf {
             return Err(Lack);
         }
         let (prefix, life) = self.choose(wish, &[]).ok_or(Lack)?;
-        self.put(self.lease(&wish.key, prefix, life));
+        self.put(Lease { reach: wish.reach, ..self.lease(&wish.key, prefix, life) });
         Ok(vec![prefix])
     }
 
@@ -346,8 +393,18 @@ impl Leases for Shelf {
         }
     }
 
-    fn is_on_link(&self, prefix: Ipv6Prefix) -> bool {
-        self.plan.is_given_here(prefix)
+    fn is_on_link(&self, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
+        self.plan.is_given_here(prefix, link)
+    }
+
+    fn last_proof(&self, client: &[u8]) -> Option<u64> {
+        self.proofs.get(client).copied()
+    }
+
+    fn keep_proof(&mut self, client: &[u8], number: u64) {
+        // Only who has a key comes so far, and those are as many as the configuration has.
+        self.proofs.insert(client.into(), number);
+        self.new_proofs.insert(client.into(), number);
     }
 
     fn lifetimes(&self, prefix: Ipv6Prefix) -> Option<Life> {
@@ -446,6 +503,7 @@ mod tests {
             link: None,
             salt: (u64::from(client) << 32) | u64::from(number),
             most: 9,
+            reach: None,
         }
     }
 
@@ -492,7 +550,7 @@ mod tests {
         for (addr, on_link) in
             [("2001:db8:1::ffff/128", true), ("2001:db8:9::1/128", false), ("2001:db8:8000::/56", true)]
         {
-            assert_eq!(shelf.is_on_link(addr.parse().unwrap()), on_link, "{addr}");
+            assert_eq!(shelf.is_on_link(addr.parse().unwrap(), None), on_link, "{addr}");
         }
     }
 

@@ -7,7 +7,7 @@
 
 use std::net::Ipv6Addr;
 
-use dhcproto::v6::{DhcpOption, MessageType, OptionCode, Status};
+use dhcproto::v6::{Authentication, DhcpOption, MessageType, OptionCode, Status};
 use dhcproto::{Decodable, Encodable};
 
 /// The port that servers and relays listen on (RFC 8415 section 7.2).
@@ -56,9 +56,11 @@ pub mod code {
     pub const REFRESH_TIME: u16 = 32;
     pub const BCMCS_NAMES: u16 = 33;
     pub const BCMCS_SERVERS: u16 = 34;
+    pub const ERO: u16 = 43;
     pub const NTP_SERVER: u16 = 56;
     pub const SOL_MAX_RT: u16 = 82;
     pub const INF_MAX_RT: u16 = 83;
+    pub const RELAY_PORT: u16 = 135;
 }
 
 /// What an identity association is for.
@@ -266,6 +268,16 @@ impl Message {
         });
     }
 
+    /// Whether the client lets itself be told that something has changed.
+    pub fn accepts_reconfigure(&self) -> bool {
+        self.leaf(|leaf| matches!(leaf, DhcpOption::ReconfAccept).then_some(())).is_some()
+    }
+
+    /// What is said of who has made it.
+    pub fn auth(&self) -> Option<&Authentication> {
+        self.leaf(|leaf| if let DhcpOption::Authentication(auth) = leaf { Some(auth) } else { None })
+    }
+
     /// The identity associations.
     pub fn ias(&self) -> impl Iterator<Item = &Ia> {
         self.options.iter().filter_map(|option| if let Opt::Ia(ia) = option { Some(ia) } else { None })
@@ -303,12 +315,35 @@ impl Relay {
         self.options.iter().find_map(|o| if let Opt::Relayed(octets) = o { Some(&octets[..]) } else { None })
     }
 
+    /// Its options that an answer must have too: its name for the client's interface, its port (RFC 8357 section 5), and
+    /// those that it asks for (RFC 4994 section 4).
+    pub fn echoed(&self) -> impl Iterator<Item = &Opt> {
+        let asked: Vec<u16> =
+            self.options.iter().filter(|option| option.code() == code::ERO).flat_map(numbers).collect();
+        self.options.iter().filter(move |option| match option.code() {
+            code::INTERFACE_ID | code::RELAY_PORT => true,
+            code::RELAY_MSG | code::ERO => false,
+            code => asked.contains(&code),
+        })
+    }
+
+    /// Whether it listens on the port that it sends from (RFC 8357).
+    pub fn has_own_port(&self) -> bool {
+        self.options.iter().any(|option| option.code() == code::RELAY_PORT)
+    }
+
     /// The relay's name for the interface that the client is behind.
     pub fn interface(&self) -> Option<&[u8]> {
         self.options.iter().find_map(|option| {
             if let Opt::Leaf(DhcpOption::InterfaceId(id)) = option { Some(&id[..]) } else { None }
         })
     }
+}
+
+/// What stands in an option of 16-bit numbers.
+fn numbers(option: &Opt) -> Vec<u16> {
+    let octets = if let Opt::Other(_, octets) = option { &octets[..] } else { &[] };
+    octets.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
 }
 
 fn address(octets: &[u8]) -> Result<Ipv6Addr, Malformed> {

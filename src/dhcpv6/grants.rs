@@ -1,6 +1,7 @@
 //! The broker as [`Leases`]: what the session asks for is done at once in mind; what must be kept is collected for the
 //! office.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use sixway_dataplane::update::Ipv6Prefix;
@@ -54,7 +55,7 @@ impl Leases for Grants<'_> {
         self.outcome.append(self.broker.quarantine(self.now, key, prefix, lasts));
     }
 
-    fn is_on_link(&self, prefix: Ipv6Prefix) -> bool {
-        self.broker.is_given_out(prefix)
+    fn is_on_link(&self, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
+        self.broker.is_given_out(prefix, link)
     }
 }

@@ -12,14 +12,19 @@
 //! ```
 //!
 //! A binding is a route: whichever message made it, packets to and from the prefix pass before the Reply leaves and until
-//! the binding ends. The other side is [`client`]. Left out: temporary addresses (RFC 9915 has none), unicast from clients, Reconfigure, lease queries.
+//! the binding ends. The other side is [`client`]. Left out: temporary addresses (RFC 9915 has none), unicast from clients,
+//! lease queries.
 
+pub mod auth;
+pub mod calls;
 pub mod client;
 pub mod codec;
 pub mod datagram;
 pub mod grants;
 pub mod holding;
+pub mod keep;
 pub mod post;
+mod reply;
 pub mod server;
 pub mod session;
 pub mod timing;

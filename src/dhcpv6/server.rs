@@ -5,14 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::net::Ipv6Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sixway_dataplane::update::{Ipv6Prefix, TunnelId};
 
+use super::auth::Ring;
+use super::calls::Called;
 use super::codec::{ALL_SERVERS, CLIENT_PORT, MAX_DUID, SERVER_PORT};
 use super::datagram::{Datagram, HEADERS, is_to, unwrap, wrap};
 use super::grants::Grants;
+use super::keep::RingFile;
 use super::post::{Letter, Post, fragments};
 use super::session::{Answer, Origin, Session, Terms};
 use crate::broker::{BindKey, Binding, Broker, UserName};
@@ -32,6 +37,11 @@ pub struct Server {
     session: Session,
     terms: Terms,
     post: Post,
+    ring: Option<RingFile>,
+    /// Whether clients are to be told that information is other than before.
+    is_news: bool,
+    /// Whether lifetimes are.
+    new_times: bool,
     next: u64,
     damaged: u64,
     too_big: u64,
@@ -42,13 +52,88 @@ impl Server {
     /// A server; `secret` is random.
     pub fn new(terms: Terms, secret: u128) -> Self {
         let session = Session::new(terms.clone(), secret);
-        Self { session, terms, post: Post::default(), next: 0, damaged: 0, too_big: 0, busy: 0 }
+        let (post, ring) = (Post::default(), None);
+        let (damaged, too_big, busy) = (0, 0, 0);
+        Self { session, terms, post, ring, is_news: false, new_times: false, next: 0, damaged, too_big, busy }
     }
 
-    /// From now on this holds; the server's own DUID stays.
+    /// From now on clients can be told of changes: by messages that the ring makes, which is kept in the file.
+    pub fn trust(&mut self, (file, ring): (RingFile, Ring)) {
+        self.ring = Some(file);
+        self.session.trust(ring);
+    }
+
+    /// From now on this holds; the server's own DUID stays. What is other than before is told by [`Self::tell_news`].
     pub fn configure(&mut self, terms: Terms) {
-        self.terms = Terms { duid: self.terms.duid.clone(), ..terms };
+        let terms = Terms { duid: self.terms.duid.clone(), ..terms };
+        let before = std::mem::replace(&mut self.terms, terms);
+        self.is_news |= before.options != self.terms.options || before.refresh != self.terms.refresh;
         self.session.configure(self.terms.clone());
+        if (before.preferred, before.valid) != (self.terms.preferred, self.terms.valid) {
+            self.new_times = true;
+        }
+    }
+
+    /// Has clients ask anew after a change of the configuration: those of `lost` bindings and, if lifetimes are other than
+    /// before, all for what they have; else all for information, if that has changed. `now` is the time since the start.
+    pub fn tell_news(&mut self, broker: &Broker, lost: &[Binding], now: Duration) {
+        let (news, times) = (std::mem::take(&mut self.is_news), std::mem::take(&mut self.new_times));
+        if news || times {
+            self.reconfigure(broker, None, times, now);
+        }
+        self.call(lost.iter(), true, now);
+    }
+
+    /// Has clients that let themselves be told ask anew, in one tunnel or in all: for what they have, or else for information
+    /// alone. Says how many.
+    pub fn reconfigure(
+        &mut self,
+        broker: &Broker,
+        tunnel: Option<&str>,
+        renew: bool,
+        now: Duration,
+    ) -> usize {
+        let here = |binding: &&Binding| tunnel.is_none_or(|name| *binding.key.tunnel == *name);
+        self.call(broker.bindings().filter(here), renew, now)
+    }
+
+    fn call<'a>(&mut self, bindings: impl Iterator<Item = &'a Binding>, renew: bool, now: Duration) -> usize {
+        let called = |key: &BindKey| Called { tunnel: key.tunnel.clone(), client: key.client.clone() };
+        let all: BTreeMap<Called, Ipv6Addr> =
+            bindings.filter_map(|binding| Some((called(&binding.key), binding.reach?))).collect();
+        self.session.set_clock(clock());
+        let many = all.len();
+        all.into_iter().for_each(|(who, to)| self.session.call(now, who, to, renew));
+        many
+    }
+
+    /// When the next Reconfigure message is due, since the start.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.session.poll_call_timeout()
+    }
+
+    /// The Reconfigure messages that are due, and their tunnels.
+    pub fn poll_calls(&mut self, registry: &Registry, now: Duration) -> Vec<(TunnelId, Vec<u8>)> {
+        let mut out = Vec::new();
+        if !self.keep_ring() {
+            return out;
+        }
+        while let Some((who, to, octets)) = self.session.poll_call(now) {
+            let live = registry.by_name(&who.tunnel).and_then(|id| Some((id, registry.tunnel(id)?)));
+            let Some((id, live)) = live else { continue };
+            out.push((id, wrap((link_local(&live.outer), SERVER_PORT), (to, CLIENT_PORT), &octets)));
+        }
+        out
+    }
+
+    /// Numbers are on the disk before they are used; says whether that worked.
+    fn keep_ring(&mut self) -> bool {
+        let Some(file) = &self.ring else { return true };
+        let kept = self.session.ring_to_keep().map_or(Ok(()), |ring| file.keep(ring));
+        if let Err(why) = &kept {
+            tracing::error!("DHCPv6: cannot keep what Reconfigure messages are made with: {why}");
+        }
+        kept.is_ok()
     }
 
     /// Whether a packet out of a tunnel is for a DHCPv6 server.
@@ -76,8 +161,11 @@ impl Server {
         let user: Option<UserName> = live.lease.and_then(|lease| office.broker().user_of(lease)).cloned();
         let fixed = fixed(live);
         let is_unicast = datagram.destination != ALL_SERVERS;
-        let origin = Origin { tunnel: &live.config.name, user: user.as_ref(), fixed: &fixed, is_unicast };
+        let from = Some(datagram.source);
+        let origin =
+            Origin { tunnel: &live.config.name, user: user.as_ref(), fixed: &fixed, is_unicast, from };
         self.next += 1;
+        self.session.set_clock(clock());
         let session = &mut self.session;
         let acted = office.act(self.next, |broker, now| {
             let mut grants = Grants::new(broker, now);
@@ -89,6 +177,10 @@ impl Server {
             return Vec::new();
         };
         let Some(answer) = answer else { return Vec::new() };
+        if !self.keep_ring() {
+            self.busy += 1;
+            return Vec::new();
+        }
         let packets = self.reply(live, &datagram, &answer);
         if !must_wait {
             return packets;
@@ -101,8 +193,12 @@ impl Server {
         let mtu = usize::from(live.mtu());
         self.too_big += u64::from(answer.octets.len() + HEADERS > mtu);
         let source = link_local(&live.outer);
-        // A relay may say which port it listens on by sending from it (RFC 8357); clients listen on theirs.
-        let port = if answer.to_relay { SERVER_PORT } else { CLIENT_PORT };
+        // A relay may say that it listens on the port that it sends from (RFC 8357); clients listen on theirs.
+        let port = match () {
+            () if answer.to_source_port => asked.source_port,
+            () if answer.to_relay => SERVER_PORT,
+            () => CLIENT_PORT,
+        };
         let packet = wrap((source, SERVER_PORT), (asked.source, port), &answer.octets);
         // Numbers of fragments are the tickets': those of one tunnel do not come twice for long.
         fragments(packet, mtu, self.next as u32)
@@ -151,6 +247,12 @@ impl Server {
             .map(|(name, n)| (name.to_owned(), n))
             .collect()
     }
+}
+
+/// The clock in Unix seconds and parts of a second of 2^-32.
+fn clock() -> (u64, u32) {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (since.as_secs(), ((u64::from(since.subsec_nanos()) << 32) / 1_000_000_000) as u32)
 }
 
 /// What a tunnel itself has to give to clients inside it: its networks, but not what is on the link, and its addresses.
@@ -206,6 +308,7 @@ pub fn parse_duid(text: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
+    /// RFC: V31 (RFC 8415 section 11)
     #[test]
     fn a_duid_is_made_once() {
         let folder = std::env::temp_dir().join(format!("sixway-duid-{}", std::process::id()));

@@ -6,12 +6,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use dhcproto::v6::{DhcpOption, MessageType, Status, StatusCode};
+use dhcproto::v6::{MessageType, Status};
 use sixway_dataplane::update::Ipv6Prefix;
 
-use super::codec::{INFINITY, Ia, IaKind, MAX_RELAYS, Message, Opt, Packet, Part, Relay, Value, code};
+use super::auth::{self, Forged, Key, Ring};
+use super::calls::{Called, Calls};
+use super::codec::{INFINITY, Ia, IaKind, MAX_RELAYS, Message, Opt, Packet, Part, Relay, Value};
+use super::reply::{ended, failed};
 use crate::broker::{BindKey, BindKind, BindWish, UserName};
 
 /// What the configuration says to the server.
@@ -39,6 +43,14 @@ pub struct Terms {
     pub most: usize,
     /// What is set aside for a client by its DUID.
     pub reserved: HashMap<Box<[u8]>, Vec<Reserved>>,
+    /// Links by the names that relays have for the clients' interfaces: an address on each.
+    pub relays: HashMap<Box<[u8]>, Ipv6Addr>,
+    /// Whether clients that let themselves be told of changes are told.
+    pub reconfigure: bool,
+    /// Whether clients may prove who they are by delayed authentication (RFC 3315 section 21.4).
+    pub authenticates: bool,
+    /// Their keys, by their DUIDs.
+    pub keys: HashMap<Box<[u8]>, Arc<Key>>,
 }
 
 /// What is set aside for a client.
@@ -61,6 +73,8 @@ pub struct Origin<'a> {
     pub fixed: &'a [Ipv6Prefix],
     /// Whether it was sent to an address of ours and not to all servers.
     pub is_unicast: bool,
+    /// Who has sent it: the client, or the relay that is nearest.
+    pub from: Option<Ipv6Addr>,
 }
 
 /// Preferred and valid lifetime in seconds; [`INFINITY`] for no end. Preferred is never above valid.
@@ -96,13 +110,21 @@ pub trait Leases {
     /// The client says that somebody else uses it.
     fn decline(&mut self, key: &BindKey, prefix: Ipv6Prefix, lasts: Duration);
 
-    /// Whether it is of the kind that is given out here.
-    fn is_on_link(&self, prefix: Ipv6Prefix) -> bool;
+    /// Whether it is of the kind that is given out here, on the link of a relay that has an address there.
+    fn is_on_link(&self, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool;
 
     /// For how long this is given; `None`: as the terms say.
     fn lifetimes(&self, _prefix: Ipv6Prefix) -> Option<Life> {
         None
     }
+
+    /// The number of the last message that a client has proved to be its own.
+    fn last_proof(&self, _client: &[u8]) -> Option<u64> {
+        None
+    }
+
+    /// A client has proved a message with this number to be its own.
+    fn keep_proof(&mut self, _client: &[u8], _number: u64) {}
 }
 
 /// Why a message is not answered.
@@ -122,11 +144,15 @@ pub enum Silence {
     TooDeep,
     /// A Confirm without an address.
     NothingToConfirm,
+    /// What it says of who has made it is not true.
+    Forged,
+    /// It has been here before, as its number says.
+    Replayed,
 }
 
 impl Silence {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Malformed,
         Self::WrongForm,
         Self::OtherServer,
@@ -134,6 +160,8 @@ impl Silence {
         Self::Unexpected,
         Self::TooDeep,
         Self::NothingToConfirm,
+        Self::Forged,
+        Self::Replayed,
     ];
 
     /// Its name as a count.
@@ -146,6 +174,8 @@ impl Silence {
             Self::Unexpected => "unexpected",
             Self::TooDeep => "too_deep",
             Self::NothingToConfirm => "nothing_to_confirm",
+            Self::Forged => "forged",
+            Self::Replayed => "replayed",
         }
     }
 }
@@ -154,7 +184,7 @@ impl Silence {
 pub const MAX_IAS: usize = 16;
 
 /// Counts of what was understood and what was given, by name.
-pub const COUNTS: [&str; 14] = [
+pub const COUNTS: [&str; 18] = [
     "solicit",
     "request",
     "confirm",
@@ -169,6 +199,10 @@ pub const COUNTS: [&str; 14] = [
     "no_address",
     "no_prefix",
     "no_binding",
+    "reconfigure",
+    "reconfigure_heard",
+    "reconfigure_unheard",
+    "reconfigure_too_many",
 ];
 
 /// An answer.
@@ -178,29 +212,55 @@ pub struct Answer {
     pub octets: Vec<u8>,
     /// Whether that was a relay, which listens on the servers' port.
     pub to_relay: bool,
+    /// Whether the relay listens on the port that it has sent from instead (RFC 8357).
+    pub to_source_port: bool,
 }
 
 /// The server.
 #[derive(Debug)]
 pub struct Session {
-    terms: Terms,
+    pub(super) terms: Terms,
     secret: u128,
-    counts: BTreeMap<&'static str, u64>,
+    pub(super) counts: BTreeMap<&'static str, u64>,
+    pub(super) ring: Option<Ring>,
+    pub(super) clock: (u64, u32),
+    pub(super) calls: Calls,
 }
 
 /// A message on its way to an answer.
-struct Case<'a> {
-    origin: &'a Origin<'a>,
-    message: &'a Message,
-    client: &'a [u8],
+pub(super) struct Case<'a> {
+    pub(super) origin: &'a Origin<'a>,
+    pub(super) message: &'a Message,
+    pub(super) client: &'a [u8],
     link: Option<Ipv6Addr>,
+    /// What the client has proved the message with, and the answer is proved with.
+    pub(super) key: Option<Arc<Key>>,
+    /// Where the client is told of changes, if it lets itself be told.
+    pub(super) reach: Option<Ipv6Addr>,
 }
 
 impl Session {
     /// A server with a random `secret`.
     pub fn new(terms: Terms, secret: u128) -> Self {
         let names = COUNTS.into_iter().chain(Silence::ALL.map(Silence::name));
-        Self { terms, secret, counts: names.map(|name| (name, 0)).collect() }
+        let counts = names.map(|name| (name, 0)).collect();
+        Self { terms, secret, counts, ring: None, clock: (0, 0), calls: Calls::default() }
+    }
+
+    /// With this ring messages can be proved; without one nothing is.
+    pub fn trust(&mut self, ring: Ring) {
+        self.ring = Some(ring);
+    }
+
+    /// The time of what comes next, in Unix seconds and parts of a second of 2^-32.
+    pub fn set_clock(&mut self, clock: (u64, u32)) {
+        self.clock = clock;
+    }
+
+    /// The ring, if it must be kept before anything leaves that was made since this was asked last.
+    pub fn ring_to_keep(&mut self) -> Option<&Ring> {
+        let ring = self.ring.as_mut()?;
+        ring.must_be_kept().then_some(&*ring)
     }
 
     /// From now on this holds.
@@ -213,7 +273,7 @@ impl Session {
         &self.counts
     }
 
-    fn count(&mut self, name: &'static str) {
+    pub(super) fn count(&mut self, name: &'static str) {
         *self.counts.entry(name).or_default() += 1;
     }
 
@@ -239,18 +299,54 @@ impl Session {
             return Err(Silence::Unicast);
         }
         self.check(&message)?;
-        let useful = |link: &Ipv6Addr| !link.is_unspecified() && !link.is_unicast_link_local();
-        let link = relays.iter().rev().map(|relay| relay.link).find(useful);
+        let key = self.prove(&message, relays.last().and_then(Relay::relayed).unwrap_or(octets), leases)?;
         let client = message.client().unwrap_or_default();
-        let case = Case { origin, message: &message, client, link };
+        let may_be_told = self.terms.reconfigure && key.is_none() && message.accepts_reconfigure();
+        let reach = origin.from.filter(|_| may_be_told && relays.is_empty() && self.ring.is_some());
+        let case = Case { origin, message: &message, client, link: self.link(&relays), key, reach };
         let answer = self.answer(&case, leases)?;
         self.count(if answer.kind == MessageType::Advertise { "advertise" } else { "reply" });
         if !relays.is_empty() {
             self.count("relayed");
         }
-        let to_relay = !relays.is_empty();
-        let octets = relays.into_iter().rev().fold(answer.emit(), |inner, relay| wrap(relay, inner));
-        Ok(Answer { octets, to_relay })
+        let mut inner = answer.emit();
+        case.key.iter().for_each(|key| auth::sign(&mut inner, &key.secret));
+        let (to_relay, to_source_port) =
+            (!relays.is_empty(), relays.first().is_some_and(Relay::has_own_port));
+        let octets = relays.into_iter().rev().fold(inner, |inner, relay| wrap(relay, inner));
+        Ok(Answer { octets, to_relay, to_source_port })
+    }
+
+    /// An address of the link that relays say the client is on: by the innermost name of an interface that is known, else by
+    /// the innermost address that says anything (RFC 8415 section 13.1).
+    fn link(&self, relays: &[Relay]) -> Option<Ipv6Addr> {
+        let mut named = relays.iter().rev().filter_map(|relay| self.terms.relays.get(relay.interface()?));
+        let useful = |link: &Ipv6Addr| !link.is_unspecified() && !link.is_unicast_link_local();
+        named.next().copied().or_else(|| relays.iter().rev().map(|relay| relay.link).find(useful))
+    }
+
+    /// The key that a client has proved its message with; `None`: it has not tried to (RFC 3315 section 21.4.5.2).
+    fn prove(
+        &self,
+        message: &Message,
+        octets: &[u8],
+        leases: &mut dyn Leases,
+    ) -> Result<Option<Arc<Key>>, Silence> {
+        let Some(auth) = message.auth().filter(|_| self.terms.authenticates) else { return Ok(None) };
+        let client = message.client().unwrap_or_default();
+        let good = |key: &&Arc<Key>| auth::is_delayed(auth) && key.is_good(self.clock.0);
+        let key = self.terms.keys.get(client).filter(good);
+        if message.kind == MessageType::Solicit {
+            // It only asks for proofs; without a key there are none.
+            return Ok(key.cloned());
+        }
+        let key = key.ok_or(Silence::Forged)?;
+        key.prove(auth, octets, leases.last_proof(client)).map_err(|why| match why {
+            Forged::Digest => Silence::Forged,
+            Forged::Replayed => Silence::Replayed,
+        })?;
+        leases.keep_proof(client, auth.replay_detection);
+        Ok(Some(key.clone()))
     }
 
     /// Whether the message has what it must have and nothing that it must not (RFC 8415 section 16).
@@ -293,6 +389,12 @@ impl Session {
             () => None,
         };
         self.count(name);
+        if matches!(kind, M::Renew | M::Rebind | M::InformationRequest) && !self.calls.is_empty() {
+            let called = Called { tunnel: case.origin.tunnel.into(), client: case.client.into() };
+            if self.calls.handle_answer(&called) {
+                self.count("reconfigure_heard");
+            }
+        }
         let reply = self.reply(case, ias, status, rapid);
         let is_offer = kind == M::Solicit && !rapid;
         Ok(if is_offer { Message { kind: M::Advertise, ..reply } } else { reply })
@@ -394,7 +496,7 @@ impl Session {
         // A hint at a length says nothing of a place (RFC 8168).
         let is_hint = ia.kind == IaKind::Prefix && value.addr.is_unspecified();
         is_hint
-            || leases.is_on_link(prefix)
+            || leases.is_on_link(prefix, case.link)
             || case.origin.fixed.iter().any(|own| own.covers(prefix))
             || self.reserved(case).iter().any(|own| own.covers(prefix))
             || leases.bound(&key(case, ia)).contains(&prefix)
@@ -423,6 +525,7 @@ impl Session {
             link: case.link,
             salt: hasher.finish(),
             most: self.terms.most,
+            reach: case.reach,
             key,
         }
     }
@@ -432,64 +535,6 @@ impl Session {
             INFINITY => Duration::MAX,
             valid => Duration::from_secs(valid.into()),
         }
-    }
-
-    fn filled(&self, ia: &Ia, prefixes: &[Ipv6Prefix], leases: &dyn Leases) -> Ia {
-        let usual = Life { preferred: self.terms.preferred, valid: self.terms.valid };
-        let value = |p: &Ipv6Prefix| {
-            let Life { preferred, valid } = leases.lifetimes(*p).unwrap_or(usual);
-            Part::Value(Value { addr: p.addr(), len: p.prefix_len(), preferred, valid, options: Vec::new() })
-        };
-        Ia { kind: ia.kind, iaid: ia.iaid, t1: 0, t2: 0, parts: prefixes.iter().map(value).collect() }
-    }
-
-    fn lacking(&mut self, ia: &Ia) -> Ia {
-        match ia.kind {
-            IaKind::Address => {
-                self.count("no_address");
-                failed(ia, Status::NoAddrsAvail)
-            }
-            IaKind::Prefix => {
-                self.count("no_prefix");
-                failed(ia, Status::NoPrefixAvail)
-            }
-        }
-    }
-
-    /// Options in the order of KAME's server: identity, addresses, information, prefixes.
-    fn reply(&self, case: &Case<'_>, mut ias: Vec<Ia>, status: Option<Status>, rapid: bool) -> Message {
-        use MessageType as M;
-        set_times(&mut ias);
-        let (addresses, prefixes): (Vec<Ia>, Vec<Ia>) =
-            ias.into_iter().partition(|ia| ia.kind == IaKind::Address);
-        let mut options = Vec::new();
-        if let Some(client) = case.message.client() {
-            options.push(Opt::Leaf(DhcpOption::ClientId(client.to_vec())));
-        }
-        options.push(Opt::Leaf(DhcpOption::ServerId(self.terms.duid.clone())));
-        options.extend(addresses.into_iter().map(Opt::Ia));
-        if rapid {
-            options.push(Opt::Leaf(DhcpOption::RapidCommit));
-        }
-        if let Some(preference) = self.terms.preference.filter(|_| case.message.kind == M::Solicit) {
-            options.push(Opt::Leaf(DhcpOption::Preference(preference)));
-        }
-        options.extend(status.map(|status| Opt::Leaf(DhcpOption::StatusCode(worded(status)))));
-        let informs = !matches!(case.message.kind, M::Confirm | M::Release | M::Decline);
-        let wanted = |option: &&Opt| self.is_wanted(case.message, option);
-        if informs {
-            options.extend(self.terms.options.iter().filter(wanted).cloned());
-        }
-        options.extend(prefixes.into_iter().map(Opt::Ia));
-        if let Some(seconds) = self.terms.refresh.filter(|_| case.message.kind == M::InformationRequest) {
-            options.push(Opt::Seconds(code::REFRESH_TIME, seconds));
-        }
-        Message { kind: M::Reply, xid: case.message.xid, options }
-    }
-
-    fn is_wanted(&self, message: &Message, option: &Opt) -> bool {
-        let code = option.code();
-        message.asks_for(code) || self.terms.always.contains(&code)
     }
 }
 
@@ -528,10 +573,9 @@ fn unwrap(octets: &[u8]) -> Result<(Vec<Relay>, Message), Silence> {
     }
 }
 
-/// The answer's way back through a relay, with the name that it has for the client's interface (RFC 8415 section 19.3).
+/// The answer's way back through a relay, with what the relay must find in it again (RFC 8415 section 19.3).
 fn wrap(relay: Relay, inner: Vec<u8>) -> Vec<u8> {
-    let interface = relay.interface().map(|id| Opt::Leaf(DhcpOption::InterfaceId(id.to_vec())));
-    let options = std::iter::once(Opt::Relayed(inner)).chain(interface).collect();
+    let options = std::iter::once(Opt::Relayed(inner)).chain(relay.echoed().cloned()).collect();
     Packet::Relay(Relay { is_reply: true, options, ..relay }).emit()
 }
 
@@ -545,37 +589,4 @@ fn key(case: &Case<'_>, ia: &Ia) -> BindKey {
 
 fn is(value: &Value, prefix: Ipv6Prefix) -> bool {
     Ipv6Prefix::new(value.addr, value.len) == Some(prefix)
-}
-
-/// The same value with lifetimes of zero: it is not the client's any more.
-fn ended(value: &Value) -> Value {
-    Value { preferred: 0, valid: 0, options: Vec::new(), ..*value }
-}
-
-/// T1 and T2: half and four fifths of the shortest preferred lifetime, the same in all that give something (RFC 8415
-/// sections 18.3.2 and 21.4).
-fn set_times(ias: &mut [Ia]) {
-    let given = |ia: &Ia| ia.values().filter(|value| value.valid > 0).map(|value| value.preferred).min();
-    let Some(shortest) = ias.iter().filter_map(given).min() else { return };
-    let part = |n: u64| u32::try_from(u64::from(shortest) * n / 10).unwrap_or(INFINITY);
-    let times = if shortest == INFINITY { (INFINITY, INFINITY) } else { (part(5), part(8)) };
-    for ia in ias.iter_mut().filter(|ia| given(ia).is_some()) {
-        (ia.t1, ia.t2) = times;
-    }
-}
-
-fn failed(ia: &Ia, status: Status) -> Ia {
-    let StatusCode { status, msg } = worded(status);
-    Ia { kind: ia.kind, iaid: ia.iaid, t1: 0, t2: 0, parts: vec![Part::Status(status, msg)] }
-}
-
-fn worded(status: Status) -> StatusCode {
-    let texts = [
-        (Status::NoAddrsAvail, "no address is free"),
-        (Status::NoPrefixAvail, "no prefix is free"),
-        (Status::NoBinding, "nothing is bound"),
-        (Status::NotOnLink, "not an address of this link"),
-    ];
-    let text = texts.iter().find(|(of, _)| *of == status).map_or("", |(_, text)| text);
-    StatusCode { status, msg: text.to_owned() }
 }

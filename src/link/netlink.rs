@@ -23,7 +23,7 @@ use super::error::{LinkError, errno};
 /// A connection to the kernel's network configuration. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Links {
-    kernel: Handle,
+    pub(super) kernel: Handle,
 }
 
 /// What an addition found; only what was [`Added`](Outcome::Added) is ours to remove again.
@@ -294,7 +294,7 @@ impl Links {
     }
 
     /// The kernel calls a route equal by prefix and metric alone; one to another device is not ours.
-    async fn expect_route_to(
+    pub(super) async fn expect_route_to(
         &self,
         prefix: Ipv6Prefix,
         dev: &str,
@@ -370,7 +370,7 @@ async fn added(
 }
 
 /// Waits for a removal; that the thing is gone already is fine.
-async fn gone(
+pub(super) async fn gone(
     what: String,
     device: &str,
     change: impl Future<Output = Result<(), rtnetlink::Error>>,
@@ -450,7 +450,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn run<T>(story: impl AsyncFnOnce(Links) -> T) -> T {
+    pub(crate) fn run<T>(story: impl AsyncFnOnce(Links) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async { story(Links::open().unwrap()).await })
     }

@@ -79,7 +79,7 @@ impl Batch {
         unkept.retain(|record| match record {
             Record::Until(lease, _) => until.insert(*lease),
             Record::Moved(lease, _) => moved.insert(*lease),
-            Record::BoundUntil(prefix, _) => bound.insert(*prefix),
+            Record::BoundUntil(prefix, ..) => bound.insert(*prefix),
             Record::Account(_)
             | Record::AccountGone(_)
             | Record::Lease(_)

@@ -32,7 +32,12 @@ impl Control {
             }
             Request::Audit => Response::Audited(self.auditor().findings()),
             Request::Status { page, limit, tunnel } => {
-                let status = self.sources().status(page, limit, tunnel.as_deref());
+                let links = match &self.links {
+                    Some(links) => Some(links.counts().await),
+                    None => None,
+                };
+                let sources = Sources { dhcpv6_links: links, ..self.sources() };
+                let status = sources.status(page, limit, tunnel.as_deref());
                 status.map_or_else(Response::Error, |s| Response::Status(Box::new(s)))
             }
             Request::Reload => match self.reload_and_log().await {
@@ -48,6 +53,7 @@ impl Control {
             }
             Request::Kick { who } => self.kick(&who),
             Request::Drain { on } => self.drain(on),
+            Request::Reconfigure { tunnel } => self.reconfigure(tunnel.as_deref()).await,
         };
         let _the_asker_may_have_left = question.reply.send(response.into());
     }
@@ -104,6 +110,27 @@ impl Control {
         }
     }
 
+    /// Has DHCPv6 clients ask anew, in one tunnel or everywhere.
+    async fn reconfigure(&mut self, tunnel: Option<&str>) -> Response {
+        if tunnel.is_some_and(|name| self.registry.by_name(name).is_none()) {
+            return Response::Error(format!("there is no tunnel '{}'", tunnel.unwrap_or_default()));
+        }
+        let mut clients = None;
+        if let (Some(server), Some(office)) = (&mut self.dhcpv6, &self.office) {
+            clients = Some(server.reconfigure(office.broker(), tunnel, true, self.started.elapsed()));
+        }
+        if let (Some(links), None) = (&self.links, tunnel) {
+            links.reconfigure().await;
+            clients.get_or_insert_default();
+        }
+        match clients {
+            Some(clients) => Response::Reconfigured { clients },
+            None => {
+                Response::Error("there is no DHCPv6 server: write [dhcpv6] into the configuration".to_owned())
+            }
+        }
+    }
+
     fn auditor(&mut self) -> Auditor<'_> {
         Auditor {
             config: &self.config,
@@ -129,6 +156,7 @@ impl Control {
             dtcp: self.dtcp.as_ref().map(|dtcp| dtcp.server.hall().counts()),
             tsp: self.dispatch.tsp.as_ref().map(tsp::server::Server::counts),
             dhcpv6: self.dhcpv6.as_ref().map(dhcpv6::Server::counts),
+            dhcpv6_links: None,
         }
     }
 }

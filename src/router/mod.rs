@@ -28,6 +28,7 @@ use crate::churn::Churn;
 use crate::config::{self, Config};
 use crate::delegation::line::Port;
 use crate::dhcp6s::front::Front as LinkServers;
+use crate::dhcpv6::keep::RingFile;
 use crate::dhcpv6::server as dhcpv6;
 use crate::dtcp::front::Front;
 use crate::endpoint::session::Prober;
@@ -358,7 +359,12 @@ impl Control {
                 let duid = dhcpv6::own_duid(&path, rand::random())
                     .with_context(|| format!("cannot keep the server's DUID in {}", path.display()))?;
                 let terms = crate::dhcpv6::session::Terms { duid, ..terms.clone() };
-                self.dhcpv6 = Some(dhcpv6::Server::new(terms, rand::random()));
+                let keys = self.config.store.path.with_extension("keys");
+                let ring = RingFile::open(&keys, rand::random())
+                    .with_context(|| format!("cannot keep Reconfigure keys in {}", keys.display()))?;
+                let mut server = dhcpv6::Server::new(terms, rand::random());
+                server.trust(ring);
+                self.dhcpv6 = Some(server);
             }
             (None, _) => self.dhcpv6 = None,
         }
@@ -371,9 +377,20 @@ impl Control {
         let Some(office) = &mut self.office else { return };
         let (server, registry, broker) = (&self.dhcpv6, &self.registry, office.broker());
         let gives = |b: &_| server.as_ref().is_some_and(|server| server.still_gives(registry, broker, b));
-        let gone: Vec<_> = broker.bindings().filter(|b| !gives(b)).map(|b| b.prefix).collect();
-        for prefix in gone {
-            office.unbind(prefix, End::Withdrawn);
+        let gone: Vec<_> = broker.bindings().filter(|b| !gives(b)).cloned().collect();
+        for binding in &gone {
+            office.unbind(binding.prefix, End::Withdrawn);
+        }
+        if let Some(server) = &mut self.dhcpv6 {
+            server.tell_news(office.broker(), &gone, self.started.elapsed());
+        }
+    }
+
+    /// Sends the Reconfigure messages that are due.
+    fn call_clients(&mut self) {
+        let Some(server) = &mut self.dhcpv6 else { return };
+        for (id, packet) in server.poll_calls(&self.registry, self.started.elapsed()) {
+            self.dispatch.send(id, packet);
         }
     }
 
@@ -508,6 +525,8 @@ impl Control {
         tokio::pin!(listening);
         loop {
             let due = self.dispatch.poll_timeout().map(|at| self.started + at);
+            let call =
+                self.dhcpv6.as_ref().and_then(dhcpv6::Server::poll_timeout).map(|at| self.started + at);
             tokio::select! {
                 _ = &mut stopped => return Ok(()),
                 wish = signals.next() => match wish {
@@ -531,6 +550,7 @@ impl Control {
                     self.dispatch.handle_timeout(&mut self.registry, self.started.elapsed());
                     self.keep_moves();
                 }
+                () = sleep_until(call) => self.call_clients(),
                 _ = health.tick() => {
                     self.check_health(workers)?;
                     self.end_stale_churn();

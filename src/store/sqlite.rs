@@ -90,6 +90,10 @@ const FROM_2: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
+/// Beside the format too: where a client takes messages that something has changed.
+const REACH: &str = "ALTER TABLE binding ADD COLUMN reach TEXT";
+const HAS_REACH: &str = "SELECT count(*) FROM pragma_table_info('binding') WHERE name = 'reach'";
+
 /// An open store.
 #[derive(Debug)]
 pub struct Sqlite {
@@ -156,6 +160,10 @@ impl Sqlite {
             changes.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
         }
         changes.execute_batch(DEPARTED).map_err(failed)?;
+        let columns: i64 = changes.query_row(HAS_REACH, [], |row| row.get(0)).map_err(failed)?;
+        if columns == 0 {
+            changes.execute_batch(REACH).map_err(failed)?;
+        }
         changes.commit().map_err(failed)
     }
 
@@ -227,7 +235,7 @@ impl Store for Sqlite {
             assigned: self.all("SELECT prefix, user, since FROM assigned", read_assigned)?,
             departed: self.departed()?,
             bindings: self.all(
-                "SELECT prefix, tunnel, client, kind, number, owner, fixed, expires FROM binding",
+                "SELECT prefix, tunnel, client, kind, number, owner, fixed, expires, reach FROM binding",
                 read_binding,
             )?,
         })
@@ -325,9 +333,9 @@ fn write(changes: &Connection, record: &Record) -> rusqlite::Result<()> {
             "INSERT OR REPLACE INTO assigned (prefix, user, since) VALUES (?1, ?2, ?3)",
             params![prefix.to_string(), user.as_ref().map(UserName::as_str), number(since.0)],
         ),
-        Record::Bound(Binding { key, prefix, owner, fixed, expires }) => run(
-            "INSERT INTO binding (prefix, tunnel, client, kind, number, owner, fixed, expires) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        Record::Bound(Binding { key, prefix, owner, fixed, expires, reach }) => run(
+            "INSERT INTO binding (prefix, tunnel, client, kind, number, owner, fixed, expires, reach) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![
                 prefix.to_string(),
                 &*key.tunnel,
@@ -336,12 +344,13 @@ fn write(changes: &Connection, record: &Record) -> rusqlite::Result<()> {
                 key.number,
                 owner.as_str(),
                 fixed,
-                number(expires.0)
+                number(expires.0),
+                reach.map(|addr| addr.to_string()),
             ],
         ),
-        Record::BoundUntil(prefix, at) => run(
-            "UPDATE binding SET expires = ?2 WHERE prefix = ?1",
-            params![prefix.to_string(), number(at.0)],
+        Record::BoundUntil(prefix, at, reach) => run(
+            "UPDATE binding SET expires = ?2, reach = ?3 WHERE prefix = ?1",
+            params![prefix.to_string(), number(at.0), reach.map(|addr| addr.to_string())],
         ),
         Record::Unbound(prefix) => run("DELETE FROM binding WHERE prefix = ?1", params![prefix.to_string()]),
     }
@@ -456,6 +465,7 @@ fn read_binding(row: &Row<'_>) -> Result<Binding, Fault> {
         owner: user(row.get(5)?)?,
         fixed: row.get(6)?,
         expires: time(row, 7)?,
+        reach: row.get::<_, Option<String>>(8)?.and_then(|addr| addr.parse().ok()),
     })
 }
 
@@ -493,7 +503,7 @@ mod tests {
         let key = BindKey { tunnel: "alice".into(), client, kind: BindKind::Prefix, number: u32::MAX };
         let prefix = "2001:db8:1::/48".parse().unwrap();
         let owner = UserName::parse("alice@tunnel").unwrap();
-        Binding { key, prefix, owner, fixed: true, expires: Time(77) }
+        Binding { key, prefix, owner, fixed: true, expires: Time(77), reach: None }
     }
 
     #[test]
@@ -509,10 +519,11 @@ mod tests {
         assert!(store.load().unwrap().bindings.is_empty());
         store.append(&[Record::Bound(binding())]).unwrap();
         assert!(store.append(&[Record::Bound(binding())]).is_err(), "a prefix is bound once");
-        store.append(&[Record::BoundUntil(binding().prefix, Time(99))]).unwrap();
+        let reach = Some("fe80::1".parse().unwrap());
+        store.append(&[Record::BoundUntil(binding().prefix, Time(99), reach)]).unwrap();
         drop(store);
         let mut store = Sqlite::open(&path).unwrap();
-        assert_eq!(store.load().unwrap().bindings, [Binding { expires: Time(99), ..binding() }]);
+        assert_eq!(store.load().unwrap().bindings, [Binding { expires: Time(99), reach, ..binding() }]);
         store.append(&[Record::Unbound(binding().prefix)]).unwrap();
         assert!(store.load().unwrap().bindings.is_empty());
         std::fs::remove_dir_all(&folder).unwrap();

@@ -28,11 +28,11 @@ prefix    = "2001:db8:6::/64"
 addresses = true
 "#;
 
-fn lab(keys: &str) -> Lab {
+pub(crate) fn lab(keys: &str) -> Lab {
     Lab::new(&format!("[dhcpv6]\n{keys}\n{POOLS}"))
 }
 
-fn ia(kind: IaKind, iaid: u32, hints: &[&str]) -> Opt {
+pub(crate) fn ia(kind: IaKind, iaid: u32, hints: &[&str]) -> Opt {
     let value = |text: &&str| {
         let (addr, len) = text.split_once('/').unwrap();
         let (addr, len) = (addr.parse().unwrap(), len.parse().unwrap());
@@ -41,16 +41,16 @@ fn ia(kind: IaKind, iaid: u32, hints: &[&str]) -> Opt {
     Opt::Ia(Ia { kind, iaid, t1: 0, t2: 0, parts: hints.iter().map(value).collect() })
 }
 
-fn pd(iaid: u32, hints: &[&str]) -> Opt {
+pub(crate) fn pd(iaid: u32, hints: &[&str]) -> Opt {
     ia(IaKind::Prefix, iaid, hints)
 }
 
-fn na(iaid: u32, hints: &[&str]) -> Opt {
+pub(crate) fn na(iaid: u32, hints: &[&str]) -> Opt {
     ia(IaKind::Address, iaid, hints)
 }
 
 /// A message of client `client`, with the server's DUID where one must be in it.
-fn message(kind: MessageType, client: u8, options: Vec<Opt>) -> Vec<u8> {
+pub(crate) fn message(kind: MessageType, client: u8, options: Vec<Opt>) -> Vec<u8> {
     let mut all = vec![Opt::Leaf(DhcpOption::ClientId(vec![0, 3, client]))];
     if matches!(kind, MessageType::Request | MessageType::Renew | MessageType::Release | MessageType::Decline)
     {
@@ -61,17 +61,18 @@ fn message(kind: MessageType, client: u8, options: Vec<Opt>) -> Vec<u8> {
 }
 
 /// What is in the first identity association of an answer.
-fn given(answer: &[u8]) -> Vec<Ipv6Prefix> {
+pub(crate) fn given(answer: &[u8]) -> Vec<Ipv6Prefix> {
     let Ok(Packet::Message(message)) = Packet::parse(answer) else { panic!("no message") };
     let values =
         message.ias().flat_map(|ia| ia.values().filter(|v| v.valid > 0).cloned().collect::<Vec<_>>());
     values.map(|value| Ipv6Prefix::new(value.addr, value.len).unwrap()).collect()
 }
 
-fn prefix(text: &str) -> Ipv6Prefix {
+pub(crate) fn prefix(text: &str) -> Ipv6Prefix {
     text.parse().unwrap()
 }
 
+/// RFC: V30, V3 (RFC 8168)
 #[test]
 fn a_hint_at_a_length_chooses_the_pool_that_comes_closest() {
     let mut lab = lab("");
@@ -83,6 +84,7 @@ fn a_hint_at_a_length_chooses_the_pool_that_comes_closest() {
     }
 }
 
+/// RFC: V43 (RFC 8415 section 13)
 #[test]
 fn what_another_has_is_not_given_whatever_the_hint() {
     let mut lab = lab("");
@@ -98,6 +100,7 @@ fn what_another_has_is_not_given_whatever_the_hint() {
     assert!(second.len() == 1 && second[0] != prefix(hint) && second != other, "{second:?}");
 }
 
+/// RFC: V3 (RFC 8415 section 18.3.9)
 #[test]
 fn two_numbers_in_one_message_are_offered_two_prefixes() {
     let mut lab = lab("");
@@ -106,6 +109,7 @@ fn two_numbers_in_one_message_are_offered_two_prefixes() {
     assert!(lab.memory.bindings.is_empty() && lab.routes.is_empty(), "an offer binds nothing");
 }
 
+/// RFC: V14 (RFC 8415 section 18.3.8)
 #[test]
 fn a_declined_address_rests_and_comes_back() {
     let mut lab = Lab::new(&format!(
@@ -128,6 +132,7 @@ fn a_declined_address_rests_and_comes_back() {
     assert_eq!(given(&lab.ask(&ask).unwrap()), [prefix(own)]);
 }
 
+/// RFC: V7 (RFC 8415 section 21.4)
 #[test]
 fn long_lifetimes_do_not_overflow() {
     let mut lab = lab("preferred = 2000000000\nvalid = 4000000000");
@@ -157,6 +162,7 @@ fn a_binding_ends_with_its_time_and_lasts_longer_when_renewed() {
     assert_eq!(given(&lab.ask(&message(MessageType::Request, 1, vec![pd(1, &[])])).unwrap()), [prefix(hint)]);
 }
 
+/// RFC: V11 (RFC 8415 section 18.3.5)
 #[test]
 fn a_rebind_of_what_is_of_elsewhere_hears_that_it_is_over() {
     let mut lab = lab("");
@@ -168,6 +174,7 @@ fn a_rebind_of_what_is_of_elsewhere_hears_that_it_is_over() {
     assert_eq!(said, "Reply PD1[0,0 NoBinding]");
 }
 
+/// RFC: V44 (RFC 8415 section 13)
 #[test]
 fn what_the_tunnel_has_comes_before_what_the_account_has_and_that_before_a_duid_and_a_pool() {
     let mut lab = Lab::new(&format!(
@@ -206,6 +213,7 @@ fn a_tunnel_has_so_many_bindings_and_no_more() {
     assert_eq!(given(&elsewhere.octets).len(), 1);
 }
 
+/// RFC: V16, V17 (RFC 8415 sections 21.7, 21.24 and 21.25)
 #[test]
 fn options_are_sent_to_those_who_ask_and_some_always() {
     let mut lab = lab(
@@ -221,6 +229,7 @@ fn options_are_sent_to_those_who_ask_and_some_always() {
     assert_eq!(words(&lab.ask(&message(MessageType::InformationRequest, 1, vec![])).unwrap()), "Reply o24");
 }
 
+/// RFC: V18, V19, V20 (RFC 8415 sections 13.1 and 19)
 #[test]
 fn eight_relays_are_followed_and_a_ninth_is_not() {
     let mut lab = lab("");

@@ -80,7 +80,7 @@ impl Lab {
         fixed: &[Ipv6Prefix],
         octets: &[u8],
     ) -> Option<Answer> {
-        self.ask_from(&Origin { tunnel, user, fixed, is_unicast: false }, octets)
+        self.ask_from(&Origin { tunnel, user, fixed, is_unicast: false, from: None }, octets)
     }
 
     pub(crate) fn ask_from(&mut self, origin: &Origin<'_>, octets: &[u8]) -> Option<Answer> {
@@ -121,8 +121,9 @@ impl Lab {
                 assert!(bindings.iter().all(|b| b.prefix != binding.prefix), "the store would refuse it");
                 bindings.push(binding);
             }
-            Record::BoundUntil(prefix, at) => {
-                bindings.iter_mut().filter(|b| b.prefix == prefix).for_each(|b| b.expires = at);
+            Record::BoundUntil(prefix, at, reach) => {
+                let mut own = bindings.iter_mut().filter(|b| b.prefix == prefix);
+                own.by_ref().for_each(|b| (b.expires, b.reach) = (at, reach));
             }
             Record::Unbound(prefix) => bindings.retain(|b| b.prefix != prefix),
             Record::Assigned { prefix, user, since } => {

@@ -5,5 +5,6 @@
 mod cases;
 mod client;
 mod lab;
+mod musts;
 mod properties;
 mod transcripts;

@@ -30,16 +30,23 @@ pub(super) fn apply(
     notes: &mut Notes,
 ) -> Result<ServerConf, Vec<Remark>> {
     let sorted = Sorted::of(statements, notes);
-    let mut whole = Whole { around, notes, wrong: Vec::new(), keys: BTreeMap::new(), pools: BTreeMap::new() };
+    let mut whole = Whole {
+        around,
+        notes,
+        wrong: Vec::new(),
+        keys: BTreeMap::new(),
+        pools: BTreeMap::new(),
+        reconfigure: false,
+    };
     sorted.keys.into_iter().for_each(|block| whole.key(block));
     sorted.authentications.into_iter().for_each(|block| whole.authentication(&block));
     sorted.pools.into_iter().for_each(|block| whole.pool(block));
     let interfaces = sorted.interfaces.into_iter().filter_map(|block| whole.interface(block)).collect();
     let hosts = sorted.hosts.into_iter().filter_map(|block| whole.host(block)).collect();
     let options = whole.options(sorted.options);
-    let mut wrong = whole.wrong;
+    let (mut wrong, reconfigure) = (whole.wrong, whole.reconfigure);
     wrong.sort_by(|a, b| a.place.cmp(&b.place));
-    if wrong.is_empty() { Ok(ServerConf { options, interfaces, hosts }) } else { Err(wrong) }
+    if wrong.is_empty() { Ok(ServerConf { options, interfaces, hosts, reconfigure }) } else { Err(wrong) }
 }
 
 /// Statements by their kinds, without those whose name has been there before.
@@ -51,6 +58,14 @@ struct Sorted {
     pools: Vec<Block<(Ipv6Addr, Ipv6Addr)>>,
     keys: Vec<Block<KeyDecl>>,
     authentications: Vec<Block<AuthDecl>>,
+}
+
+/// What a relay says in its option: text, or octets behind `0x`.
+fn relay_id(text: &str) -> Option<Vec<u8>> {
+    let Some(digits) = text.strip_prefix("0x") else { return Some(text.as_bytes().to_vec()) };
+    let is_pairs = digits.len() % 2 == 0 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let pairs = is_pairs.then(|| (0..digits.len()).step_by(2).map(|at| digits.get(at..at + 2)))?;
+    pairs.map(|pair| u8::from_str_radix(pair?, 16).ok()).collect()
 }
 
 impl Sorted {
@@ -100,6 +115,7 @@ struct Whole<'a> {
     wrong: Vec<Remark>,
     keys: BTreeMap<String, Arc<Key>>,
     pools: BTreeMap<String, (Ipv6Addr, Ipv6Addr)>,
+    reconfigure: bool,
 }
 
 impl Whole<'_> {
@@ -165,7 +181,7 @@ impl Whole<'_> {
             Some((at, AuthDecl::Delayed)) => {
                 self.refuse(at, "'protocol delayed' is for clients; a server has 'delayedkey' in its hosts");
             }
-            Some(_) => self.notes.push(&block.place, "'authentication' has no effect in a server"),
+            Some(_) => self.reconfigure = true,
         }
     }
 
@@ -190,7 +206,9 @@ impl Whole<'_> {
 
     fn interface(&mut self, block: Block<InterfaceDecl>) -> Option<(String, Interface)> {
         let Block { place, name, decls } = block;
-        if !self.around.has_interface(&name) {
+        // What relays call so need not be an interface of this host.
+        let is_relayed = decls.iter().any(|(_, decl)| matches!(decl, InterfaceDecl::RelayId(_)));
+        if !is_relayed && !self.around.has_interface(&name) {
             self.refuse(
                 &place,
                 format!("there is no interface '{name}'; `ip link` names those that there are"),
@@ -215,7 +233,16 @@ impl Whole<'_> {
                     interface.pool = self.pool_use(&at, pool).or(interface.pool);
                 }
                 InterfaceDecl::PrefixPool(pool) => self.prefix_pool(&at, &pool, &mut interface.prefix_pools),
+                InterfaceDecl::RelayId(text) => {
+                    let id = relay_id(&text)
+                        .ok_or_else(|| "behind '0x' stand pairs of hexadecimal digits".to_owned());
+                    interface.relay_ids.extend(self.taken(&at, id));
+                }
             }
+        }
+        if !interface.relay_ids.is_empty() && interface.pool.is_none() && interface.prefix_pools.is_empty() {
+            self.notes
+                .push(&place, format!("interface '{name}' has no pool for the clients that relays name"));
         }
         Some((name, interface))
     }

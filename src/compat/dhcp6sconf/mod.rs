@@ -5,8 +5,8 @@
 //! ```
 //!
 //! What the old program loads is loaded. Where it silently does harm (skipped characters, lifetimes that wrap, names that
-//! no answer can carry) a note says so. What it refuses is refused, and one keyword is ours: `delegated-prefix-pool`. Opens
-//! no file: texts, interfaces and the clock come from [`Surroundings`].
+//! no answer can carry) a note says so. What it refuses is refused, and two keywords are ours: `delegated-prefix-pool` and
+//! `relay-interface-id`. Opens no file: texts, interfaces and the clock come from [`Surroundings`].
 
 mod apply;
 mod lexer;
@@ -93,6 +93,8 @@ pub struct ServerConf {
     pub interfaces: BTreeMap<String, Interface>,
     /// In the order of the file: of two with one DUID the first counts.
     pub hosts: Vec<Host>,
+    /// Whether clients that let themselves be told of changes are told: there is an `authentication` with `protocol reconfig`.
+    pub reconfigure: bool,
 }
 
 /// `option` statements.
@@ -117,6 +119,8 @@ pub struct Interface {
     pub pool: Option<PoolUse>,
     /// Where strangers' prefixes come from.
     pub prefix_pools: Vec<PrefixPool>,
+    /// What relays call it in the option Interface-Id: `relay-interface-id "TEXT";`, which is ours.
+    pub relay_ids: Vec<Vec<u8>>,
 }
 
 /// `host NAME { ... };`.

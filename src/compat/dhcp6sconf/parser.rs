@@ -38,6 +38,7 @@ pub(super) enum InterfaceDecl {
     Preference(u64),
     Pool(PoolRef),
     PrefixPool(PrefixPoolDecl),
+    RelayId(String),
 }
 
 pub(super) enum HostDecl {
@@ -309,12 +310,13 @@ impl<'a, 'n> Parser<'a, 'n> {
             "preference" => InterfaceDecl::Preference(self.number("a preference, 0 to 255")?),
             "address-pool" => InterfaceDecl::Pool(self.pool_ref()?),
             PREFIX_POOL => InterfaceDecl::PrefixPool(self.prefix_pool()?),
+            RELAY_ID => InterfaceDecl::RelayId(self.quoted("what relays call the interface, in quotes")?),
             "request" | "information-only" | "script" => {
                 return remark(place, format!("'{word}' is for clients; remove it from a server's file"));
             }
             _ => {
-                const WANTED: &str =
-                    "'allow', 'preference', 'address-pool' or 'delegated-prefix-pool' (in an interface)";
+                const WANTED: &str = "'allow', 'preference', 'address-pool', 'delegated-prefix-pool' or \
+                                      'relay-interface-id' (in an interface)";
                 return wrong(place, WANTED, &Token::Word(word.to_owned()));
             }
         })
@@ -523,8 +525,9 @@ impl<'a, 'n> Parser<'a, 'n> {
     }
 }
 
-/// Our own keyword.
+/// Our own keywords.
 const PREFIX_POOL: &str = "delegated-prefix-pool";
+const RELAY_ID: &str = "relay-interface-id";
 
 fn is_keyword(word: &str) -> bool {
     KEYWORDS.contains(&word) || ADDRESSES.iter().chain(DOMAINS).any(|(name, _)| *name == word)

@@ -154,7 +154,6 @@ fn silent_harm_is_said() {
         ("profile p { preference 1; script \"/x\"; prefix-interface e { sla-id 1; }; };", "for clients"),
         ("pool p { range ::1 to ::2; range ::3 to ::4; };", "only this one counts"),
         ("option domain-name-servers fe80::1 % ;", "means nothing here"),
-        ("authentication a { protocol reconfig; };", "no effect"),
     ] {
         assert!(notes(text).contains(what), "{text}: {}", notes(text));
     }

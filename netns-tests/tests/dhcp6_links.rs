@@ -1,0 +1,336 @@
+//! DHCPv6 on real links: two of them beside a router's tunnels, and `dhcp6s` by itself; with a client of our own, and with
+//! a real one where it is installed.
+//!
+//! ```text
+//!   A a0 ──── s2 S (sixway run, or dhcp6s) s3 ──── b0 B
+//! ```
+
+use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dhcproto::v6::{DhcpOption, MessageType};
+use netns_tests::{Job, Lab, Router, Space, program, wait_for};
+use nix::sys::signal::Signal;
+use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Relay, Value};
+use sixway_dataplane::update::Ipv6Prefix;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const GROUP: &str = "ff02::1:2";
+
+struct Links {
+    a: Space,
+    b: Space,
+    s: Space,
+    lab: Lab,
+}
+
+impl Links {
+    fn new_or_skip(story: &str) -> Option<Self> {
+        let mut lab = Lab::new_or_skip(story)?;
+        let (a, b, s) = (lab.space("A"), lab.space("B"), lab.space("S"));
+        lab.veth(&a, "a0", &s, "s2");
+        lab.veth(&b, "b0", &s, "s3");
+        s.run("ip addr add fd00:2::1/64 dev s2 nodad; ip addr add fd00:3::1/64 dev s3 nodad");
+        s.run("sysctl -qw net.ipv6.conf.all.forwarding=1");
+        for (space, device) in [(&a, "a0"), (&b, "b0"), (&s, "s2"), (&s, "s3")] {
+            link_local(space, device);
+        }
+        Some(Self { a, b, s, lab })
+    }
+
+    fn conf(&self, more: &str) -> PathBuf {
+        let text = format!(
+            "option domain-name-servers fd00:2::53;\n\
+             interface s2 {{ address-pool p2 60 90; delegated-prefix-pool fd00:200::/40 56 60 90; allow rapid-commit; }};\n\
+             interface s3 {{ address-pool p3 60 90; delegated-prefix-pool fd00:300::/40 56 60 90; }};\n\
+             pool p2 {{ range fd00:2::1000 to fd00:2::1fff; }};\npool p3 {{ range fd00:3::1000 to fd00:3::1fff; }};\n{more}"
+        );
+        self.lab.write("dhcp6s.conf", &text)
+    }
+
+    fn dhcp6s(&self, conf: &Path) -> Job {
+        let log = self.lab.path("dhcp6s.log");
+        let before = std::fs::read_to_string(&log).unwrap_or_default().matches("serving s2").count();
+        let path = |name: &str| self.lab.path(name).to_string_lossy().into_owned();
+        let (pid, duid, leases) = (path("dhcp6s.pid"), path("dhcp6s_duid"), path("leases.db"));
+        let conf = conf.to_string_lossy();
+        let args = [
+            "dhcp6s",
+            "-f",
+            "-d",
+            "-c",
+            &conf,
+            "-k",
+            "/dev/null",
+            "-P",
+            &pid,
+            "--duid-file",
+            &duid,
+            "--lease-file",
+            &leases,
+            "s2",
+        ];
+        let mut job = self.s.spawn(&program(), &args, &log);
+        wait_for("dhcp6s to serve", PATIENCE, || {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            assert!(job.exited().is_none(), "{said}");
+            (said.matches("serving s2").count() > before).then_some(())
+        });
+        job
+    }
+}
+
+fn link_local(space: &Space, device: &str) -> Ipv6Addr {
+    wait_for("a link-local address", PATIENCE, || {
+        let shown = space.run(&format!("ip -6 -o addr show dev {device} scope link -tentative"));
+        shown.split_whitespace().find_map(|word| word.split('/').next()?.parse().ok())
+    })
+}
+
+/// A DHCPv6 client, or a relay, on one end of a cable.
+struct Asker {
+    socket: UdpSocket,
+    scope: u32,
+    server: Vec<u8>,
+    duid: Vec<u8>,
+    port: u16,
+}
+
+impl Asker {
+    #[track_caller]
+    fn on(space: &Space, device: &str, port: u16, duid: u8) -> Self {
+        let (socket, scope) = space.inside(|| {
+            let Ok(socket) = UdpSocket::bind(("::", port)) else { panic!("cannot bind port {port}") };
+            let Ok(scope) = nix::net::if_::if_nametoindex(device) else { panic!("no {device}") };
+            (socket, scope)
+        });
+        assert!(socket.set_read_timeout(Some(Duration::from_secs(3))).is_ok());
+        Self { socket, scope, server: Vec::new(), duid: vec![0, 3, 0, 1, 2, 0, 0, 0, 0x53, duid], port }
+    }
+
+    #[track_caller]
+    fn send(&self, octets: &[u8], group: &str) {
+        let Ok(to) = group.parse() else { panic!("{group}") };
+        let sent = self.socket.send_to(octets, SocketAddrV6::new(to, 547, 0, self.scope));
+        assert!(sent.is_ok(), "{sent:?}");
+    }
+
+    /// What comes next, and from which port.
+    fn hear(&self) -> Option<(Packet, u16)> {
+        let mut buffer = [0; 2048];
+        let (len, from) = self.socket.recv_from(&mut buffer).ok()?;
+        Some((Packet::parse(buffer.get(..len)?).ok()?, from.port()))
+    }
+
+    fn message(&self, kind: MessageType, values: &[Ipv6Prefix]) -> Message {
+        let mut options =
+            vec![Opt::Leaf(DhcpOption::ClientId(self.duid.clone())), Opt::Leaf(DhcpOption::ReconfAccept)];
+        if !matches!(kind, MessageType::Solicit | MessageType::Rebind) {
+            options.push(Opt::Leaf(DhcpOption::ServerId(self.server.clone())));
+        }
+        for (ia, is_one) in [(IaKind::Address, true), (IaKind::Prefix, false)] {
+            let own = values.iter().filter(|p| (p.prefix_len() == 128) == is_one);
+            let value = |p: &Ipv6Prefix| {
+                Part::Value(Value {
+                    addr: p.addr(),
+                    len: p.prefix_len(),
+                    preferred: 0,
+                    valid: 0,
+                    options: Vec::new(),
+                })
+            };
+            options.push(Opt::Ia(Ia { kind: ia, iaid: 7, t1: 0, t2: 0, parts: own.map(value).collect() }));
+        }
+        Message { kind, xid: [1, u8::from(kind), self.port as u8], options }
+    }
+
+    #[track_caller]
+    fn say(&self, kind: MessageType, values: &[Ipv6Prefix]) -> Message {
+        let message = self.message(kind, values);
+        self.send(&message.emit(), GROUP);
+        match self.hear() {
+            Some((Packet::Message(answer), 547)) if answer.xid == message.xid => answer,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Four messages; the address, then the prefix.
+    #[track_caller]
+    fn ask(&mut self) -> (Ipv6Prefix, Ipv6Prefix) {
+        let offer = self.say(MessageType::Solicit, &[]);
+        self.server = offer.server().unwrap_or_default().to_vec();
+        let reply = self.say(MessageType::Request, &given(&offer));
+        assert_eq!((offer.kind, reply.kind), (MessageType::Advertise, MessageType::Reply));
+        match given(&reply)[..] {
+            [address, prefix] => (address, prefix),
+            [..] => panic!("{reply:?}"),
+        }
+    }
+}
+
+fn given(answer: &Message) -> Vec<Ipv6Prefix> {
+    let values = answer.ias().flat_map(|ia| ia.values().filter(|v| v.valid > 0));
+    values.filter_map(|v| Ipv6Prefix::new(v.addr, v.len)).collect()
+}
+
+/// The routes of a prefix.
+fn route(space: &Space, prefix: &str) -> String {
+    space.run(&format!("ip -6 route show {prefix}"))
+}
+
+/// RFC: V28, V38 (RFC 8415 section 7.2, RFC 8987 section 4)
+#[test]
+fn two_links_are_served_beside_the_tunnels() {
+    let Some(links) = Links::new_or_skip("DHCPv6 on two links of a router") else { return };
+    let (conf, store) = (links.conf(""), links.lab.path("store.db"));
+    let config = format!(
+        "[router]\ntun = \"six0\"\naddress = [\"fd00:9::1/64\"]\n[store]\npath = \"{}\"\n\
+         [dhcpv6]\ninterfaces = [\"s2\", \"s3\"]\nlink_config = \"{}\"\n",
+        store.display(),
+        conf.display()
+    );
+    let server = Router::start(&links.lab, &links.s, &config);
+    let (mut one, mut two) = (Asker::on(&links.a, "a0", 546, 1), Asker::on(&links.b, "b0", 546, 2));
+    let ((here, first), (there, second)) = (one.ask(), two.ask());
+    println!("    given: {here}, {first}; {there}, {second}");
+    assert!(here.to_string().starts_with("fd00:2::1") && first.to_string().starts_with("fd00:2"));
+    assert!(there.to_string().starts_with("fd00:3::1") && second.to_string().starts_with("fd00:3"));
+    for (prefix, device) in [(first, "s2"), (second, "s3")] {
+        let shown = route(&links.s, &prefix.to_string());
+        assert!(shown.contains("via fe80::") && shown.contains(device), "{shown}");
+    }
+    // What of a pool nobody has leads nowhere.
+    assert!(route(&links.s, "fd00:200::/40").contains("blackhole"));
+    let leads_nowhere = |space: &Space| !space.attempt("ip -6 route get fd00:2ff::1").ok;
+    assert!(leads_nowhere(&links.s));
+    let status = server.status();
+    for link in ["s2", "s3"] {
+        let counts = &status["dhcpv6_links"][link];
+        assert_eq!((&counts["leases"], &counts["request"]), (&2.into(), &1.into()), "{counts}");
+    }
+    let shown =
+        links.s.run(&format!("{} status --socket {}", program().display(), server.socket().display()));
+    assert!(shown.contains("DHCPv6     s2: 2 leases, 2 answers"), "{shown}");
+    // Routes of leases outlive the process; what leads nowhere does not.
+    server.stop();
+    assert!(route(&links.s, &first.to_string()).contains("via fe80::"));
+    assert!(!route(&links.s, "fd00:200::/40").contains("blackhole"));
+    let server = Router::start(&links.lab, &links.s, &config);
+    assert!(route(&links.s, &first.to_string()).contains("via fe80::"));
+    one.say(MessageType::Release, &[here, first]);
+    assert_eq!(route(&links.s, &first.to_string()), "");
+    assert_eq!(given(&two.say(MessageType::Rebind, &[there, second])), [there, second]);
+    server.stop();
+}
+
+/// RFC: V32, V35, V38 (RFC 8415 sections 18.3 and 18.3.11)
+#[test]
+fn dhcp6s_keeps_its_routes_and_tells_its_clients() {
+    let Some(links) = Links::new_or_skip("dhcp6s: routes over restarts, Reconfigure, a relay") else {
+        return;
+    };
+    let conf = links.conf("authentication told { protocol reconfig; };");
+    let server = links.dhcp6s(&conf);
+    let mut client = Asker::on(&links.a, "a0", 546, 1);
+    let (address, prefix) = client.ask();
+    server.end(Signal::SIGTERM, PATIENCE);
+    assert!(route(&links.s, &prefix.to_string()).contains("via fe80::"), "the lease holds");
+    // Somebody has taken the route away meanwhile, and left one that no lease has.
+    let stray = "fd00:2ff:ff00::/56";
+    links.s.run(&format!("ip -6 route del {prefix}; ip -6 route add {stray} via fe80::77 dev s2 proto 61"));
+    let server = links.dhcp6s(&conf);
+    assert!(route(&links.s, &prefix.to_string()).contains("via fe80::"));
+    assert_eq!(route(&links.s, stray), "");
+    server.end(Signal::SIGKILL, PATIENCE);
+    let server = links.dhcp6s(&conf);
+    assert_eq!(given(&client.say(MessageType::Renew, &[address, prefix])), [address, prefix]);
+
+    // At a signal, and after a reload that changes what clients are told.
+    let told = |wanted: MessageType| {
+        let Some((Packet::Message(told), 547)) = client.hear() else { panic!("nothing was heard") };
+        assert_eq!((told.kind, told.xid), (MessageType::Reconfigure, [0; 3]));
+        assert!(told.options.contains(&Opt::Leaf(DhcpOption::ReconfMsg(wanted))), "{told:?}");
+    };
+    server.signal(Signal::SIGUSR1);
+    told(MessageType::Renew);
+    told(MessageType::Renew);
+    assert_eq!(given(&client.say(MessageType::Renew, &[address, prefix])), [address, prefix]);
+    links.conf("authentication told { protocol reconfig; };\noption domain-name \"example.com\";");
+    server.signal(Signal::SIGHUP);
+    told(MessageType::InformationRequest);
+    // The client's prefix is somebody else's now.
+    links.conf(&format!(
+        "authentication told {{ protocol reconfig; }};\nhost b {{ duid 00:01; prefix {prefix} 60; }};"
+    ));
+    server.signal(Signal::SIGHUP);
+    told(MessageType::Renew);
+    let renewed = client.say(MessageType::Renew, &[address, prefix]);
+    assert_eq!(given(&renewed), [address], "{renewed:?}");
+    assert!(
+        !route(&links.s, &prefix.to_string()).contains("via"),
+        "{}",
+        route(&links.s, &prefix.to_string())
+    );
+
+    // A relay, by the group of all servers of a site, from a port of its own.
+    let relay = Asker::on(&links.a, "a0", 5470, 9);
+    let inner = client.message(MessageType::Solicit, &[]).emit();
+    for (options, port) in [(vec![Opt::Other(135, vec![0, 0])], true), (Vec::new(), false)] {
+        let mut options: Vec<Opt> = options;
+        options.extend([Opt::Leaf(DhcpOption::InterfaceId(b"x".to_vec())), Opt::Relayed(inner.clone())]);
+        let peer = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 9);
+        let forward = Relay { is_reply: false, hops: 0, link: Ipv6Addr::UNSPECIFIED, peer, options };
+        relay.send(&Packet::Relay(forward).emit(), "ff05::1:3");
+        match relay.hear() {
+            Some((Packet::Relay(reply), 547)) if port => assert_eq!(reply.interface(), Some(&b"x"[..])),
+            None if !port => {}
+            other => panic!("{port}: {other:?}"),
+        }
+    }
+    server.end(Signal::SIGTERM, PATIENCE);
+}
+
+/// RFC: V42 (RFC 3315 section 21.4)
+#[test]
+fn wide_s_client_proves_itself_and_its_prefix_is_routed() {
+    let Some(links) = Links::new_or_skip("dhcp6s: wide dhcp6c with delayed authentication") else { return };
+    let client = Path::new("/usr/sbin/dhcp6c");
+    if !client.exists() {
+        println!("SKIPPED: {} (wide-dhcpv6-client) is not installed", client.display());
+        return;
+    }
+    let key = "keyinfo k { realm \"example.com\"; keyid 1; secret \"5pvW2g48OHPvkYMJSw0vZA==\"; };";
+    let duid = "00:01:00:01:2b:00:00:02:02:00:00:00:53:02";
+    let conf =
+        links.conf(&format!("{key}\nhost h {{ duid {duid}; prefix fd00:77::/48 60 90; delayedkey k; }};"));
+    let server = links.dhcp6s(&conf);
+    links.a.run("ip link add lan0 type veth peer name lan1; ip link set lan0 up; ip link set lan1 up");
+    let mine = "interface a0 { send ia-pd 1; send authentication a; };\nauthentication a { protocol delayed; };\n\
+                id-assoc pd 1 { prefix-interface lan0 { sla-id 1; sla-len 16; }; };\n";
+    let mine = links.lab.write("dhcp6c.conf", &format!("{key}\n{mine}"));
+    let script = links.lab.write("dhcp6c.sh", &format!(
+        "mount -t tmpfs none /var/lib/dhcpv6 2>/dev/null || {{ mkdir -p /var/lib/dhcpv6; }}\n\
+         printf '\\016\\000\\000\\001\\000\\001\\053\\000\\000\\002\\002\\000\\000\\000\\123\\002' > /var/lib/dhcpv6/dhcp6c_duid\n\
+         exec {} -f -D -c {} -p {} -k /dev/null a0\n",
+        client.display(), mine.display(), links.lab.path("dhcp6c.pid").display()
+    ));
+    let log = links.lab.path("dhcp6c.log");
+    let job = links.a.spawn(Path::new("/usr/bin/unshare"), &["-m", "sh", &script.to_string_lossy()], &log);
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    wait_for("an address on lan0", Duration::from_secs(20), || {
+        links.a.run("ip -6 -o addr show dev lan0 scope global").contains("fd00:77:0:1:").then_some(())
+    });
+    assert!(
+        said().contains("message authentication validated") || said().contains("validated"),
+        "{}",
+        said()
+    );
+    assert!(route(&links.s, "fd00:77::/48").contains("via fe80::"));
+    job.end(Signal::SIGTERM, PATIENCE);
+    wait_for(&format!("the release: {}", said()), PATIENCE, || {
+        (!route(&links.s, "fd00:77::/48").contains("via")).then_some(())
+    });
+    assert!(route(&links.s, "fd00:77::/48").contains("blackhole"), "set aside, and nobody's now");
+    server.end(Signal::SIGTERM, PATIENCE);
+}
