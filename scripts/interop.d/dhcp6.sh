@@ -15,7 +15,7 @@ dhcp6_story() {
     local program
     for program in dhcp6c dhcp6s dhcp6ctl dhcp6relay dhclient dhcpcd dibbler-client unshare; do
         command -v $program >/dev/null && continue
-        skip "$program is missing; see scripts/interop.d/dhcp6.sh for Debian's packages (a policy-rc.d keeps services off)"
+        skip "$program is missing; scripts/setup test installs Debian's packages, and starts none of their services"
         return
     done
     if [ -z "${INTEROP_PRIVATE:-}" ]; then
@@ -41,6 +41,7 @@ dhcp6_story() {
     check "the real dhcp6ctl: stop" real_stop
     check "our dhcp6ctl and WIDE's dhcp6s: reload, remove, stop" our_ctl_server
     check "our dhcp6ctl and WIDE's dhcp6c: stop and start an interface, stop" our_ctl_client
+    tunnel_checks
 }
 
 dhcp6_rig() {

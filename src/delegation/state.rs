@@ -10,7 +10,7 @@ use sixway_dataplane::update::Ipv6Prefix;
 
 use super::plan::{Event, Life, Plan, Wish};
 use crate::dhcpv6::client::Lease;
-use crate::link::Links;
+use crate::link::{Links, Outcome};
 use crate::script;
 
 /// Networks that hosts are told to let go of: the last ones.
@@ -112,14 +112,16 @@ impl State {
                 self.gone.push((interface.clone(), net));
                 self.gone.drain(..self.gone.len().saturating_sub(MOST_GONE));
             }
-            if let Err(why) = self.links.remove_address(&interface, addr, len).await {
+            if let Err(why) = self.links.take_address_back(&interface, addr, len).await {
                 tracing::warn!("{addr} stays on {interface}: {why}");
             }
         }
         for (key, life) in wanted {
             let (interface, addr, len) = &key;
             match self.links.lend_address(interface, *addr, *len, life).await {
-                Ok(()) => drop(self.addresses.insert(key, life)),
+                Ok(Outcome::Added) => drop(self.addresses.insert(key, life)),
+                // What somebody else has put there is not ours to remove.
+                Ok(Outcome::AlreadyThere) => {}
                 Err(why) => tracing::warn!("{addr}/{len} is not on {interface}: {why}"),
             }
         }

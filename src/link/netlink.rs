@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, CacheInfo};
 use rtnetlink::packet_route::link::LinkMessage;
-use rtnetlink::packet_route::route::{RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sixway_dataplane::update::Ipv6Prefix;
 
@@ -170,8 +170,8 @@ impl Links {
     }
 
     /// Gives the device an IPv6 address that goes by itself after `valid` seconds and is good for new connections for
-    /// `preferred`; 2^32-1 is for ever (RFC 4862 section 5.5.4). One that is there already is given these times. On a link
-    /// with neighbours duplicates are looked for.
+    /// `preferred`; 2^32-1 is for ever (RFC 4862 section 5.5.4). One that is there and would end is given these times; one
+    /// that somebody has put there for good is left alone. On a link with neighbours duplicates are looked for.
     ///
     /// # Errors
     /// [`LinkError::NoDevice`], [`LinkError::Denied`], [`LinkError::Ipv6Off`], or the kernel's refusal.
@@ -181,14 +181,55 @@ impl Links {
         addr: Ipv6Addr,
         prefix_len: u8,
         (preferred, valid): (u32, u32),
-    ) -> Result<(), LinkError> {
+    ) -> Result<Outcome, LinkError> {
         let what = format!("give device '{name}' the address {addr}/{prefix_len} for {valid} s");
         let index = self.wanted_index(name, &what).await?;
+        if self.has_for_good(index, addr).await? {
+            return Ok(Outcome::AlreadyThere);
+        }
         let mut request = self.kernel.address().add(index, IpAddr::V6(addr), prefix_len).replace();
         let mut times = CacheInfo::default();
         (times.ifa_preferred, times.ifa_valid) = (preferred, valid);
         request.message_mut().attributes.push(AddressAttribute::CacheInfo(times));
-        done(what, name, request.execute()).await
+        done(what, name, request.execute()).await.map(|()| Outcome::Added)
+    }
+
+    async fn has_for_good(&self, index: u32, addr: Ipv6Addr) -> Result<bool, LinkError> {
+        let mut request = self.kernel.address().get().set_link_index_filter(index);
+        request.message_mut().header.family = AddressFamily::Inet6;
+        let mut answers = pin!(request.execute());
+        let mut found = false;
+        while let Some(answer) = answers.next().await {
+            let message = answer
+                .map_err(|error| LinkError::from_kernel("list the IPv6 addresses".to_owned(), "", error))?;
+            let is_it = message.attributes.contains(&AddressAttribute::Address(IpAddr::V6(addr)));
+            found |= is_it && message.header.flags.contains(AddressHeaderFlags::Permanent);
+        }
+        Ok(found)
+    }
+
+    /// Takes such an address away, and with it the route to its network, which the kernel would leave there until the address
+    /// would have ended; that it was not there (any more) is fine.
+    ///
+    /// # Errors
+    /// [`LinkError::Denied`], or the kernel's refusal.
+    pub async fn take_address_back(
+        &self,
+        name: &str,
+        addr: Ipv6Addr,
+        prefix_len: u8,
+    ) -> Result<(), LinkError> {
+        self.remove_address(name, addr, prefix_len).await?;
+        let Some(index) = self.index(name).await? else { return Ok(()) };
+        let network = Ipv6Prefix::new(addr, prefix_len).unwrap_or(Ipv6Prefix::host(addr));
+        let route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(network.addr(), prefix_len)
+            .output_interface(index)
+            .protocol(RouteProtocol::Kernel)
+            .priority(ADDRESS_METRIC)
+            .build();
+        let what = format!("remove the route of {network} to device '{name}'");
+        gone(what, name, self.kernel.route().del(route).execute()).await
     }
 
     /// Makes a prefix unreachable, except where something longer, or a route of a better metric, leads somewhere (RFC 7084
@@ -422,6 +463,8 @@ fn black_hole(prefix: Ipv6Prefix) -> RouteMessage {
         .build()
 }
 
+/// The metric that the kernel gives to the route of an address's network (IP6_RT_PRIO_ADDRCONF).
+const ADDRESS_METRIC: u32 = 256;
 /// Worse than what anybody else writes.
 const WORST_METRIC: u32 = 0x7fff_ffff;
 /// The metric the kernel gives to an IPv6 route without one (IP6_RT_PRIO_USER).
@@ -550,13 +593,19 @@ pub(crate) mod tests {
                 assert_eq!(links.add_unreachable(net).await.unwrap(), Outcome::AlreadyThere);
                 let addr = "fd00:1::1".parse().unwrap();
                 for valid in [100, 200] {
-                    links.lend_address("a", addr, 64, (50, valid)).await.unwrap();
+                    assert_eq!(links.lend_address("a", addr, 64, (50, valid)).await.unwrap(), Outcome::Added);
                     let said = shown(&["addr", "show", "dev", "a", "to", "fd00:1::/64"]);
                     let left = |n: u32| said.contains(&format!("valid_lft {n}sec"));
                     assert!(left(valid) || left(valid - 1), "{said}");
                 }
                 assert!(shown(&["route", "show", "fd00:1::/48"]).contains("unreachable"));
-                links.remove_address("a", addr, 64).await.unwrap();
+                links.take_address_back("a", addr, 64).await.unwrap();
+                assert_eq!(shown(&["route", "show", "fd00:1::/64"]), "");
+                links.take_address_back("a", addr, 64).await.unwrap();
+                let own = "fd00:1:0:9::1".parse().unwrap();
+                assert_eq!(links.add_address("a", own, 64).await.unwrap(), Outcome::Added);
+                let lent = links.lend_address("a", own, 64, (50, 60)).await.unwrap();
+                assert_eq!(lent, Outcome::AlreadyThere, "it is somebody's for good");
                 links.remove_unreachable(net).await.unwrap();
                 links.remove_unreachable(net).await.unwrap();
                 assert_eq!(shown(&["route", "show", "fd00:1::/48"]), "");
