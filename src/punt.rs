@@ -14,6 +14,7 @@ use sixway_dataplane::start::Injector;
 use sixway_dataplane::update::{Outer, TunnelId};
 use sixway_dataplane::verdict::PuntClass;
 use sixway_dataplane::worker::Inject;
+use tokio::sync::mpsc;
 
 use crate::endpoint::session::{Candidate, Output, Prober};
 use crate::nd::server::NdServer;
@@ -22,6 +23,17 @@ use crate::pmtu::wrap::Wraps;
 use crate::registry::Registry;
 use crate::tsp;
 
+/// A datagram that is not IPv6, from somebody at one of our UDP ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Letter {
+    /// Who sent it.
+    pub remote: SocketAddrV4,
+    /// Where it came to.
+    pub local: SocketAddrV4,
+    /// What is in it.
+    pub octets: Vec<u8>,
+}
+
 /// Everything above the door that punts are for.
 #[derive(Debug)]
 pub struct Dispatch {
@@ -29,6 +41,8 @@ pub struct Dispatch {
     pub nd: NdServer,
     /// The server for TSP, if there is one.
     pub tsp: Option<tsp::server::Server>,
+    /// Whoever wants the datagrams that are for no server.
+    pub letters: Option<mpsc::Sender<Letter>>,
     /// Path MTU discovery.
     pub paths: PathServer,
     wraps: Wraps,
@@ -57,6 +71,7 @@ impl Dispatch {
         Self {
             nd,
             tsp: None,
+            letters: None,
             paths,
             wraps,
             prober,
@@ -140,11 +155,17 @@ impl Dispatch {
                     tsp.hear(sender.remote, sender.local, punt.bytes());
                 }
             }
+            (PuntClass::Datagram, _) if self.pass_on(&sender, punt.bytes()) => {}
             (PuntClass::Link | PuntClass::Candidate | PuntClass::Datagram | PuntClass::Watched, _) => {
                 self.unclaimed += 1;
             }
         }
         self.drain_prober(registry, now);
+    }
+
+    fn pass_on(&self, sender: &Sender, octets: &[u8]) -> bool {
+        let letter = Letter { remote: sender.remote, local: sender.local, octets: octets.to_vec() };
+        self.letters.as_ref().is_some_and(|letters| letters.try_send(letter).is_ok())
     }
 
     fn is_for_tsp(&self, local: SocketAddrV4) -> bool {

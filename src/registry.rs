@@ -380,11 +380,6 @@ impl Registry {
         Ok((down, ids))
     }
 
-    /// Whether this lease has a tunnel.
-    pub fn has_lease(&self, lease: LeaseId) -> bool {
-        self.by_lease.contains_key(&lease)
-    }
-
     /// When the peer of a lease's tunnel was last heard, in seconds since the start.
     pub fn last_heard(&self, lease: LeaseId) -> Option<u32> {
         let id = *self.by_lease.get(&lease)?;

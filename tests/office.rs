@@ -362,7 +362,7 @@ fn clients_that_did_not_say_who_they_are_have_a_quota_and_take_nothing_from_othe
         // Whoever has proven who he is takes over an endpoint that nobody in particular has.
         desk.grant(Wish { user: user(1), ..wish(10, HOUR) }).await.unwrap();
         let left = desk.find(UserName::anonymous([192, 0, 2, 1].into()), Protocol::Tsp).await;
-        assert_eq!(left.iter().map(|grant| grant.outer).collect::<Vec<_>>(), [wish(11, HOUR).outer]);
+        assert_eq!(left.iter().map(|lease| lease.grant.outer).collect::<Vec<_>>(), [wish(11, HOUR).outer]);
         owned.grant.clone()
     });
     office.close();

@@ -46,9 +46,12 @@ struct Play {
     now: Duration,
     network: Option<Net>,
     refusal: Option<Code>,
+    /// Why an offer cannot be had any more when it is accepted.
+    late: Option<Code>,
     slow: bool,
     draining: bool,
     has: Option<Mode>,
+    agreed: u32,
     waiting: Option<(u64, Want)>,
     session: Option<Session>,
     flows: Option<Flows>,
@@ -70,6 +73,7 @@ impl Play {
             redirect: None,
             lifetime: 604_800,
             keepalive: None,
+            anonymous_keepalive: None,
             dns: vec!["2001:db8::53".parse().unwrap()],
             domain: None,
             proxy: false,
@@ -84,9 +88,11 @@ impl Play {
             now: Duration::from_secs(1000),
             network: Some(("2001:db8:1234::".parse().unwrap(), 48)),
             refusal: None,
+            late: None,
             slow: false,
             draining: false,
             has: None,
+            agreed: 0,
             waiting: None,
             session: None,
             flows: None,
@@ -110,10 +116,15 @@ impl Play {
             ["redirect", "login"] => self.offer.redirect = Some(Step::Login),
             ["redirect", "create"] => self.offer.redirect = Some(Step::Create),
             ["keepalive", seconds] => self.offer.keepalive = Some(seconds.parse().unwrap()),
+            ["anonymous-keepalive", seconds] => {
+                self.offer.anonymous_keepalive = Some(seconds.parse().unwrap())
+            }
+            ["agreed", seconds] => self.agreed = seconds.parse().unwrap(),
             ["domain", name] => self.offer.domain = Name::parse(name),
             ["proxy"] => self.offer.proxy = true,
             ["public", addr] => self.offer.public_address = Some(addr.parse().unwrap()),
             ["network", net] => self.network = Some(network(net)),
+            ["late", code] => self.late = Some(Code::from_number(code.parse().unwrap())),
             ["refuse", code] => self.refusal = Some(Code::from_number(code.parse().unwrap())),
             ["slow"] => self.slow = true,
             ["now"] => self.decide(),
@@ -181,7 +192,11 @@ impl Play {
         match output {
             Output::Send(octets) => self.said.push_back(octets),
             Output::Pause => self.say("(pause)"),
-            Output::Accepted => self.say("(taken)"),
+            Output::Accepted => {
+                self.say("(taken)");
+                let taken = self.late.map_or(Ok(()), Err);
+                self.tell(number, |session, now| session.handle_taken(taken, now));
+            }
             Output::Release => self.say("(down)"),
             Output::Finish if self.udp => self.say("(forgotten)"),
             Output::Finish => self.say("FIN"),
@@ -201,7 +216,8 @@ impl Play {
             Output::Find(user) => {
                 assert_eq!(user.as_str(), "alice");
                 let given = self.given(Network::Any);
-                let found = self.has.map(|mode| Found { mode, end: Ipv4Addr::new(192, 0, 2, 9), given });
+                let (end, keepalive) = (Ipv4Addr::new(192, 0, 2, 9), self.agreed);
+                let found = self.has.map(|mode| Found { mode, end, given, keepalive });
                 self.tell(number, |session, now| session.handle_found(found, now));
             }
             Output::Delete(_) => {

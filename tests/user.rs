@@ -145,7 +145,8 @@ fn a_store_of_the_first_format_is_brought_up_to_date() {
     let path = desk.0.join("six0.db");
     let old = rusqlite::Connection::open(&path).unwrap();
     old.execute_batch(
-        "ALTER TABLE account DROP COLUMN mechanisms; DROP TABLE binding; PRAGMA user_version = 1",
+        "ALTER TABLE account DROP COLUMN mechanisms; ALTER TABLE lease DROP COLUMN keepalive; \
+         ALTER TABLE lease DROP COLUMN claimed; DROP TABLE binding; PRAGMA user_version = 1",
     )
     .unwrap();
     drop(old);

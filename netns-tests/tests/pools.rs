@@ -78,7 +78,12 @@ fn lease(id: u64, user: &str, from: &str, network: &str, pair: Option<Pair>) -> 
         mtu: 1280,
         expires,
     };
-    Record::Lease(Lease { grant, protocol: Protocol::Tsp, granted: Time(1) })
+    Record::Lease(Lease {
+        grant,
+        protocol: Protocol::Tsp,
+        granted: Time(1),
+        told: sixway::broker::Told::default(),
+    })
 }
 
 /// A store as an earlier process has left it: alice has a network out of the pool, and a pair; bob one of his own.

@@ -10,10 +10,11 @@ use std::time::Duration;
 use sixway_dataplane::update::{Ipv6Prefix, Outer, UdpRemote};
 
 use super::binding::Bindings;
+use super::choice::Choice;
 use super::pool::Places;
 use super::{
-    Account, Accounts, Binding, End, Grant, Keep, LeaseId, Limits, NetworkWish, Outcome, Pair, PairPlace,
-    Pool, PoolKind, Protocol, Record, Refusal, Route, Time, UserName, Wish,
+    Account, Accounts, Binding, End, Grant, Keep, LeaseId, Limits, Outcome, Pair, Pool, PoolKind, Protocol,
+    Record, Refusal, Route, Time, Told, UserName, Wish,
 };
 
 /// A tunnel in force and what it was given.
@@ -25,6 +26,8 @@ pub struct Lease {
     pub protocol: Protocol,
     /// When.
     pub granted: Time,
+    /// What its client has said of itself.
+    pub told: Told,
 }
 
 /// What is to become of a lease.
@@ -36,6 +39,17 @@ pub enum Fate {
     Renew(Duration),
     /// It ends: its client is gone.
     End,
+}
+
+/// Whether the client of a lease is heard through its tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hearing {
+    /// It is, or the lease is new.
+    Lately,
+    /// It never was, and has had little time yet.
+    NotYet,
+    /// Not for so long that its endpoint may be somebody else's by now.
+    Silent,
 }
 
 /// What a store remembers.
@@ -77,24 +91,19 @@ pub struct Broker {
     pub(super) leases: HashMap<LeaseId, Lease>,
     /// What clients inside tunnels have.
     pub(super) bindings: Bindings,
-    by_user: HashMap<UserName, BTreeSet<LeaseId>>,
-    by_address: HashMap<Ipv4Addr, BTreeSet<LeaseId>>,
+    pub(super) by_user: HashMap<UserName, BTreeSet<LeaseId>>,
+    pub(super) by_address: HashMap<Ipv4Addr, BTreeSet<LeaseId>>,
     /// How many are nobody's in particular.
-    anonymous: u32,
+    pub(super) anonymous: u32,
+    /// Of these, those through whose tunnels nothing has ever come, as far as anybody has looked.
+    pub(super) strangers: BTreeSet<LeaseId>,
+    /// Leases whose clients are not heard.
+    quiet: HashMap<LeaseId, Hearing>,
     /// Every prefix behind a leased tunnel.
     pub(super) held: HashMap<Ipv6Prefix, LeaseId>,
     names: HashSet<Box<str>>,
     deadlines: BTreeSet<(Time, LeaseId)>,
     next: u64,
-}
-
-/// What a wish will be given, worked out and not yet given.
-struct Choice {
-    places: Vec<(usize, u32)>,
-    own: Vec<Ipv6Prefix>,
-    /// What clients in the account's other tunnels have of it, which they lose.
-    unbound: Vec<Ipv6Prefix>,
-    pair: Option<(usize, u32)>,
 }
 
 impl Broker {
@@ -111,6 +120,8 @@ impl Broker {
             by_user: HashMap::new(),
             by_address: HashMap::new(),
             anonymous: 0,
+            strangers: BTreeSet::new(),
+            quiet: HashMap::new(),
             held: HashMap::new(),
             names: HashSet::new(),
             deadlines: BTreeSet::new(),
@@ -209,51 +220,6 @@ impl Broker {
         records
     }
 
-    /// Gives what is wished for.
-    ///
-    /// Leases that must give way to it (the account's oldest, or one between the same outer endpoints) end with it.
-    ///
-    /// # Errors
-    /// Why not; nothing has changed then.
-    pub fn grant(&mut self, now: Time, wish: &Wish) -> Result<(Grant, Outcome), Refusal> {
-        self.grant_at(now, wish, None)
-    }
-
-    /// The same, with exactly this address pair if one is wished for and `at` says which: a protocol may have its own
-    /// rule for that.
-    ///
-    /// # Errors
-    /// Why not; nothing has changed then.
-    pub fn grant_at(
-        &mut self,
-        now: Time,
-        wish: &Wish,
-        at: Option<PairPlace>,
-    ) -> Result<(Grant, Outcome), Refusal> {
-        // Its account may have gone since it was proven.
-        let account = self.accounts.find(&wish.user).ok_or(Refusal::LoginFailed)?;
-        let mut victims = self.victims(wish);
-        self.check_address(wish, &victims)?;
-        self.check_anonymous(wish, &victims)?;
-        let choice = self.choose(&account, wish, at, &mut victims)?;
-        let mut outcome = Outcome::default();
-        for id in victims {
-            outcome.append(self.end(now, id, End::Superseded));
-        }
-        for prefix in &choice.unbound {
-            outcome.append(self.unbind(now, *prefix, End::Superseded));
-        }
-        let lease = self.lease(now, wish, &choice);
-        for (pool, n) in choice.places.iter().chain(&choice.pair) {
-            outcome.records.extend(self.occupy(*pool, *n, &wish.user, now));
-        }
-        outcome.records.push(Record::Lease(lease.clone()));
-        outcome.routes.push(Route::Up(lease.grant.clone()));
-        let grant = lease.grant.clone();
-        self.enter(lease);
-        Ok((grant, outcome))
-    }
-
     /// The lease lasts from now on for this long. One that lasts as long as its connection is left as it is.
     ///
     /// # Errors
@@ -308,6 +274,8 @@ impl Broker {
             forget(&mut self.by_address, &peer, id);
         }
         self.names.remove(&grant.name);
+        self.strangers.remove(&id);
+        self.quiet.remove(&id);
         if let Some(at) = grant.expires {
             self.deadlines.remove(&(at, id));
         }
@@ -315,6 +283,10 @@ impl Broker {
         for prefix in grant.prefixes() {
             self.held.remove(&prefix);
             let Some((pool, n)) = self.place_of(prefix) else { continue };
+            if grant.user.is_anonymous() {
+                self.pools[pool].vacate(n);
+                continue;
+            }
             // What is set aside for an account may lie in a pool, which knows nothing of it then.
             let Some(user) = self.pools[pool].leave(n, now) else { continue };
             outcome.records.push(Record::Assigned { prefix, user, since: now });
@@ -333,14 +305,20 @@ impl Broker {
         outcome
     }
 
-    /// Lets `fate` look at each lease of this protocol, and does what it says.
-    pub fn patrol(&mut self, now: Time, protocol: Protocol, fate: impl Fn(&Lease) -> Fate) -> Outcome {
+    /// Lets `look` at each lease of this protocol, does what it says, and notes who is heard.
+    pub fn patrol(
+        &mut self,
+        now: Time,
+        protocol: Protocol,
+        look: impl Fn(&Lease) -> (Fate, Hearing),
+    ) -> Outcome {
         let all = self.leases.values().filter(|lease| lease.protocol == protocol);
-        let mut due: Vec<(LeaseId, Fate)> = all.map(|lease| (lease.grant.lease, fate(lease))).collect();
-        due.retain(|(_, fate)| *fate != Fate::Stay);
-        due.sort_unstable_by_key(|(id, _)| *id);
+        let mut seen: Vec<_> = all.map(|lease| (lease.grant.lease, look(lease))).collect();
+        seen.iter().for_each(|(id, (_, hearing))| self.note_hearing(*id, *hearing));
+        seen.retain(|(_, (fate, _))| *fate != Fate::Stay);
+        seen.sort_unstable_by_key(|(id, _)| *id);
         let mut outcome = Outcome::default();
-        for (id, fate) in due {
+        for (id, (fate, _)) in seen {
             match fate {
                 Fate::Stay => {}
                 Fate::Renew(lasts) => {
@@ -352,10 +330,28 @@ impl Broker {
         outcome
     }
 
+    fn note_hearing(&mut self, id: LeaseId, hearing: Hearing) {
+        match hearing {
+            Hearing::Lately => drop(self.quiet.remove(&id)),
+            Hearing::NotYet | Hearing::Silent => drop(self.quiet.insert(id, hearing)),
+        }
+        let nobody = self.leases.get(&id).is_some_and(|lease| lease.grant.user.is_anonymous());
+        if nobody && hearing == Hearing::NotYet {
+            self.strangers.insert(id);
+        } else {
+            self.strangers.remove(&id);
+        }
+    }
+
+    /// Whether the client of a lease was heard when somebody looked last.
+    pub(super) fn hearing(&self, id: LeaseId) -> Hearing {
+        self.quiet.get(&id).copied().unwrap_or(Hearing::Lately)
+    }
+
     /// The leases of an account by this protocol, oldest first.
-    pub fn find(&self, user: &UserName, protocol: Protocol) -> Vec<Grant> {
+    pub fn find(&self, user: &UserName, protocol: Protocol) -> Vec<Lease> {
         let leases = self.leases_of(user).into_iter().filter_map(|id| self.leases.get(&id));
-        leases.filter(|lease| lease.protocol == protocol).map(|lease| lease.grant.clone()).collect()
+        leases.filter(|lease| lease.protocol == protocol).cloned().collect()
     }
 
     /// When the next lease ends by itself.
@@ -394,181 +390,7 @@ impl Broker {
         self.leases.is_empty()
     }
 
-    /// Who must give way: of this account the oldest beyond what it may have, and whoever has the same outer endpoints.
-    fn victims(&self, wish: &Wish) -> BTreeSet<LeaseId> {
-        let own = self.leases_of(&wish.user);
-        // Nobody in particular makes nobody in particular give way: they may be two.
-        let limit = if wish.user.is_anonymous() { u32::MAX } else { self.terms.limits.tunnels_per_account };
-        let most = (limit as usize).max(1);
-        let mut victims: BTreeSet<_> =
-            own.iter().copied().take((own.len() + 1).saturating_sub(most)).collect();
-        let here = peer(&wish.outer).and_then(|at| self.by_address.get(&at)).into_iter().flatten();
-        let same =
-            |id: &&LeaseId| self.leases.get(id).is_some_and(|lease| clashes(&lease.grant.outer, &wish.outer));
-        victims.extend(here.filter(same));
-        victims
-    }
-
-    fn check_address(&self, wish: &Wish, victims: &BTreeSet<LeaseId>) -> Result<(), Refusal> {
-        let Some(peer) = peer(&wish.outer) else { return Ok(()) };
-        let most = self.terms.limits.tunnels_per_address;
-        let here = self.by_address.get(&peer).into_iter().flatten().filter(|id| !victims.contains(id));
-        if here.count() >= most as usize {
-            return Err(Refusal::TooManyTunnels { peer, most });
-        }
-        Ok(())
-    }
-
-    /// Anonymous clients have a quota of their own, and take no endpoint from anybody else: theirs may be forged.
-    fn check_anonymous(&self, wish: &Wish, victims: &BTreeSet<LeaseId>) -> Result<(), Refusal> {
-        if !wish.user.is_anonymous() {
-            return Ok(());
-        }
-        let is_own = |id: &LeaseId| self.leases.get(id).is_some_and(|lease| lease.grant.user == wish.user);
-        if !victims.iter().all(is_own) {
-            return Err(Refusal::EndpointTaken);
-        }
-        let here = self.by_user.get(&wish.user).map_or(0, BTreeSet::len) - victims.len();
-        let Limits { anonymous_tunnels, anonymous_per_address, .. } = self.terms.limits;
-        if here >= anonymous_per_address as usize {
-            return Err(Refusal::TooManyAnonymous {
-                most: anonymous_per_address,
-                key: "anonymous_per_address",
-            });
-        }
-        if (self.anonymous as usize).saturating_sub(victims.len()) >= anonymous_tunnels as usize {
-            return Err(Refusal::TooManyAnonymous { most: anonymous_tunnels, key: "anonymous_tunnels" });
-        }
-        Ok(())
-    }
-
-    fn choose(
-        &mut self,
-        account: &Account,
-        wish: &Wish,
-        at: Option<PairPlace>,
-        victims: &mut BTreeSet<LeaseId>,
-    ) -> Result<Choice, Refusal> {
-        let mut choice = Choice { places: Vec::new(), own: Vec::new(), unbound: Vec::new(), pair: None };
-        if let Some(network) = wish.wants.network {
-            choice.own = own_networks(account, network);
-            if choice.own.is_empty() && network != NetworkWish::Own {
-                choice.places.push(self.choose_network(account, network, victims)?);
-            }
-            choice.unbound = self.claim_own(account, &choice.own, victims)?;
-        }
-        if wish.wants.pair {
-            choice.pair = Some(self.choose_pair(account, at, victims)?);
-        }
-        Ok(choice)
-    }
-
-    /// What is set aside for an account is taken from its older tunnel, and from clients in its tunnels, but from nobody
-    /// else. Returns what clients are to lose.
-    fn claim_own(
-        &self,
-        account: &Account,
-        own: &[Ipv6Prefix],
-        victims: &mut BTreeSet<LeaseId>,
-    ) -> Result<Vec<Ipv6Prefix>, Refusal> {
-        let mut unbound = Vec::new();
-        for prefix in own {
-            for binding in self.bindings.all_meeting(*prefix) {
-                if binding.owner != account.name {
-                    return Err(Refusal::Taken(*prefix));
-                }
-                unbound.push(binding.prefix);
-            }
-            let Some(holder) = self.held.get(prefix).filter(|id| !victims.contains(id)) else { continue };
-            match self.leases.get(holder) {
-                Some(lease) if lease.grant.user != account.name => return Err(Refusal::Taken(*prefix)),
-                Some(_) | None => drop(victims.insert(*holder)),
-            }
-        }
-        Ok(unbound)
-    }
-
-    fn choose_network(
-        &mut self,
-        account: &Account,
-        wanted: NetworkWish,
-        victims: &BTreeSet<LeaseId>,
-    ) -> Result<(usize, u32), Refusal> {
-        let lens = self.pools.iter().enumerate().filter_map(|(at, places)| match places.pool().kind {
-            PoolKind::Networks(len) => Some((at, len)),
-            PoolKind::Pairs | PoolKind::Addresses => None,
-        });
-        let fitting: Vec<(usize, u8)> = match wanted {
-            NetworkWish::Length(len) => lens.filter(|(_, l)| *l == len).collect(),
-            NetworkWish::Any | NetworkWish::Own => {
-                let all: Vec<_> = lens.collect();
-                let first = all.first().map(|(_, len)| *len);
-                all.into_iter().filter(|(_, len)| Some(*len) == first).collect()
-            }
-        };
-        let fitting: Vec<usize> = fitting.into_iter().map(|(at, _)| at).collect();
-        let nothing =
-            "the account has no such network of its own, and there is no [[pool]] that gives one out";
-        self.choose_place(&fitting, account, victims, nothing)
-    }
-
-    fn choose_pair(
-        &mut self,
-        account: &Account,
-        at: Option<PairPlace>,
-        victims: &BTreeSet<LeaseId>,
-    ) -> Result<(usize, u32), Refusal> {
-        let pools = self.pools.iter().enumerate();
-        let wanted = |pool: Pool| pool.kind == PoolKind::Pairs && at.is_none_or(|at| at.pool == pool.prefix);
-        let pairs: Vec<usize> = pools.filter(|(_, p)| wanted(p.pool())).map(|(n, _)| n).collect();
-        let number = at.map(|at| at.number).or(account.pair);
-        let Some((pinned, pool)) = number.zip(pairs.first().copied()) else {
-            return self.choose_place(&pairs, account, victims, "there is no [[pool]] of address pairs");
-        };
-        if self.may_have(pool, pinned, victims) {
-            return Ok((pool, pinned));
-        }
-        Err(Refusal::Taken(self.pools[pool].pool().place(pinned)))
-    }
-
-    /// The account's own place of before, a new one, or the one unused for longest.
-    fn choose_place(
-        &mut self,
-        pools: &[usize],
-        account: &Account,
-        victims: &BTreeSet<LeaseId>,
-        nothing: &'static str,
-    ) -> Result<(usize, u32), Refusal> {
-        for at in pools {
-            if let Some(n) = self.pools[*at].of(&account.name).find(|n| self.may_have(*at, *n, victims)) {
-                return Ok((*at, n));
-            }
-        }
-        for at in pools {
-            if let Some(n) = self.pools[*at].fresh() {
-                return Ok((*at, n));
-            }
-        }
-        let idle = pools.iter().find_map(|at| Some((*at, self.pools[*at].longest_idle()?)));
-        let all = pools.first().map(|at| self.pools[*at].pool().prefix);
-        idle.ok_or(all.map_or(Refusal::NothingToGive(nothing), Refusal::Exhausted))
-    }
-
-    fn may_have(&self, pool: usize, n: u32, victims: &BTreeSet<LeaseId>) -> bool {
-        let places = &self.pools[pool];
-        let holder = self.held.get(&places.pool().place(n));
-        places.is_open(n) || (places.is_within(n) && holder.is_some_and(|id| victims.contains(id)))
-    }
-
-    pub(super) fn occupy(&mut self, pool: usize, n: u32, user: &UserName, now: Time) -> Option<Record> {
-        let places = &mut self.pools[pool];
-        let known = places.user(n) == Some(user);
-        places.assign(n, Some(user.clone()), true, now);
-        let prefix = places.pool().place(n);
-        (!known).then(|| Record::Assigned { prefix, user: Some(user.clone()), since: now })
-    }
-
-    fn lease(&mut self, now: Time, wish: &Wish, choice: &Choice) -> Lease {
+    pub(super) fn lease(&self, now: Time, wish: &Wish, choice: &Choice) -> Lease {
         let from_pools = choice.places.iter().map(|(pool, n)| self.pools[*pool].pool().place(*n));
         let grant = Grant {
             lease: LeaseId(self.next),
@@ -581,10 +403,14 @@ impl Broker {
             mtu: wish.mtu,
             expires: match wish.keep {
                 Keep::WithConnection => None,
-                Keep::For(lasts) => Some(now.after(lasts)),
+                Keep::For(lasts) | Keep::WhileHeard { lasts, .. } => Some(now.after(lasts)),
             },
         };
-        Lease { grant, protocol: wish.protocol, granted: now }
+        let told = match wish.keep {
+            Keep::WithConnection | Keep::For(_) => Told::default(),
+            Keep::WhileHeard { told, .. } => told,
+        };
+        Lease { grant, protocol: wish.protocol, granted: now, told }
     }
 
     /// `alice@dtcp`, or `alice@dtcp-2` for her second tunnel.
@@ -598,7 +424,7 @@ impl Broker {
     }
 
     /// Notes a lease everywhere; whether it may be was decided before.
-    fn enter(&mut self, lease: Lease) {
+    pub(super) fn enter(&mut self, lease: Lease) {
         let grant = &lease.grant;
         let id = grant.lease;
         self.next = self.next.max(id.0.saturating_add(1));
@@ -627,7 +453,10 @@ impl Broker {
             match self.place_of(prefix) {
                 Some((pool, n)) => {
                     let in_use = self.held.contains_key(&prefix) || self.bindings.is_pooled(prefix);
-                    self.pools[pool].assign(n, user, in_use, at);
+                    // Nothing is kept in mind for nobody in particular.
+                    if in_use || !user.as_ref().is_some_and(UserName::is_anonymous) {
+                        self.pools[pool].assign(n, user, in_use, at);
+                    }
                 }
                 None => drop(self.elsewhere.insert(prefix, (user, at))),
             }
@@ -681,35 +510,12 @@ impl Grant {
     }
 }
 
-fn own_networks(account: &Account, wanted: NetworkWish) -> Vec<Ipv6Prefix> {
-    let fits = |prefix: &&Ipv6Prefix| match wanted {
-        NetworkWish::Any | NetworkWish::Own => true,
-        NetworkWish::Length(len) => prefix.prefix_len() == len,
-    };
-    account.prefixes.iter().filter(fits).copied().collect()
-}
-
 /// The client's outer address, where it is known.
 pub fn peer(outer: &Outer) -> Option<Ipv4Addr> {
     match outer {
         Outer::Proto41 { remote, .. } => Some(*remote),
         Outer::Udp { remote: UdpRemote::AnyPort { addr, .. }, .. } => Some(*addr),
         Outer::Udp { remote, .. } => remote.endpoint().map(|at| *at.ip()),
-    }
-}
-
-/// Whether packets of the two could not be told apart.
-fn clashes(a: &Outer, b: &Outer) -> bool {
-    let meet = |a: Option<Ipv4Addr>, b: Option<Ipv4Addr>| a.is_none() || b.is_none() || a == b;
-    match (a, b) {
-        (Outer::Proto41 { local: la, remote: ra }, Outer::Proto41 { local: lb, remote: rb }) => {
-            ra == rb && meet(*la, *lb)
-        }
-        (Outer::Udp { local: la, remote: ra }, Outer::Udp { local: lb, remote: rb }) => {
-            let same = ra.endpoint().is_some_and(|at| rb.endpoint() == Some(at));
-            same && la.port == lb.port && meet(la.addr, lb.addr)
-        }
-        (Outer::Proto41 { .. }, Outer::Udp { .. }) | (Outer::Udp { .. }, Outer::Proto41 { .. }) => false,
     }
 }
 

@@ -15,6 +15,7 @@
 
 pub mod account;
 pub mod binding;
+pub mod choice;
 pub mod lease;
 pub mod limits;
 pub mod mechanism;
@@ -29,7 +30,8 @@ use sixway_dataplane::update::{Ipv6Prefix, Outer, Rejected};
 
 pub use account::{Account, Accounts, Secret, UserName};
 pub use binding::{BindKey, BindKind, BindWish, Binding};
-pub use lease::{Broker, Fate, Lease, Memory, Terms, peer};
+pub use choice::Offered;
+pub use lease::{Broker, Fate, Hearing, Lease, Memory, Terms, peer};
 pub use limits::{Doorman, Limits};
 pub use mechanism::{Mechanism, Mechanisms};
 pub use pool::{Pool, PoolKind};
@@ -138,6 +140,24 @@ pub enum Keep {
     WithConnection,
     /// For this long unless it is renewed, connection or not; it outlives a restart.
     For(Duration),
+    /// The same, and it is renewed whenever its client is heard. While it is heard, no other account takes its endpoint.
+    WhileHeard {
+        /// For this long after it was heard last.
+        lasts: Duration,
+        /// What the client has said of itself.
+        told: Told,
+        /// Whether the wish came from the outer address that it is for.
+        proven: bool,
+    },
+}
+
+/// What a client has said of itself; kept with its lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Seconds between the signs of life that were agreed; 0: none were.
+    pub keepalive: u32,
+    /// The IPv4 address that it takes itself to be at: behind a NAT, another one than it is seen at.
+    pub claimed: Option<Ipv4Addr>,
 }
 
 /// What a client was given. It is on disk and in the tables before anybody sees it.

@@ -135,8 +135,10 @@ pub struct Places {
     idle: BTreeSet<(Time, u32)>,
     /// Ranges that are never given, by their first place, with their last; they do not touch.
     fenced: BTreeMap<u32, u32>,
-    /// Every place below is known or fenced.
+    /// Every place below is known, spare or fenced.
     next: u32,
+    /// Places that were given and are in mind for nobody.
+    spare: BTreeSet<u32>,
 }
 
 impl Places {
@@ -155,7 +157,7 @@ impl Places {
             }
         }
         let (known, by_user, idle) = (HashMap::new(), HashMap::new(), BTreeSet::new());
-        Self { pool, known, by_user, idle, fenced, next: 0 }
+        Self { pool, known, by_user, idle, fenced, next: 0, spare: BTreeSet::new() }
     }
 
     /// The pool itself.
@@ -200,8 +202,12 @@ impl Places {
         self.idle.iter().map(|(_, n)| *n).find(|n| self.fence(*n).is_none())
     }
 
-    /// A place that nobody ever had.
+    /// A place that is in mind for nobody.
     pub fn fresh(&mut self) -> Option<u32> {
+        // One may have been fenced since it was vacated; those are few.
+        if let Some(n) = self.spare.iter().copied().find(|n| self.fence(*n).is_none()) {
+            return Some(n);
+        }
         while self.next < self.pool.places() {
             match self.fence(self.next) {
                 Some(last) => self.next = last.saturating_add(1),
@@ -215,6 +221,7 @@ impl Places {
     /// Place `n` is this user's from now on, in use or only in mind.
     pub fn assign(&mut self, n: u32, user: Option<UserName>, in_use: bool, since: Time) {
         self.forget(n);
+        self.spare.remove(&n);
         if let Some(user) = &user {
             self.by_user.entry(user.clone()).or_default().insert(n);
         }
@@ -246,6 +253,14 @@ impl Places {
         let user = self.known.get(&n)?.user.clone();
         self.assign(n, user.clone(), false, now);
         Some(user)
+    }
+
+    /// Nobody uses place `n` any more, and it is kept in mind for nobody.
+    pub fn vacate(&mut self, n: u32) {
+        self.forget(n);
+        if n < self.pool.places() {
+            self.spare.insert(n);
+        }
     }
 
     /// The account is gone: unused places of it are nobody's, and behind all others when places run out. Returns them.
@@ -326,6 +341,15 @@ mod tests {
         assert_eq!(take(&mut places, "c"), Some(1), "unused for longer");
         assert_eq!(take(&mut places, "b"), Some(0));
         assert_eq!(places.in_use(), 2);
+    }
+
+    #[test]
+    fn a_vacated_place_is_given_before_a_new_one() {
+        let mut places = Places::new(networks("2001:db8::/62", 64), &[]);
+        assert_eq!((take(&mut places, "a"), take(&mut places, "b")), (Some(0), Some(1)));
+        places.vacate(0);
+        assert_eq!((places.in_use(), places.known().count()), (1, 1), "in mind for nobody");
+        assert_eq!((take(&mut places, "c"), take(&mut places, "a")), (Some(0), Some(2)));
     }
 
     #[test]

@@ -274,6 +274,16 @@ impl Signals {
     }
 }
 
+/// Waits before the next attempt; true: it was to end.
+pub(super) async fn pause(why: &str, backoff: &mut Backoff, signals: &mut Signals) -> bool {
+    let wait = backoff.wait(rand::random());
+    tracing::warn!("{why}; trying again in {:.1} s", wait.as_secs_f32());
+    tokio::select! {
+        () = tokio::time::sleep(wait) => false,
+        stop = signals.ends() => stop,
+    }
+}
+
 /// How one connection ended.
 enum Left {
     Stopped,
@@ -307,11 +317,8 @@ impl Keeper {
             if began.elapsed() > Duration::from_secs(60) {
                 backoff.reset();
             }
-            let wait = backoff.wait(rand::random());
-            tracing::warn!("{why}; trying again in {:.1} s", wait.as_secs_f32());
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                stop = signals.ends() => if stop { return Ok(()) },
+            if pause(&why, &mut backoff, &mut signals).await {
+                return Ok(());
             }
         }
     }

@@ -32,6 +32,7 @@ pub mod socket;
 pub mod status;
 mod syslog;
 pub mod trace;
+mod tsp_ask;
 mod tsp_wish;
 mod tspc;
 pub mod user;

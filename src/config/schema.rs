@@ -148,6 +148,7 @@ pub(crate) const TSP: Schema = Schema {
         key("lifetime", "lifetime = 604800"),
         key("lifetime_unit", "lifetime_unit = \"seconds\""),
         key("keepalive", "keepalive = 30"),
+        key("anonymous_keepalive", "anonymous_keepalive = 30"),
         key("dns", "dns = [\"2001:db8::53\"]"),
         key("domain", "domain = \"users.example.net\""),
         key("proxy", "proxy = false"),

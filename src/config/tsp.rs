@@ -35,6 +35,8 @@ pub struct Tsp {
     pub in_minutes: bool,
     /// Seconds between signs of life that everybody is told; `None`: as the client asks.
     pub keepalive: Option<u32>,
+    /// The most seconds between signs of life of clients that do not say who they are; those get it that ask for none.
+    pub anonymous_keepalive: u32,
     /// Resolvers that clients are told.
     pub dns: Vec<Ipv6Addr>,
     /// What follows a user's name in the name of its client.
@@ -60,6 +62,7 @@ impl Tsp {
             redirect: self.redirect,
             lifetime: u64::from(self.lifetime) / if self.in_minutes { 60 } else { 1 },
             keepalive: self.keepalive,
+            anonymous_keepalive: Some(self.anonymous_keepalive),
             dns: self.dns.clone(),
             domain: self.domain.clone(),
             proxy: self.proxy,
@@ -80,6 +83,7 @@ pub(crate) fn tsp(report: &mut Report<'_>, section: &Section<'_, '_>, outer: Opt
     let lifetime =
         section.integer(report, "lifetime", 1..=MOST_SECONDS, "seconds that a silent tunnel lasts");
     let keepalive = section.integer(report, "keepalive", 0..=3600, "seconds; 0 is what the client asks for");
+    let nobodys = section.integer(report, "anonymous_keepalive", 5..=600, "seconds");
     let listed = section.texts(report, "mechanisms", mechanism);
     let mechanisms = listed.map(|all| section.distinct(report, "mechanisms", all, |one| one.name()));
     let mechanisms =
@@ -98,6 +102,7 @@ pub(crate) fn tsp(report: &mut Report<'_>, section: &Section<'_, '_>, outer: Opt
         lifetime: lifetime.unwrap_or(WEEK),
         in_minutes: section.text(report, "lifetime_unit", |text| choose(&UNITS, text)).unwrap_or(false),
         keepalive: keepalive.filter(|seconds| *seconds > 0),
+        anonymous_keepalive: nobodys.unwrap_or(ANONYMOUS_KEEPALIVE),
         dns: section
             .texts(report, "dns", resolver)
             .unwrap_or_default()
@@ -211,6 +216,8 @@ const MECHANISMS: [Mechanism; 2] = [Mechanism::DigestMd5, Mechanism::ScramSha256
 const KNOWN: [Mechanism; 4] =
     [Mechanism::DigestMd5, Mechanism::ScramSha256, Mechanism::Plain, Mechanism::Anonymous];
 const REALM: &str = "sixway";
+/// Signs of life of anonymous clients.
+const ANONYMOUS_KEEPALIVE: u32 = 30;
 /// What every server that was seen said.
 const WEEK: u32 = 604_800;
 /// A year.

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::{
-    Accounts, Doorman, End, Grant, LeaseId, Limits, Mechanism, PairPlace, Protocol, Refusal, Secret, Time,
-    UserName, Wish,
+    Accounts, Doorman, End, Grant, Lease, LeaseId, Limits, Mechanism, PairPlace, Protocol, Refusal, Secret,
+    Time, UserName, Wish,
 };
 
 /// Wishes that may wait before the next one is told to come again.
@@ -33,6 +33,22 @@ pub enum Ask {
         wish: Wish,
         /// Exactly this address pair, if one is wished for.
         at: Option<PairPlace>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Held, Refusal>>,
+    },
+    /// Somebody wants a tunnel and may yet reject it.
+    Offer {
+        /// What.
+        wish: Wish,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Held, Refusal>>,
+    },
+    /// Somebody takes what was offered.
+    Take {
+        /// What was wished for.
+        wish: Box<Wish>,
+        /// What was offered.
+        offered: Box<Grant>,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<Held, Refusal>>,
     },
@@ -61,7 +77,7 @@ pub enum Ask {
         /// By which protocol.
         protocol: Protocol,
         /// Where the answer goes.
-        reply: oneshot::Sender<Vec<Grant>>,
+        reply: oneshot::Sender<Vec<Lease>>,
     },
 }
 
@@ -165,6 +181,17 @@ impl Desk {
         answer.await.unwrap_or(Err(Refusal::Stopping))
     }
 
+    /// Asks for a tunnel that may yet be rejected. Where others have to give way to it they stay until it is taken
+    /// ([`Held::take`]); else it is on disk and in the tables when this returns.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn offer(&self, wish: Wish) -> Result<Held, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Ask::Offer { wish, reply })?;
+        answer.await.unwrap_or(Err(Refusal::Stopping))
+    }
+
     /// Lets a lease last for `lasts` from now on; returns until when.
     ///
     /// # Errors
@@ -188,7 +215,7 @@ impl Desk {
     }
 
     /// What a user has by this protocol, oldest first; nothing where the office has closed.
-    pub async fn find(&self, user: UserName, protocol: Protocol) -> Vec<Grant> {
+    pub async fn find(&self, user: UserName, protocol: Protocol) -> Vec<Lease> {
         let (reply, answer) = oneshot::channel();
         match self.ask(Ask::Find { user, protocol, reply }) {
             Ok(()) => answer.await.unwrap_or_default(),
@@ -207,7 +234,13 @@ impl Desk {
     pub(super) fn hold(&self, grant: Grant) -> (Held, oneshot::Sender<End>) {
         let (end, ended) = oneshot::channel();
         let lasts = grant.expires.is_some();
-        (Held { grant, ended, desk: self.clone(), lasts, over: false }, end)
+        (Held { grant, ended, desk: self.clone(), lasts, over: false, stands: Stands::Lease }, end)
+    }
+
+    /// What the holder of an offer gets that is not a lease of its own.
+    pub(super) fn promise(&self, grant: Grant, stands: Stands) -> Held {
+        let (_nobody, ended) = oneshot::channel();
+        Held { grant, ended, desk: self.clone(), lasts: true, over: true, stands }
     }
 }
 
@@ -224,6 +257,17 @@ impl Drop for Visit {
     }
 }
 
+/// What is behind what a session holds.
+#[derive(Debug)]
+pub(super) enum Stands {
+    /// A lease.
+    Lease,
+    /// An offer: there will be a lease when it is taken.
+    Offer(Box<Wish>),
+    /// A lease that was there before, and that this session has no right to end.
+    Before,
+}
+
 /// A lease in the hands of the session that asked for it. Dropped, it ends a lease that lasts as long as its connection,
 /// and lets go of one that lasts longer.
 #[derive(Debug)]
@@ -234,9 +278,34 @@ pub struct Held {
     desk: Desk,
     lasts: bool,
     over: bool,
+    stands: Stands,
 }
 
 impl Held {
+    /// Whether [`Self::take`] changes anything.
+    pub fn is_offer(&self) -> bool {
+        matches!(self.stands, Stands::Offer(_))
+    }
+
+    /// The client accepts it. What was only offered is on disk and in the tables when this returns, and whoever gives way to
+    /// it has gone.
+    ///
+    /// # Errors
+    /// Why it cannot be had any more.
+    pub async fn take(mut self) -> Result<Self, Refusal> {
+        let wish = match std::mem::replace(&mut self.stands, Stands::Lease) {
+            Stands::Offer(wish) => wish,
+            other @ (Stands::Lease | Stands::Before) => {
+                self.stands = other;
+                return Ok(self);
+            }
+        };
+        let (reply, answer) = oneshot::channel();
+        let offered = Box::new(self.grant.clone());
+        self.desk.ask(Ask::Take { wish, offered, reply })?;
+        answer.await.unwrap_or(Err(Refusal::Stopping))
+    }
+
     /// Waits until somebody else ends the lease. Can be dropped and called again.
     pub async fn ended(&mut self) -> End {
         if self.over {

@@ -24,15 +24,15 @@ use tokio::sync::oneshot;
 
 use crate::admin::status::ends;
 use crate::broker::{
-    Accounts, Binding, Broker, End, Fate, Grant, Lease, LeaseId, Outcome, Protocol, Record, Refusal, Route,
-    Terms, Time, UserName,
+    Accounts, Binding, Broker, End, Fate, Grant, Hearing, Lease, LeaseId, Offered, Outcome, Protocol, Record,
+    Refusal, Route, Terms, Time, UserName, Wish,
 };
 use crate::config;
 use crate::registry::Registry;
 use crate::store::{Changed, Store, StoreError};
 use batch::{Answer, Batch, Step};
 pub use desk::{Ask, Desk, Held, Visit};
-use desk::{Counter, now};
+use desk::{Counter, Stands, now};
 use hooks::Hooks;
 use keeper::{Keeper, Told};
 pub use lent::{Lent, LentError, Pins};
@@ -259,10 +259,10 @@ impl Office {
         leases.len()
     }
 
-    /// Lets `fate` look at each lease of this protocol.
-    pub fn patrol(&mut self, protocol: Protocol, fate: impl Fn(&Lease, Time) -> Fate) {
+    /// Lets `look` at each lease of this protocol.
+    pub fn patrol(&mut self, protocol: Protocol, look: impl Fn(&Lease, Time) -> (Fate, Hearing)) {
         let at = now();
-        let outcome = self.broker.patrol(at, protocol, |lease| fate(lease, at));
+        let outcome = self.broker.patrol(at, protocol, |lease| look(lease, at));
         self.open.add(outcome);
     }
 
@@ -320,20 +320,14 @@ impl Office {
     fn take(&mut self, ask: Ask) {
         match ask {
             Ask::Grant { wish, at, reply } => {
-                let granted = match self.failing {
-                    Some(_) => Err(Refusal::Store),
-                    None => self.broker.grant_at(now(), &wish, at),
-                };
-                match granted {
-                    Ok((grant, outcome)) => self.open.grant(grant, outcome, reply),
-                    Err(why) => {
-                        tracing::info!(
-                            event = "refused", user = %wish.user, protocol = wish.protocol.name(), %why
-                        );
-                        let _the_asker_may_have_left = reply.send(Err(why));
-                    }
-                }
+                let granted = self.if_kept(|broker| broker.grant_at(now(), &wish, at));
+                self.note_grant(&wish, granted, reply);
             }
+            Ask::Take { wish, offered, reply } => {
+                let granted = self.if_kept(|broker| broker.take_offered(now(), &wish, &offered));
+                self.note_grant(&wish, granted, reply);
+            }
+            Ask::Offer { wish, reply } => self.offer(wish, reply),
             Ask::Renew { lease, lasts, reply } => match self.broker.renew(now(), lease, lasts) {
                 Ok((until, outcome)) => self.open.renew(until, outcome, reply),
                 Err(why) => drop(reply.send(Err(why))),
@@ -341,6 +335,39 @@ impl Office {
             Ask::End { lease, why, reply } => self.end(lease, why, Some(reply)),
             Ask::Find { user, protocol, reply } => drop(reply.send(self.broker.find(&user, protocol))),
         }
+    }
+
+    /// Nothing is given while nothing can be kept.
+    fn if_kept<T>(&mut self, work: impl FnOnce(&mut Broker) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        if self.failing.is_some() { Err(Refusal::Store) } else { work(&mut self.broker) }
+    }
+
+    fn note_grant(
+        &mut self,
+        wish: &Wish,
+        granted: Result<(Grant, Outcome), Refusal>,
+        reply: oneshot::Sender<Result<Held, Refusal>>,
+    ) {
+        match granted {
+            Ok((grant, outcome)) => self.open.grant(grant, outcome, reply),
+            Err(why) => {
+                tracing::info!(event = "refused", user = %wish.user, protocol = wish.protocol.name(), %why);
+                let _the_asker_may_have_left = reply.send(Err(why));
+            }
+        }
+    }
+
+    fn offer(&mut self, wish: Wish, reply: oneshot::Sender<Result<Held, Refusal>>) {
+        let (grant, outcome, stands) = match self.if_kept(|broker| broker.offer_tunnel(now(), &wish)) {
+            Err(why) => return self.note_grant(&wish, Err(why), reply),
+            Ok((Offered::Granted(grant), outcome)) => {
+                return self.note_grant(&wish, Ok((grant, outcome)), reply);
+            }
+            Ok((Offered::Waiting(grant), outcome)) => (grant, outcome, Stands::Offer(Box::new(wish))),
+            Ok((Offered::Same(grant), outcome)) => (grant, outcome, Stands::Before),
+        };
+        self.open.add(outcome);
+        let _the_asker_may_have_left = reply.send(Ok(self.desk.promise(grant, stands)));
     }
 
     fn end(&mut self, lease: LeaseId, why: End, reply: Option<oneshot::Sender<()>>) {
@@ -357,10 +384,12 @@ impl Office {
         for step in batch.steps {
             match step {
                 Step::Granted { grant, routes, reply } => {
+                    // A tunnel that was there before does not go because nobody could note that it lasts longer.
+                    let is_new = !routes.is_empty();
                     let raised =
                         if failed { Err(Refusal::Store) } else { self.raise(&routes, tables, &mut settled) };
                     let raised = raised.or_else(|why| self.raise_after(why, routes, tables, &mut settled));
-                    if raised.is_err() {
+                    if raised.is_err() && is_new {
                         self.undo(grant.lease);
                     }
                     settled.answers.push(Answer::Granted(reply, raised.map(|()| grant)));

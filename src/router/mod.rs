@@ -36,7 +36,7 @@ use crate::network::Network;
 use crate::office::{Lent, Move, Office, Written};
 use crate::pmtu::server::PathServer;
 use crate::privileges::{check_tun_device, explain, leave_no_core, make_room};
-use crate::punt::Dispatch;
+use crate::punt::{Dispatch, Letter};
 use crate::registry::Registry;
 use crate::store::Sqlite;
 use crate::tsp;
@@ -45,10 +45,12 @@ use crate::watch::Watchers;
 mod answers;
 mod reload;
 mod signals;
+mod voice;
 mod waits;
 
 use signals::{Signals, Wish};
 pub use signals::{hold_signals, release_signals};
+pub use voice::Voice;
 use waits::{Errors, Punts, sleep_until};
 
 /// Punts handled before questions and timers get their turn.
@@ -98,15 +100,26 @@ pub struct Start {
 impl Router {
     /// Starts a router and returns when it forwards.
     pub fn start(start: Start) -> anyhow::Result<Self> {
+        Ok(Self::begin(start, None)?.0)
+    }
+
+    /// The same, of which somebody talks at its UDP ports, too.
+    pub fn start_speaking(start: Start) -> anyhow::Result<(Self, Voice)> {
+        let (sender, letters) = voice::letters();
+        let (router, injector) = Self::begin(start, Some(sender))?;
+        Ok((router, Voice::new(injector, letters)))
+    }
+
+    fn begin(start: Start, letters: Option<mpsc::Sender<Letter>>) -> anyhow::Result<(Self, Injector)> {
         let (ready, is_ready) = std_mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let control = std::thread::Builder::new().name("control".to_owned());
         let thread = control.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(live(start, ready, stopped))
+            runtime.block_on(live(start, ready, stopped, letters))
         })?;
         match is_ready.recv() {
-            Ok(()) => Ok(Self { thread, stop: Some(stop) }),
+            Ok(injector) => Ok((Self { thread, stop: Some(stop) }, injector)),
             Err(_) => Err(join(thread).err().unwrap_or_else(|| anyhow::anyhow!("the router ended at once"))),
         }
     }
@@ -220,8 +233,9 @@ struct Control {
 
 async fn live(
     start: Start,
-    ready: std_mpsc::Sender<()>,
+    ready: std_mpsc::Sender<Injector>,
     stopped: oneshot::Receiver<()>,
+    letters: Option<mpsc::Sender<Letter>>,
 ) -> anyhow::Result<()> {
     let Start { config, reread, prepared, signals, client } = start;
     // First of all: from here on a signal asks, it does not kill.
@@ -270,9 +284,10 @@ async fn live(
         explainer: plane.explainer,
         watchers: Watchers::default(),
     };
+    control.dispatch.letters = letters;
     let outcome = match control.begin().await {
         Ok(()) => {
-            let _the_starter_waits = ready.send(());
+            let _the_starter_waits = ready.send(control.injector.clone());
             control.serve(&admin, plane.punts, &plane.workers, signals, stopped).await
         }
         Err(why) => Err(why),
@@ -588,9 +603,9 @@ impl Control {
         office.patrol(Protocol::Tsp, |lease, now| {
             let heard = registry.last_heard(lease.grant.lease).map(|at| Duration::from_secs(at.into()));
             let silent = uptime.saturating_sub(heard.unwrap_or_default()).min(now.since(lease.granted));
-            tsp.fate(lease, silent, lease.grant.expires.map_or(Duration::MAX, |at| at.since(now)))
+            let left = lease.grant.expires.map_or(Duration::MAX, |at| at.since(now));
+            tsp.look(lease, heard.is_some(), silent, left)
         });
-        tsp.forget(|lease| registry.has_lease(lease));
     }
 
     fn end_stale_churn(&mut self) {

@@ -17,11 +17,11 @@ use super::text::{emit_outer, emit_prefixes, parse_outer, parse_prefixes};
 use super::{Changed, Store, StoreError};
 use crate::broker::{
     Account, BindKey, BindKind, Binding, Grant, Lease, LeaseId, Mechanisms, Memory, Pair, Protocol, Record,
-    Secret, Time, UserName,
+    Secret, Time, Told, UserName,
 };
 
 /// The format that this program writes.
-const FORMAT: i64 = 3;
+const FORMAT: i64 = 4;
 /// How long another program may hold the file.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Owner only.
@@ -94,6 +94,12 @@ const FROM_2: &str = "
 const REACH: &str = "ALTER TABLE binding ADD COLUMN reach TEXT";
 const HAS_REACH: &str = "SELECT count(*) FROM pragma_table_info('binding') WHERE name = 'reach'";
 
+/// From format 3 to 4: what a lease's client has said of itself.
+const FROM_3: &str = "
+    ALTER TABLE lease ADD COLUMN keepalive INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE lease ADD COLUMN claimed TEXT;
+";
+
 /// An open store.
 #[derive(Debug)]
 pub struct Sqlite {
@@ -155,8 +161,11 @@ impl Sqlite {
         if found == 1 {
             changes.execute_batch(FROM_1).map_err(failed)?;
         }
-        if found < FORMAT {
+        if found < 3 {
             changes.execute_batch(FROM_2).map_err(failed)?;
+        }
+        if found < FORMAT {
+            changes.execute_batch(FROM_3).map_err(failed)?;
             changes.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
         }
         changes.execute_batch(DEPARTED).map_err(failed)?;
@@ -228,7 +237,7 @@ impl Store for Sqlite {
     fn load(&mut self) -> Result<Memory, StoreError> {
         self.seen = self.version()?;
         let leases = "SELECT id, user, protocol, name, outside, networks, pair, server, client, mtu, granted, \
-                      expires FROM lease ORDER BY id";
+                      expires, keepalive, claimed FROM lease ORDER BY id";
         Ok(Memory {
             accounts: self.accounts()?,
             leases: self.all(leases, read_lease)?,
@@ -357,12 +366,12 @@ fn write(changes: &Connection, record: &Record) -> rusqlite::Result<()> {
 }
 
 fn write_lease(changes: &Connection, lease: &Lease) -> rusqlite::Result<()> {
-    let Lease { grant, protocol, granted } = lease;
+    let Lease { grant, protocol, granted, told } = lease;
     let pair = grant.pair;
     changes
         .prepare_cached(
             "INSERT INTO lease (id, user, protocol, name, outside, networks, pair, server, client, mtu, granted, \
-             expires) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+             expires, keepalive, claimed) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
         )?
         .execute(params![
             number(grant.lease.0),
@@ -377,6 +386,8 @@ fn write_lease(changes: &Connection, lease: &Lease) -> rusqlite::Result<()> {
             grant.mtu,
             number(granted.0),
             grant.expires.map(|at| number(at.0)),
+            told.keepalive,
+            told.claimed.map(|addr| addr.to_string()),
         ])?;
     let mut hold = changes.prepare_cached("INSERT INTO held (prefix, lease) VALUES (?1, ?2)")?;
     for prefix in grant.prefixes() {
@@ -484,7 +495,9 @@ fn read_lease(row: &Row<'_>) -> Result<Lease, Fault> {
         mtu: row.get(9)?,
         expires: expires.map(|_| time(row, 11)).transpose()?,
     };
-    Ok(Lease { grant, protocol, granted: time(row, 10)? })
+    let claimed = row.get::<_, Option<String>>(13)?;
+    let claimed = claimed.map(|text| meaning(text, "an IPv4 address", |t| t.parse().ok())).transpose()?;
+    Ok(Lease { grant, protocol, granted: time(row, 10)?, told: Told { keepalive: row.get(12)?, claimed } })
 }
 
 fn read_pair(row: &Row<'_>) -> Result<Option<Pair>, Fault> {
@@ -512,8 +525,10 @@ mod tests {
         let path = folder.join("six0.db");
         {
             let store = Sqlite::open(&path).unwrap();
-            // Format 2 had all but this table.
-            store.db.execute_batch("DROP TABLE binding; PRAGMA user_version = 2").unwrap();
+            // Format 2 had all but this table and these columns.
+            let drops = "DROP TABLE binding; ALTER TABLE lease DROP COLUMN keepalive; \
+                         ALTER TABLE lease DROP COLUMN claimed; PRAGMA user_version = 2";
+            store.db.execute_batch(drops).unwrap();
         }
         let mut store = Sqlite::open(&path).unwrap();
         assert!(store.load().unwrap().bindings.is_empty());
@@ -526,6 +541,28 @@ mod tests {
         assert_eq!(store.load().unwrap().bindings, [Binding { expires: Time(99), reach, ..binding() }]);
         store.append(&[Record::Unbound(binding().prefix)]).unwrap();
         assert!(store.load().unwrap().bindings.is_empty());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn what_a_client_has_said_of_itself_outlives_the_process() {
+        let folder = std::env::temp_dir().join(format!("sixway-told-{}", std::process::id()));
+        let path = folder.join("six0.db");
+        let grant = Grant {
+            lease: LeaseId(7),
+            user: UserName::parse("alice").unwrap(),
+            protocol: Protocol::Tsp,
+            name: "alice@tsp".into(),
+            outer: sixway_dataplane::update::Outer::Proto41 { local: None, remote: [192, 0, 2, 9].into() },
+            pair: None,
+            networks: vec!["2001:db8:1::/48".parse().unwrap()],
+            mtu: 1280,
+            expires: Some(Time(9)),
+        };
+        let told = Told { keepalive: 30, claimed: Some([10, 0, 0, 1].into()) };
+        let lease = Lease { grant, protocol: Protocol::Tsp, granted: Time(1), told };
+        Sqlite::open(&path).unwrap().append(&[Record::Lease(lease.clone())]).unwrap();
+        assert_eq!(Sqlite::open(&path).unwrap().load().unwrap().leases, [lease]);
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

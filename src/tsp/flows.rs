@@ -342,6 +342,7 @@ mod tests {
             redirect: None,
             lifetime: 1,
             keepalive: None,
+            anonymous_keepalive: None,
             dns: Vec::new(),
             domain: None,
             proxy: false,
@@ -373,6 +374,9 @@ mod tests {
                         let given = Given { server, client, network: None };
                         flows
                             .handle_answer(ends, number, now, |session| session.handle_grant(Ok(given), now));
+                    }
+                    Act::Do(ends, number, Output::Accepted) => {
+                        flows.handle_answer(ends, number, now, |session| session.handle_taken(Ok(()), now));
                     }
                     Act::Do(..) => {}
                 }

@@ -30,5 +30,6 @@ pub mod server;
 pub mod session;
 pub mod setup;
 pub mod terms;
+pub mod verdict;
 pub mod want;
 pub mod xml;

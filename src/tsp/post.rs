@@ -28,6 +28,7 @@ const ROUND: Duration = Duration::from_secs(1);
 enum Answer {
     Grant(Result<(Given, Box<Held>), Code>),
     Found(Option<Found>),
+    Taken(Result<Box<Held>, Code>),
     Deleted,
 }
 
@@ -109,13 +110,13 @@ impl Post {
                 let _or_closed = answers.send((ends, number, Answer::Grant(granted)));
             })),
             Output::Find(user) => drop(tokio::spawn(async move {
-                let found = house.find(user).await;
+                let found = house.find(user, *ends.remote.ip()).await;
                 let _or_closed = answers.send((ends, number, Answer::Found(found)));
             })),
             Output::Delete(user) => {
                 self.held.remove(&number);
                 drop(tokio::spawn(async move {
-                    house.delete(user).await;
+                    house.delete(user, *ends.remote.ip()).await;
                     let _or_closed = answers.send((ends, number, Answer::Deleted));
                 }));
             }
@@ -124,7 +125,16 @@ impl Post {
                     tokio::spawn(async move { house.release(held).await });
                 }
             }
-            Output::Accepted => count(&house.counts.taken),
+            Output::Accepted => {
+                let Some(held) = self.held.remove(&number) else { return };
+                if !held.is_offer() {
+                    return self.hand_on(ends, number, Answer::Taken(Ok(Box::new(held))));
+                }
+                tokio::spawn(async move {
+                    let taken = house.take(held).await.map(Box::new);
+                    let _or_closed = answers.send((ends, number, Answer::Taken(taken)));
+                });
+            }
             // The lease lasts without whoever asked for it.
             Output::Finish => drop(self.held.remove(&number)),
             Output::Send(_) | Output::Pause => {}
@@ -148,6 +158,15 @@ impl Post {
             }
             Answer::Grant(Err(code)) => {
                 self.flows.handle_answer(ends, number, now, |session| session.handle_grant(Err(code), now));
+            }
+            Answer::Taken(taken) => {
+                let told = taken.as_ref().map_or_else(|code| Err(*code), |_| Ok(()));
+                if self.flows.handle_answer(ends, number, now, |session| session.handle_taken(told, now)) {
+                    self.held.extend(taken.ok().map(|held| (number, *held)));
+                }
+                if told.is_ok() {
+                    count(&self.house.counts.taken);
+                }
             }
             Answer::Found(found) => {
                 self.flows.handle_answer(ends, number, now, |session| session.handle_found(found, now));

@@ -25,9 +25,9 @@ use super::session::{Output, Session};
 use super::terms::{Found, Given, Offer, Terms, Transport};
 use super::want::{Network, Want};
 use crate::auth::Claim;
-use crate::broker::{End, Fate};
 use crate::broker::{
-    Grant, Keep, Lease, NetworkWish, Protocol, Refusal, UserName, Wants, Wish, peer as client_of,
+    End, Fate, Grant, Hearing, Keep, Lease, NetworkWish, Protocol, Refusal, Told, UserName, Wants, Wish,
+    peer as client_of,
 };
 use crate::config::Tsp;
 use crate::office::{Desk, Held, Visit};
@@ -186,23 +186,19 @@ impl Server {
         self.house.draining.store(draining, Ordering::Relaxed);
     }
 
-    /// How often to ask [`Self::fate`] for each tunnel.
+    /// How often to call [`Self::look`] for each tunnel.
     pub fn round(&self) -> Duration {
         self.house.life.round()
     }
 
-    /// What becomes of a tunnel whose client has been silent for so long, at most as long as the tunnel is there.
-    pub fn fate(&self, lease: &Lease, silent: Duration, left: Duration) -> Fate {
-        let fate = self.house.life.fate(lease.grant.lease, silent, left);
-        if fate == Fate::End {
+    /// What becomes of a tunnel whose client was ever `heard` since the start, and has been silent for so long, at most as long
+    /// as the tunnel is there.
+    pub fn look(&self, lease: &Lease, heard: bool, silent: Duration, left: Duration) -> (Fate, Hearing) {
+        let seen = self.house.life.look(lease, heard, silent, left);
+        if seen.0 == Fate::End {
             count(&self.house.counts.silent);
         }
-        fate
-    }
-
-    /// Forgets what was agreed for tunnels that are not there any more.
-    pub fn forget(&self, is_there: impl Fn(crate::broker::LeaseId) -> bool) {
-        self.house.life.forget(is_there);
+        seen
     }
 
     /// What has happened.
@@ -289,7 +285,10 @@ impl House {
     }
 
     pub(super) async fn grant(&self, want: &Want, ends: Ends) -> Result<(Given, Held), Code> {
-        let granted = match self.desk.grant(self.wish(want, ends)).await {
+        let wish = self.wish(want, ends);
+        // In the draft nobody accepts: what is given is given.
+        let held = if want.firm { self.desk.grant(wish).await } else { self.desk.offer(wish).await };
+        let granted = match held {
             Ok(held) => match given(&held.grant) {
                 Some(given) => Ok((given, held)),
                 None => Err(Code::ServerError),
@@ -297,10 +296,12 @@ impl House {
             Err(why) => Err(code(&why)),
         };
         count(if granted.is_ok() { &self.counts.granted } else { &self.counts.denied });
-        if let Ok((_, held)) = &granted {
-            self.life.agree(held.grant.lease, want.keepalive);
-        }
         granted
+    }
+
+    /// What was offered is the client's from now on.
+    pub(super) async fn take(&self, held: Held) -> Result<Held, Code> {
+        held.take().await.map_err(|why| code(&why))
     }
 
     fn wish(&self, want: &Want, ends: Ends) -> Wish {
@@ -322,24 +323,36 @@ impl House {
             outer,
             mtu: self.mtu,
             wants: Wants { pair: true, network },
-            keep: Keep::For(self.life.lasts()),
+            keep: Keep::WhileHeard {
+                lasts: self.life.lasts(),
+                told: Told { keepalive: want.keepalive, claimed: Some(want.claimed) },
+                proven: want.end == *ends.remote.ip(),
+            },
         }
     }
 
-    pub(super) async fn find(&self, user: UserName) -> Option<Found> {
-        let grants = self.desk.find(user, Protocol::Tsp).await;
-        let newest = grants.last()?;
-        let mode = match newest.outer {
+    /// The tunnel that a user at this address means: the newest of those from there, else the newest of all.
+    async fn own(&self, user: UserName, from: Ipv4Addr) -> Option<Lease> {
+        let mut all = self.desk.find(user, Protocol::Tsp).await;
+        let here = all.iter().rposition(|lease| client_of(&lease.grant.outer) == Some(from));
+        let at = here.or(all.len().checked_sub(1))?;
+        Some(all.swap_remove(at))
+    }
+
+    pub(super) async fn find(&self, user: UserName, from: Ipv4Addr) -> Option<Found> {
+        let Lease { grant, told, .. } = self.own(user, from).await?;
+        let mode = match grant.outer {
             Outer::Proto41 { .. } => Mode::V6V4,
             Outer::Udp { .. } => Mode::V6UdpV4,
         };
-        Some(Found { mode, end: client_of(&newest.outer)?, given: given(newest)? })
+        let (end, keepalive) = (client_of(&grant.outer)?, told.keepalive);
+        Some(Found { mode, end, given: given(&grant)?, keepalive })
     }
 
-    pub(super) async fn delete(&self, user: UserName) {
-        for grant in self.desk.find(user, Protocol::Tsp).await {
+    pub(super) async fn delete(&self, user: UserName, from: Ipv4Addr) {
+        if let Some(lease) = self.own(user, from).await {
             count(&self.counts.given_back);
-            self.desk.end(grant.lease, End::Released).await;
+            self.desk.end(lease.grant.lease, End::Released).await;
         }
     }
 
@@ -450,15 +463,26 @@ impl Guest {
                         session.handle_grant(given, house.now());
                     }
                     Output::Find(user) => {
-                        let found = house.find(user).await;
+                        let found = house.find(user, *self.ends.remote.ip()).await;
                         session.handle_found(found, house.now());
                     }
                     Output::Delete(user) => {
                         *tunnel = None;
-                        house.delete(user).await;
+                        house.delete(user, *self.ends.remote.ip()).await;
                         session.handle_deleted(house.now());
                     }
-                    Output::Accepted => count(&house.counts.taken),
+                    Output::Accepted => {
+                        let taken = match tunnel.take() {
+                            Some(held) => house.take(held).await,
+                            None => Err(Code::ServerError),
+                        };
+                        let told = taken.as_ref().map_or_else(|code| Err(*code), |_| Ok(()));
+                        *tunnel = taken.ok();
+                        if told.is_ok() {
+                            count(&house.counts.taken);
+                        }
+                        session.handle_taken(told, house.now());
+                    }
                     Output::Release => {
                         if let Some(held) = tunnel.take() {
                             house.release(held).await;

@@ -36,7 +36,8 @@ pub enum Output {
     Find(UserName),
     /// End this user's tunnel, then call [`Session::handle_deleted`].
     Delete(UserName),
-    /// The client has taken the tunnel: it lasts without this session from now on.
+    /// The client has taken the tunnel: it lasts without this session from now on. Call [`Session::handle_taken`] once it is
+    /// the client's.
     Accepted,
     /// Give back what was granted.
     Release,
@@ -65,6 +66,8 @@ enum Stage {
     Asking(Who, Option<Want>),
     /// The client must accept or reject.
     Offered(Who, Info),
+    /// The caller sees to it that the tunnel is the client's.
+    Taking(Who, Info),
     /// It has a tunnel.
     Established(Who, Info),
     /// There is no more to it.
@@ -106,7 +109,7 @@ impl Session {
 
     /// Whether more may be given to it: not while the caller owes it an answer.
     pub fn wants_input(&self) -> bool {
-        !matches!(self.stage, Stage::Proving | Stage::Asking(..))
+        !matches!(self.stage, Stage::Proving | Stage::Asking(..) | Stage::Taking(..))
     }
 
     /// Whether there is no more to it.
@@ -130,6 +133,7 @@ impl Session {
             | Stage::Command(Some(_))
             | Stage::Asking(..)
             | Stage::Offered(..)
+            | Stage::Taking(..)
             | Stage::Established(..) => 2,
         }
     }
@@ -166,7 +170,7 @@ impl Session {
             }
             Stage::Hello | Stage::Auth => self.handle_line(first_line(payload)),
             Stage::Poll(_) | Stage::Over => self.fail(Code::ServerError),
-            Stage::Proving | Stage::Asking(..) => {}
+            Stage::Proving | Stage::Asking(..) | Stage::Taking(..) => {}
         }
     }
 
@@ -206,8 +210,8 @@ impl Session {
                 return self.refuse(code);
             }
         };
-        let found = Found { mode: want.mode, end: want.claimed, given };
-        let info = self.info(found, want.keepalive, who.as_ref());
+        let found = Found { mode: want.mode, end: want.claimed, given, keepalive: want.keepalive };
+        let info = self.info(found, who.as_ref());
         self.say_framed(&info.emit());
         self.stage = match self.dialect {
             // No accept comes.
@@ -220,11 +224,30 @@ impl Session {
         self.read(now);
     }
 
+    /// The answer to [`Output::Accepted`]: the tunnel is the client's, or why it cannot be any more.
+    pub fn handle_taken(&mut self, taken: Result<(), Code>, now: Duration) {
+        if !matches!(self.stage, Stage::Taking(..)) {
+            return;
+        }
+        let Stage::Taking(who, info) = self.take() else { return };
+        self.deadline = now + PATIENCE;
+        match taken {
+            Ok(()) => {
+                self.stage = Stage::Established(who, info);
+                self.acknowledge();
+            }
+            Err(code) => {
+                self.stage = Stage::Command(who);
+                self.refuse(code);
+            }
+        }
+        self.read(now);
+    }
+
     /// The answer to [`Output::Find`].
     pub fn handle_found(&mut self, found: Option<Found>, now: Duration) {
         let Stage::Asking(who, None) = self.take() else { return };
-        let info =
-            found.map(|found| self.info(found, self.terms.offer.keepalive.unwrap_or(0), who.as_ref()).emit());
+        let info = found.map(|found| self.info(found, who.as_ref()).emit());
         self.stage = Stage::Command(who);
         self.say_framed(&info.unwrap_or_default());
         self.deadline = now + PATIENCE;
@@ -318,6 +341,7 @@ impl Session {
             | Stage::Command(_)
             | Stage::Asking(..)
             | Stage::Offered(..)
+            | Stage::Taking(..)
             | Stage::Established(..)
             | Stage::Over => self.fail(Code::ServerError),
         }
@@ -411,9 +435,8 @@ impl Session {
                 self.create(&request, who);
             }
             (Action::Accept, Stage::Offered(who, info)) => {
-                self.stage = Stage::Established(who, info);
+                self.stage = Stage::Taking(who, info);
                 self.out.push(Output::Accepted);
-                self.acknowledge();
             }
             // A 1.0 client that accepts all the same, and one that says so twice.
             (Action::Accept, Stage::Established(who, info)) => {
@@ -476,7 +499,7 @@ impl Session {
         if let Some(status) = self.elsewhere(Step::Create) {
             return self.end_framed(status);
         }
-        match want(&self.terms, request, who.clone()) {
+        match want(&self.terms, request, who.clone(), self.dialect == Dialect::Draft) {
             Ok(want) => {
                 self.stage = Stage::Asking(who, Some(want.clone()));
                 self.out.push(Output::Grant(want));
@@ -485,7 +508,7 @@ impl Session {
         }
     }
 
-    fn info(&self, found: Found, keepalive: u32, who: Option<&UserName>) -> Info {
+    fn info(&self, found: Found, who: Option<&UserName>) -> Info {
         let Terms { local, offer, .. } = &self.terms;
         let name = who.zip(offer.domain.as_ref());
         Info {
@@ -498,7 +521,7 @@ impl Session {
             name: name.and_then(|(user, domain)| Name::parse(&format!("{user}.{}", domain.as_str()))),
             dns: offer.dns.clone(),
             prefix: found.given.network,
-            keepalive,
+            keepalive: found.keepalive,
         }
     }
 
@@ -559,6 +582,7 @@ impl Session {
             | Stage::Proving
             | Stage::Poll(_)
             | Stage::Asking(..)
+            | Stage::Taking(..)
             | Stage::Over => self.end_with(Status::plain(self.known(code))),
         }
     }
@@ -586,6 +610,7 @@ impl Session {
             | Stage::Poll(_)
             | Stage::Command(_)
             | Stage::Asking(_, None)
+            | Stage::Taking(..)
             | Stage::Established(..) => {}
         }
         self.out.push(Output::Finish);

@@ -53,6 +53,9 @@ pub struct Offer {
     pub dns: Vec<Ipv6Addr>,
     /// What follows a user's name in the name of its client.
     pub domain: Option<Name>,
+    /// The most seconds between signs of life of clients that do not say who they are, and what those get that ask for none;
+    /// `None`: as with others.
+    pub anonymous_keepalive: Option<u32>,
     /// Whether a tunnel by protocol 41 may end at another address than the one that asks.
     pub proxy: bool,
     /// Our outer address as clients are told, where a NAT is before us.
@@ -94,4 +97,6 @@ pub struct Found {
     pub end: Ipv4Addr,
     /// What was given.
     pub given: Given,
+    /// Seconds between the signs of life that were agreed; 0: none were.
+    pub keepalive: u32,
 }

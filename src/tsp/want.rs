@@ -30,6 +30,8 @@ pub struct Want {
     pub keepalive: u32,
     /// Where the client takes itself to be.
     pub claimed: Ipv4Addr,
+    /// Whether it is given at once, with nobody to accept it.
+    pub firm: bool,
 }
 
 /// The network that a client wants.
@@ -47,7 +49,7 @@ pub enum Network {
 ///
 /// # Errors
 /// The code that the client is told.
-pub fn want(terms: &Terms, request: &Tunnel, user: Option<UserName>) -> Result<Want, Code> {
+pub fn want(terms: &Terms, request: &Tunnel, user: Option<UserName>, firm: bool) -> Result<Want, Code> {
     let asked = request.mode().ok_or(Code::InvalidRequest)?.map_err(|()| Code::UnsupportedTunnelType)?;
     if asked == Mode::V4V6 {
         return Err(Code::UnsupportedTunnelType);
@@ -64,13 +66,23 @@ pub fn want(terms: &Terms, request: &Tunnel, user: Option<UserName>) -> Result<W
     }
     let asked = request.keepalive.as_ref().and_then(|keepalive| keepalive.interval).unwrap_or(0);
     let keepalive = terms.offer.keepalive.unwrap_or(asked.min(MOST_KEEPALIVE));
+    let keepalive = match terms.offer.anonymous_keepalive.filter(|_| user.is_none()) {
+        Some(most) if keepalive == 0 || keepalive > most => most,
+        Some(_) | None => keepalive,
+    };
     let end = if mode == Mode::V6V4 { claimed } else { terms.peer };
-    Ok(Want { user, mode, end, network, keepalive, claimed })
+    Ok(Want { user, mode, end, network, keepalive, claimed, firm })
 }
 
 fn may_end_at(terms: &Terms, addr: Ipv4Addr) -> bool {
     let own = addr.is_loopback() && !terms.peer.is_loopback();
     !(addr.is_unspecified() || addr.octets()[0] == 0 || addr.is_multicast() || addr.is_broadcast() || own)
+}
+
+/// Whether packets may be aimed at another box on somebody's word: not at ourselves, nor where no box is (RFC 6890).
+fn may_aim_at(terms: &Terms, addr: Ipv4Addr) -> bool {
+    let ours = addr == terms.local || terms.offer.public_address == Some(addr);
+    !(ours || addr.octets()[0] >= 240 || addr.is_link_local())
 }
 
 /// The type, by whether a NAT is on the way.
@@ -83,7 +95,8 @@ fn decide(terms: &Terms, asked: Mode, claimed: Ipv4Addr, proxy: bool) -> Result<
         Mode::V6AnyV4 if direct && has(Mode::V6V4) => Ok(Mode::V6V4),
         Mode::V6AnyV4 | Mode::V6UdpV4 if udp => Ok(Mode::V6UdpV4),
         Mode::V6V4 if !has(Mode::V6V4) => Err(Code::UnsupportedTunnelType),
-        Mode::V6V4 if direct || (proxy && offer.proxy) => Ok(Mode::V6V4),
+        Mode::V6V4 if direct => Ok(Mode::V6V4),
+        Mode::V6V4 if proxy && offer.proxy && may_aim_at(terms, claimed) => Ok(Mode::V6V4),
         Mode::V6V4 => Err(Code::InvalidIpv4),
         Mode::V6AnyV4 | Mode::V6UdpV4 | Mode::V4V6 => Err(Code::UnsupportedTunnelType),
     }
@@ -105,4 +118,44 @@ fn network(request: &Tunnel) -> Result<Network, Code> {
     }
     let fits = prefix.bits().filter(|bits| (1..=LONGEST_PREFIX).contains(bits));
     fits.map(Network::Length).ok_or(Code::PrefixUnsupported)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::auth::Site;
+    use crate::tsp::terms::Offer;
+
+    fn aimed_at(addr: &str) -> Result<Want, Code> {
+        let offer = Offer {
+            tunnels: vec![Mode::V6V4],
+            mechanisms: Vec::new(),
+            site: Site { realm: "x".into(), service: "tsp", salt: [0; 32] },
+            brokers: Vec::new(),
+            redirect: None,
+            lifetime: 1,
+            keepalive: None,
+            anonymous_keepalive: None,
+            dns: Vec::new(),
+            domain: None,
+            proxy: true,
+            public_address: Some(Ipv4Addr::new(203, 0, 113, 1)),
+        };
+        let [peer, local] = [[198, 51, 100, 9], [192, 0, 2, 1]].map(Ipv4Addr::from);
+        let terms = Terms { transport: Transport::Udp, peer, local, random: [0; 16], offer: Arc::new(offer) };
+        let xml = format!(
+            "<tunnel action=\"create\" type=\"v6v4\" proxy=\"yes\"><client><address type=\"ipv4\">{addr}</address></client></tunnel>"
+        );
+        want(&terms, &Tunnel::parse(xml.as_bytes()).unwrap(), None, false)
+    }
+
+    #[test]
+    fn nobody_aims_a_tunnel_at_us_or_where_no_box_is() {
+        assert_eq!(aimed_at("192.0.2.9").unwrap().end, Ipv4Addr::new(192, 0, 2, 9));
+        for wrong in ["192.0.2.1", "203.0.113.1", "240.1.1.1", "169.254.1.1", "255.255.255.255"] {
+            assert_eq!(aimed_at(wrong), Err(Code::InvalidIpv4), "{wrong}");
+        }
+    }
 }

@@ -1,0 +1,236 @@
+//! What ends a TSP tunnel and what does not: offers that nobody takes, forged wishes, renewals that are refused, a restart
+//! followed by silence.
+//!
+//! ```text
+//!   C alice, nobody ──TSP──► S ──IPv6── U
+//! ```
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netns_tests::tsp::{Login, Offer, Tsp, framed, server};
+use netns_tests::{C4, Client, Job, Rig, Router, S4, U6, pings, program, wait_for};
+use nix::sys::signal::Signal;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+const ALICE: Login<'static> = Login { user: "alice", secret: "wonderland" };
+
+fn config(rig: &Rig, keys: &str) -> String {
+    let store = rig.lab.path("store.db");
+    if !store.exists() {
+        let secret = rig.lab.write("secret", ALICE.secret);
+        let (program, store, secret) = (program(), store.display(), secret.display());
+        rig.s.run(&format!("{} user add alice --store {store} --secret-file {secret}", program.display()));
+    }
+    let tables = format!(
+        "[store]\npath = \"{}\"\n[[pool]]\nprefix = \"fd00:2:f::/64\"\npairs = true\n\
+         [tsp]\nrealm = \"broker.example\"\nmechanisms = [\"DIGEST-MD5\", \"ANONYMOUS\"]\n{keys}\n",
+        store.display()
+    );
+    Rig::server_config("", &tables)
+}
+
+fn broker(rig: &Rig, keys: &str) -> Router {
+    Router::start(&rig.lab, &rig.s, &config(rig, keys))
+}
+
+fn tunnels(server: &Router) -> u64 {
+    server.status()["tunnels_total"].as_u64().unwrap_or(99)
+}
+
+fn count(server: &Router, name: &str) -> u64 {
+    server.status()["tsp"][name].as_u64().unwrap_or(u64::MAX)
+}
+
+fn alice(rig: &Rig) -> Tsp {
+    let mut tsp = Tsp::udp(&rig.c, &format!("{C4}:0"), &server());
+    tsp.log_in(ALICE, S4);
+    tsp
+}
+
+fn nobody(rig: &Rig) -> Tsp {
+    let mut tsp = Tsp::udp(&rig.c, &format!("{C4}:0"), &server());
+    tsp.ask("VERSION=2.0.1\r\n");
+    assert!(tsp.ask("AUTHENTICATE ANONYMOUS\r\n\0").starts_with("200 "));
+    tsp
+}
+
+fn reject(tsp: &mut Tsp) {
+    let said = tsp.ask(&framed("<tunnel action=\"reject\"></tunnel>\r\n"));
+    assert!(said.contains("200 "), "{said}");
+}
+
+fn carries(peer: &Client, offer: &Offer) {
+    wait_for("a sign of life", PATIENCE, || peer.ping(&offer.server6, Duration::from_millis(500)));
+    assert!(peer.ping(U6, PATIENCE).is_some(), "the world is there");
+}
+
+#[test]
+fn an_offer_that_is_not_taken_ends_nothing() {
+    let Some(rig) = Rig::new_or_skip("TSP: a second session asks and rejects, then takes") else { return };
+    let server = broker(&rig, "");
+    let mut first = alice(&rig);
+    let offer = first.create("v6udpv4", C4, None, 30);
+    first.accept();
+    let peer = Client::over(first.socket(), &offer.client6);
+    carries(&peer, &offer);
+    let mut second = alice(&rig);
+    let other = second.create("v6udpv4", C4, None, 30);
+    assert_eq!((other.code, &other.client6), (200, &offer.client6), "the same address is offered");
+    carries(&peer, &offer);
+    reject(&mut second);
+    carries(&peer, &offer);
+    assert_eq!((tunnels(&server), count(&server, "taken")), (1, 1));
+    // Asked for again by the very same session, as a late copy of a datagram does: nothing changes either.
+    let again = first.create("v6udpv4", C4, None, 30);
+    carries(&peer, &again);
+    let moved = second.create("v6udpv4", C4, None, 30);
+    second.accept();
+    carries(&Client::over(second.socket(), &moved.client6), &moved);
+    assert_eq!(peer.ping(U6, Duration::from_millis(500)), None, "now it is the newer session's");
+    assert_eq!(tunnels(&server), 1);
+    server.stop();
+}
+
+#[test]
+fn forgers_without_a_name_end_nobody_s_tunnel() {
+    let Some(rig) = Rig::new_or_skip("TSP: anonymous wishes for an endpoint in use") else { return };
+    let server = broker(&rig, "");
+    let mut first = nobody(&rig);
+    let offer = first.create("v6v4", C4, None, 0);
+    assert!(offer.text.contains("<keepalive interval=\"30\">"), "{}", offer.text);
+    first.accept();
+    let peer = Client::proto41(&rig.c, C4, &offer.client6);
+    carries(&peer, &offer);
+    for word in ["reject", "delete"] {
+        let mut forger = nobody(&rig);
+        let same = forger.create("v6v4", C4, None, 0);
+        assert_eq!((same.code, &same.client6), (200, &offer.client6));
+        let said = forger.ask(&framed(&format!("<tunnel action=\"{word}\"></tunnel>\r\n")));
+        assert!(said.contains("200 "), "{said}");
+        carries(&peer, &offer);
+    }
+    assert_eq!(tunnels(&server), 1);
+    server.stop();
+}
+
+#[test]
+fn a_restart_does_not_keep_the_dead_alive() {
+    let Some(rig) = Rig::new_or_skip("TSP: a client vanishes while the broker restarts") else { return };
+    let server = broker(&rig, "");
+    let mut first = nobody(&rig);
+    let offer = first.create("v6udpv4", C4, None, 2);
+    first.accept();
+    let mut second = alice(&rig);
+    let alices = second.create("v6udpv4", C4, None, 2);
+    second.accept();
+    let mut third = nobody(&rig);
+    let heard = third.create("v6udpv4", C4, None, 2);
+    third.accept();
+    let peer = Client::over(third.socket(), &heard.client6);
+    for (tsp, offer) in [(&first, &offer), (&second, &alices), (&third, &heard)] {
+        carries(&Client::over(tsp.socket(), &offer.client6), offer);
+    }
+    server.crash();
+    let server = broker(&rig, "");
+    assert_eq!(tunnels(&server), 3, "all forward again");
+    let until = Instant::now() + Duration::from_secs(90);
+    while Instant::now() < until && tunnels(&server) > 1 {
+        carries(&peer, &heard);
+        thread::sleep(Duration::from_secs(2));
+    }
+    assert_eq!(
+        tunnels(&server),
+        1,
+        "who is not heard for a minute is gone, though nobody has agreed on it since"
+    );
+    carries(&peer, &heard);
+    server.stop();
+}
+
+/// `sixway connect` in C, with its log.
+struct Connected {
+    job: Job,
+    log: PathBuf,
+}
+
+fn begin(rig: &Rig, words: &[&str]) -> Connected {
+    static STARTED: AtomicU32 = AtomicU32::new(0);
+    let log = rig.lab.path(&format!("connect-{}.log", STARTED.fetch_add(1, Ordering::Relaxed)));
+    let secret = rig.lab.write("password", "wonderland\n");
+    let socket = rig.lab.path("connect.sock");
+    let (secret, socket) = (secret.to_string_lossy(), socket.to_string_lossy());
+    let args = [&["connect", "--password-file", &secret, "--socket", &socket], words].concat();
+    Connected { job: rig.c.spawn(&program(), &args, &log), log }
+}
+
+impl Connected {
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn says(&self, words: &str, within: Duration) {
+        wait_for(&format!("'{words}' in the client's log"), within, || {
+            self.said().contains(words).then_some(())
+        });
+    }
+}
+
+#[test]
+fn what_is_only_shown_leaves_the_running_tunnel_alone() {
+    let Some(rig) = Rig::new_or_skip("connect tsp:// --print beside a running tunnel") else { return };
+    let server = broker(&rig, "");
+    let mut tsp = alice(&rig);
+    let offer = tsp.create("v6udpv4", C4, None, 30);
+    tsp.accept();
+    let peer = Client::over(tsp.socket(), &offer.client6);
+    carries(&peer, &offer);
+    let shown = begin(&rig, &[&format!("tsp://alice@{S4}"), "--print"]);
+    shown.says(&offer.client6, PATIENCE);
+    carries(&peer, &offer);
+    assert_eq!((tunnels(&server), count(&server, "granted")), (1, 1), "nothing was asked for");
+    server.stop();
+}
+
+/// The number of the TUN device, another one each time that it is made.
+fn device(rig: &Rig) -> String {
+    rig.c.run("cat /sys/class/net/six0/ifindex").trim().to_owned()
+}
+
+#[test]
+fn a_tunnel_in_udp_is_renewed_where_it_runs() {
+    let Some(rig) = Rig::new_or_skip("connect tsp://: renewal of a tunnel in UDP") else { return };
+    let server = broker(&rig, "lifetime = 60");
+    let client = begin(&rig, &[&format!("tsp://alice@{S4}?tunnel=v6udpv4&keepalive=10")]);
+    client.says("the tunnel is up", PATIENCE);
+    let remote = |server: &Router| server.tunnel("alice@tsp")["remote"].clone();
+    let before = (device(&rig), remote(&server));
+    rig.c.run("ip -6 route add fd00:7::/64 dev six0");
+    client.says("renewed, with the same addresses", Duration::from_secs(45));
+    assert_eq!((device(&rig), remote(&server)), before, "the same device, the same port");
+    assert!(rig.c.run("ip -6 route").contains("fd00:7::/64"), "and what the user has put there");
+    assert_eq!((count(&server, "granted"), count(&server, "taken")), (2, 2));
+    assert_eq!(pings(&rig.c, U6, 3, ""), 3);
+    assert!(client.job.end(Signal::SIGTERM, PATIENCE).success());
+    server.stop();
+}
+
+#[test]
+fn a_refused_renewal_ends_no_tunnel_that_works() {
+    let Some(rig) = Rig::new_or_skip("connect tsp://: the broker drains, tunnels stay") else { return };
+    let server = broker(&rig, "lifetime = 60");
+    let client = begin(&rig, &[&format!("tsp://alice@{S4}?tunnel=v6v4&keepalive=10")]);
+    client.says("the tunnel is up", PATIENCE);
+    rig.s.run(&format!("{} drain --socket {}", program().display(), server.socket().display()));
+    client.says("the tunnel is not renewed", Duration::from_secs(45));
+    // Longer than the lifetime, and than the silence that ends a tunnel.
+    thread::sleep(Duration::from_secs(70));
+    assert_eq!(pings(&rig.c, U6, 3, ""), 3, "{}", client.said());
+    assert_eq!((tunnels(&server), count(&server, "silent")), (1, 0));
+    assert!(client.job.end(Signal::SIGTERM, PATIENCE).success());
+    server.stop();
+}
