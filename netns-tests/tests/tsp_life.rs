@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netns_tests::tsp::{Login, Offer, Tsp, framed, server};
-use netns_tests::{C4, Client, Job, Rig, Router, S4, U6, pings, program, wait_for};
+use netns_tests::{C4, C4_OTHER, Client, Job, Rig, Router, S4, U6, pings, program, wait_for};
 use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -151,6 +151,34 @@ fn a_restart_does_not_keep_the_dead_alive() {
     server.stop();
 }
 
+#[test]
+fn each_site_of_an_account_has_a_tunnel_of_its_own() {
+    let Some(rig) = Rig::new_or_skip("TSP: two sites of one account") else { return };
+    let server = broker(&rig, "[limits]\ntunnels_per_account = 2");
+    let site = |from: &str, claimed: &str| {
+        let mut tsp = Tsp::udp(&rig.c, &format!("{from}:0"), &netns_tests::tsp::server());
+        tsp.log_in(ALICE, S4);
+        let offer = tsp.create("v6udpv4", claimed, None, 30);
+        tsp.accept();
+        (tsp, offer)
+    };
+    let (one, ones) = site(C4, "192.168.0.1");
+    let (_, twos) = site(C4_OTHER, "192.168.0.2");
+    assert_ne!(ones.client6, twos.client6);
+    for _ in 0..3 {
+        assert_eq!(site(C4_OTHER, "192.168.0.2").1.client6, twos.client6, "who comes back has the same");
+    }
+    assert_eq!(tunnels(&server), 2);
+    let mut asks = Tsp::udp(&rig.c, &format!("{C4_OTHER}:0"), &netns_tests::tsp::server());
+    asks.log_in(ALICE, S4);
+    let info = asks.ask(&framed("<tunnel action=\"info\"></tunnel>\r\n"));
+    assert!(info.contains("192.168.0.2") && info.contains("<keepalive interval=\"30\">"), "{info}");
+    assert!(asks.ask(&framed("<tunnel action=\"delete\"></tunnel>\r\n")).contains("200 "));
+    wait_for("the tunnel to end", PATIENCE, || (tunnels(&server) == 1).then_some(()));
+    carries(&Client::over(one.socket(), &ones.client6), &ones);
+    server.stop();
+}
+
 /// `sixway connect` in C, with its log.
 struct Connected {
     job: Job,
@@ -231,6 +259,34 @@ fn a_refused_renewal_ends_no_tunnel_that_works() {
     thread::sleep(Duration::from_secs(70));
     assert_eq!(pings(&rig.c, U6, 3, ""), 3, "{}", client.said());
     assert_eq!((tunnels(&server), count(&server, "silent")), (1, 0));
+    assert!(client.job.end(Signal::SIGTERM, PATIENCE).success());
+    server.stop();
+}
+
+#[test]
+fn what_fails_here_when_the_tunnel_comes_back_is_tried_again() {
+    let Some(rig) = Rig::new_or_skip("connect tsp://: a script fails once") else { return };
+    let server = broker(&rig, "");
+    let runs = rig.lab.path("runs");
+    let script = rig.lab.write(
+        "script.sh",
+        &format!(
+            "[ $TSP_OPERATION = TSP_TUNNEL_CREATION ] || exit 0\necho run >> {0}\n[ $(wc -l < {0}) != 2 ] || exit 1\n\
+             ip link set $TSP_TUNNEL_INTERFACE up\n\
+             ip -6 addr add $TSP_CLIENT_ADDRESS_IPV6/128 dev $TSP_TUNNEL_INTERFACE\n\
+             ip -6 route add default dev $TSP_TUNNEL_INTERFACE\n",
+            runs.display()
+        ),
+    );
+    let url = format!("tsp://alice@{S4}?tunnel=v6udpv4&keepalive=2");
+    let client = begin(&rig, &[&url, "--script", &script.to_string_lossy()]);
+    client.says("the tunnel is up", PATIENCE);
+    rig.s.run(&format!("{} kick alice --socket {}", program().display(), server.socket().display()));
+    client.says("trying again", Duration::from_secs(40));
+    wait_for("the tunnel to be back", Duration::from_secs(20), || {
+        rig.c.attempt(&format!("ping -6 -n -W 1 -c 1 {U6}")).ok.then_some(())
+    });
+    assert_eq!(fs::read_to_string(&runs).unwrap_or_default().lines().count(), 3);
     assert!(client.job.end(Signal::SIGTERM, PATIENCE).success());
     server.stop();
 }

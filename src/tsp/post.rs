@@ -126,7 +126,9 @@ impl Post {
                 }
             }
             Output::Accepted => {
-                let Some(held) = self.held.remove(&number) else { return };
+                let Some(held) = self.held.remove(&number) else {
+                    return self.hand_on(ends, number, Answer::Taken(Err(Code::ServerError)));
+                };
                 if !held.is_offer() {
                     return self.hand_on(ends, number, Answer::Taken(Ok(Box::new(held))));
                 }

@@ -345,7 +345,9 @@ impl House {
             Outer::Proto41 { .. } => Mode::V6V4,
             Outer::Udp { .. } => Mode::V6UdpV4,
         };
-        let (end, keepalive) = (client_of(&grant.outer)?, told.keepalive);
+        // As the offer had it: the client knows itself by that address.
+        let end = told.claimed.or(client_of(&grant.outer))?;
+        let keepalive = told.keepalive;
         Some(Found { mode, end, given: given(&grant)?, keepalive })
     }
 

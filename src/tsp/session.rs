@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::codec::{Capability, Code, Dialect, Line, MAX_REPLY, Mode, Status, Version, first_line};
+use super::codec::{Code, Dialect, Line, MAX_REPLY, Mode, Status, Version, first_line};
 use super::framing::{BadFrame, Input, frame, unframe};
 use super::terms::{Found, Given, Step, Terms, Transport};
 use super::want::{Want, want};
@@ -211,7 +211,7 @@ impl Session {
             }
         };
         let found = Found { mode: want.mode, end: want.claimed, given, keepalive: want.keepalive };
-        let info = self.info(found, who.as_ref());
+        let info = self.terms.info(found, who.as_ref());
         self.say_framed(&info.emit());
         self.stage = match self.dialect {
             // No accept comes.
@@ -247,7 +247,7 @@ impl Session {
     /// The answer to [`Output::Find`].
     pub fn handle_found(&mut self, found: Option<Found>, now: Duration) {
         let Stage::Asking(who, None) = self.take() else { return };
-        let info = found.map(|found| self.info(found, who.as_ref()).emit());
+        let info = found.map(|found| self.terms.info(found, who.as_ref()).emit());
         self.stage = Stage::Command(who);
         self.say_framed(&info.unwrap_or_default());
         self.deadline = now + PATIENCE;
@@ -360,19 +360,9 @@ impl Session {
         if let Some(status) = self.elsewhere(Step::Version) {
             return self.end_with(status);
         }
-        let line = self.capability().emit();
+        let line = self.terms.offer.capability(self.dialect).emit();
         self.stage = Stage::Auth;
         self.out.push(Output::Send(line.into_bytes()));
-    }
-
-    fn capability(&self) -> Capability {
-        let offer = &self.terms.offer;
-        // A 1.0 client cannot use UDP.
-        let fits = |mode: &Mode| self.dialect == Dialect::Rfc || *mode == Mode::V6V4;
-        Capability {
-            tunnels: offer.tunnels.iter().copied().filter(fits).collect(),
-            mechanisms: offer.mechanisms.iter().map(|one| one.name().to_owned()).collect(),
-        }
     }
 
     fn handle_authenticate(&mut self, line: &[u8]) {
@@ -505,23 +495,6 @@ impl Session {
                 self.out.push(Output::Grant(want));
             }
             Err(code) => self.refuse(code),
-        }
-    }
-
-    fn info(&self, found: Found, who: Option<&UserName>) -> Info {
-        let Terms { local, offer, .. } = &self.terms;
-        let name = who.zip(offer.domain.as_ref());
-        Info {
-            mode: found.mode,
-            lifetime: offer.lifetime,
-            server_v4: offer.public_address.unwrap_or(*local),
-            server_v6: found.given.server,
-            client_v4: found.end,
-            client_v6: found.given.client,
-            name: name.and_then(|(user, domain)| Name::parse(&format!("{user}.{}", domain.as_str()))),
-            dns: offer.dns.clone(),
-            prefix: found.given.network,
-            keepalive: found.keepalive,
         }
     }
 

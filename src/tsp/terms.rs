@@ -5,9 +5,10 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use super::codec::Mode;
-use super::xml::{BrokerAt, Name, Net};
+use super::codec::{Capability, Dialect, Mode};
+use super::xml::{BrokerAt, Info, Name, Net};
 use crate::auth::{Mechanism, Site};
+use crate::broker::UserName;
 
 /// The most brokers in a list, as clients keep them.
 pub const MAX_BROKERS: usize = 50;
@@ -62,6 +63,18 @@ pub struct Offer {
     pub public_address: Option<Ipv4Addr>,
 }
 
+impl Offer {
+    /// What a client that speaks this is told of it.
+    pub fn capability(&self, dialect: Dialect) -> Capability {
+        // A 1.0 client cannot use UDP.
+        let fits = |mode: &Mode| dialect == Dialect::Rfc || *mode == Mode::V6V4;
+        Capability {
+            tunnels: self.tunnels.iter().copied().filter(fits).collect(),
+            mechanisms: self.mechanisms.iter().map(|one| one.name().to_owned()).collect(),
+        }
+    }
+}
+
 /// What is true of one session.
 #[derive(Clone, Debug)]
 pub struct Terms {
@@ -75,6 +88,26 @@ pub struct Terms {
     pub random: [u8; 16],
     /// What the operator offers.
     pub offer: Arc<Offer>,
+}
+
+impl Terms {
+    /// What the client is told of its tunnel.
+    pub fn info(&self, found: Found, who: Option<&UserName>) -> Info {
+        let Terms { local, offer, .. } = self;
+        let name = who.zip(offer.domain.as_ref());
+        Info {
+            mode: found.mode,
+            lifetime: offer.lifetime,
+            server_v4: offer.public_address.unwrap_or(*local),
+            server_v6: found.given.server,
+            client_v4: found.end,
+            client_v6: found.given.client,
+            name: name.and_then(|(user, domain)| Name::parse(&format!("{user}.{}", domain.as_str()))),
+            dns: offer.dns.clone(),
+            prefix: found.given.network,
+            keepalive: found.keepalive,
+        }
+    }
 }
 
 /// What a client was given.
