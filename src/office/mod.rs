@@ -25,8 +25,8 @@ use tokio::sync::oneshot;
 
 use crate::admin::status::ends;
 use crate::broker::{
-    Accounts, Binding, Broker, End, Fate, Grant, Hearing, Lease, LeaseId, Offered, Outcome, Protocol, Record,
-    Refusal, Route, Terms, Time, UserName, Wish,
+    Accounts, Binding, Broker, End, Fate, Grant, Hearing, Lease, LeaseId, Outcome, Protocol, Record, Refusal,
+    Route, Terms, Time, UserName,
 };
 use crate::config;
 use crate::registry::Registry;

@@ -3,7 +3,7 @@
 //! One control thread with a single-threaded tokio runtime owns all state, so nothing here is locked. Threads that
 //! [`Router::start`] spawns stay in the network namespace of the thread that called it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 

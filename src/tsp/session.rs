@@ -7,11 +7,11 @@
 
 use std::time::Duration;
 
-use super::codec::{Code, Dialect, Line, MAX_REPLY, Mode, Status, Version, first_line};
+use super::codec::{Code, Dialect, Line, MAX_REPLY, Status, Version, first_line};
 use super::framing::{BadFrame, Input, frame, unframe};
 use super::terms::{Found, Given, Step, Terms, Transport};
 use super::want::{Want, want};
-use super::xml::{Action, BadXml, Info, Name, Tunnel, emit_list_within};
+use super::xml::{Action, BadXml, Info, Tunnel, emit_list_within};
 use crate::auth::{Claim, Mechanism, Next, Server as Login};
 use crate::broker::UserName;
 
