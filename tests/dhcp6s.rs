@@ -166,7 +166,8 @@ fn what_killed_the_old_server_is_answered() {
     let mut reloaded = with_host.clone();
     reloaded.hosts.clear();
     lab.shelf.configure(Plan::new(&reloaded, LINK, []));
-    assert!(!status(&lab.ask_for_one(bind)), "bindings survive a reload");
+    assert!(status(&lab.ask_for_one(bind)), "what is not given any more is not given again");
+    assert_eq!(lab.shelf.iter().count(), 1, "and ends at its time");
 }
 
 #[test]

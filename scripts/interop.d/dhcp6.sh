@@ -176,7 +176,7 @@ dibbler_gets() { # IA...
 }
 
 relayed() {
-    C sh -c 'ip addr add 2001:db8:1::2/64 dev vc0; ip addr add 2001:db8:1:ff::1/64 dev lan0'
+    C sh -c 'ip addr add 2001:db8:1::2/64 dev vc0; ip addr add 2001:db8:1::3/128 dev lan0'
     ip netns exec "$TAG-F" dhcp6relay -f -d -r vc0 lan0 >"$WORK/relay.log" 2>&1 &
     local relay=$!
     sleep 1
@@ -185,7 +185,7 @@ relayed() {
     kill $relay
     kill "$(cat "$WORK/dhclient.pid")" 2>/dev/null
     [ $got = 0 ] || tail -5 "$WORK/relay.log"
-    C sh -c 'ip addr del 2001:db8:1::2/64 dev vc0; ip addr del 2001:db8:1:ff::1/64 dev lan0'
+    C sh -c 'ip addr del 2001:db8:1::2/64 dev vc0; ip addr del 2001:db8:1::3/128 dev lan0'
     return $got
 }
 

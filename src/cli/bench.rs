@@ -1,5 +1,5 @@
 //! `sixway bench`: what a running instance stands: updates at a pace through the admin socket (`churn`), and clients of a
-//! control protocol (`sessions`).
+//! control protocol (`sessions`, `dhcp6`).
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure};
 use clap::{Args, Subcommand};
 
+use super::bench_dhcp6::{self, Dhcp6Args};
 use super::print_line;
 use super::sessions::{self, SessionsArgs};
 use super::socket::SocketArgs;
@@ -35,6 +36,8 @@ enum What {
     Churn(ChurnArgs),
     /// Let many clients of a control protocol come, and see what they see of the server
     Sessions(Box<SessionsArgs>),
+    /// Let many DHCPv6 clients come on a link, and see what they see of its server
+    Dhcp6(Dhcp6Args),
 }
 
 #[derive(Debug, Args)]
@@ -60,6 +63,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.what {
         What::Churn(args) => churn(args),
         What::Sessions(args) => sessions::run(args),
+        What::Dhcp6(args) => bench_dhcp6::run(args),
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod audit;
 mod background;
 pub mod bench;
+pub mod bench_dhcp6;
 pub mod capture;
 pub mod check;
 pub mod connect;

@@ -109,9 +109,10 @@ impl Plan {
         self.hosts.get(client)
     }
 
-    /// What strangers get on the link that a relay names, else on ours.
-    pub fn on(&self, relay: Option<Ipv6Addr>) -> &LinkPlan {
-        self.named(relay).unwrap_or(&self.here)
+    /// What strangers get on the link that a relay names, else on ours; `None`: nothing is known of that link.
+    pub fn on(&self, relay: Option<Ipv6Addr>) -> Option<&LinkPlan> {
+        let is_here = relay.is_none_or(|link| self.on_link.iter().any(|own| own.contains(link)));
+        self.named(relay).or_else(|| is_here.then_some(&self.here))
     }
 
     /// The link that a relay names, if anything is given out there.
@@ -160,7 +161,6 @@ impl Plan {
 
     /// Whether a client may have it: it is on the link that a relay names, else on ours, or of a kind that is given out here.
     pub fn is_given_here(&self, prefix: Ipv6Prefix, relay: Option<Ipv6Addr>) -> bool {
-        let all = || std::iter::once(&self.here).chain(&self.elsewhere);
         if self.set_aside.contains_key(&prefix) {
             return true;
         }
@@ -171,11 +171,11 @@ impl Plan {
         if let Some(pool) = self.named(relay).and_then(|link| link.pool) {
             return subnet(pool.first) == subnet(addr);
         }
-        let pools = all()
-            .filter_map(|link| link.pool.as_ref())
-            .chain(self.hosts.values().filter_map(|h| h.pool.as_ref()));
+        let here = self.on(relay).and_then(|link| link.pool.as_ref());
+        let pools = here.into_iter().chain(self.hosts.values().filter_map(|h| h.pool.as_ref()));
         let mut pools = pools.map(|range| subnet(range.first));
-        self.on_link.iter().any(|own| own.contains(addr)) || pools.any(|own| own == subnet(addr))
+        relay.is_none() && self.on_link.iter().any(|own| own.contains(addr))
+            || pools.any(|own| own == subnet(addr))
     }
 
     fn spaces(&self) -> impl Iterator<Item = &Space> {
@@ -248,9 +248,10 @@ pub fn terms(conf: &ServerConf, link: &str, duid: &Duid) -> Terms {
         duid: duid.octets().to_vec(),
         rapid_commit: interface.is_some_and(|interface| interface.rapid_commit),
         preference: interface.and_then(|interface| interface.preference),
-        options: options(&conf.options),
+        options: options(&conf.options, interface),
+        always: interface.map(|interface| interface.unasked.clone()).unwrap_or_default(),
         refresh: conf.options.refresh_time,
-        decline: DECLINED,
+        decline: interface.and_then(|i| i.decline_time).map_or(DECLINED, |s| Duration::from_secs(s.into())),
         most: super::shelf::MAX_OF_CLIENT,
         relays: relays(conf),
         reconfigure: conf.reconfigure,
@@ -285,7 +286,7 @@ fn keys(conf: &ServerConf) -> HashMap<Box<[u8]>, Arc<Key>> {
 }
 
 /// Options in the order of their codes; servers for NTP by the old option and by the new one (RFC 5908).
-fn options(options: &Options) -> Vec<Opt> {
+fn options(options: &Options, interface: Option<&Interface>) -> Vec<Opt> {
     let mut all: Vec<Opt> =
         options.addresses.iter().map(|(code, list)| Opt::Addresses(*code, list.clone())).collect();
     if let Some(servers) = options.addresses.get(&code::SNTP_SERVERS) {
@@ -298,6 +299,8 @@ fn options(options: &Options) -> Vec<Opt> {
             all.push(Opt::Names(*code, names));
         }
     }
+    let max_rts = interface.into_iter().flat_map(|interface| &interface.max_rts);
+    all.extend(max_rts.map(|(code, seconds)| Opt::Seconds(*code, *seconds)));
     all.sort_by_key(Opt::code);
     all
 }

@@ -264,12 +264,18 @@ impl Shelf {
         match wish.key.kind {
             // A host has what its statement says, and nothing of the link's.
             BindKind::Address => {
-                let range = own.map_or_else(|| here.pool.as_ref(), |host| host.pool.as_ref())?;
+                let range = match own {
+                    Some(host) => host.pool.as_ref(),
+                    None => here?.pool.as_ref(),
+                }?;
                 let addr = self.address(range, wish, taken)?;
                 Some((Ipv6Prefix::host(addr), range.life))
             }
             BindKind::Prefix => {
-                let spaces = own.map_or(&here.spaces, |host| &host.spaces);
+                let spaces = match own {
+                    Some(host) => &host.spaces,
+                    None => &here?.spaces,
+                };
                 spaces.iter().find_map(|space| Some((self.prefix(space, wish, taken)?, space.life)))
             }
         }
@@ -350,8 +356,9 @@ impl Leases for Shelf {
     fn offer(&mut self, wishes: &[BindWish]) -> Vec<Result<Ipv6Prefix, Lack>> {
         let mut taken = Vec::new();
         let offer = |wish: &BindWish| {
-            let prefix =
-                self.bound(&wish.key).first().copied().or_else(|| Some(self.choose(wish, &taken)?.0));
+            let mut bound = self.bound(&wish.key).into_iter();
+            let given = bound.find(|prefix| self.plan.life(&wish.key.client, *prefix).is_some());
+            let prefix = given.or_else(|| Some(self.choose(wish, &taken)?.0));
             taken.extend(prefix);
             prefix.ok_or(Lack)
         };
@@ -360,12 +367,14 @@ impl Leases for Shelf {
 
     fn bind(&mut self, wish: &BindWish, _lasts: Duration) -> Result<Vec<Ipv6Prefix>, Lack> {
         let bound = self.bound(&wish.key);
-        if !bound.is_empty() {
-            for prefix in &bound {
-                let life = self.lifetimes(*prefix).unwrap_or_default();
-                self.put(Lease { reach: wish.reach, ..self.lease(&wish.key, *prefix, life) });
+        // What is not given any more ends at its time.
+        let given = |prefix: &Ipv6Prefix| Some((*prefix, self.plan.life(&wish.key.client, *prefix)?));
+        let given: Vec<(Ipv6Prefix, Life)> = bound.iter().filter_map(given).collect();
+        if !given.is_empty() {
+            for (prefix, life) in &given {
+                self.put(Lease { reach: wish.reach, ..self.lease(&wish.key, *prefix, *life) });
             }
-            return Ok(bound);
+            return Ok(given.into_iter().map(|(prefix, _)| prefix).collect());
         }
         let has = self.of_client.get(&wish.key.client).copied().unwrap_or_default();
         if has >= MAX_OF_CLIENT || self.all.len() >= MAX_LEASES {
@@ -546,7 +555,7 @@ mod tests {
         assert!(bind(&mut shelf, &elsewhere).unwrap().starts_with("2001:db8:2::1"));
         let unknown =
             BindWish { link: Some("2001:db8:3::1".parse().unwrap()), ..wish(3, BindKind::Address, 1) };
-        assert!(bind(&mut shelf, &unknown).unwrap().starts_with("2001:db8:1::1"));
+        assert_eq!(bind(&mut shelf, &unknown), None, "of no use there");
         for (addr, on_link) in
             [("2001:db8:1::ffff/128", true), ("2001:db8:9::1/128", false), ("2001:db8:8000::/56", true)]
         {
@@ -593,11 +602,13 @@ mod tests {
         let addr = bind(&mut shelf, &kept);
         bind(&mut shelf, &lost);
         shelf.configure(plan("host c { duid 00:0c; prefix 2001:db8:a::/48 5; };"));
-        assert_eq!(bind(&mut shelf, &kept), addr, "with the times that it had");
-        assert_eq!(
-            shelf.lifetimes(addr.unwrap().parse().unwrap()),
-            Some(Life { preferred: 100, valid: 200 })
-        );
+        let addr: Ipv6Prefix = addr.unwrap().parse().unwrap();
+        assert_eq!(bind(&mut shelf, &kept), None, "it is not given any more");
+        assert_eq!(shelf.bound(&kept.key), [addr], "and ends at its time");
+        shelf.handle_timeout(1199);
+        assert_eq!(shelf.bound(&kept.key), [addr]);
+        shelf.handle_timeout(1200);
+        assert!(shelf.bound(&kept.key).is_empty());
         assert_eq!(bind(&mut shelf, &lost), None);
         assert_eq!(bind(&mut shelf, &wish(0xc, BindKind::Prefix, 1)).as_deref(), Some("2001:db8:a::/48"));
     }

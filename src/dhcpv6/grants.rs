@@ -55,6 +55,11 @@ impl Leases for Grants<'_> {
         self.outcome.append(self.broker.quarantine(self.now, key, prefix, lasts));
     }
 
+    /// Each tunnel is a link of its own, where an address does nothing that is not bound there.
+    fn still_holds(&self, key: &BindKey, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
+        self.is_on_link(prefix, link) && self.broker.bound(key).iter().any(|binding| binding.prefix == prefix)
+    }
+
     fn is_on_link(&self, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
         self.broker.is_given_out(prefix, link)
     }

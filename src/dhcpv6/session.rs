@@ -113,6 +113,11 @@ pub trait Leases {
     /// Whether it is of the kind that is given out here, on the link of a relay that has an address there.
     fn is_on_link(&self, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool;
 
+    /// Whether a client that has come back may go on using it where it is now.
+    fn still_holds(&self, _key: &BindKey, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
+        self.is_on_link(prefix, link)
+    }
+
     /// For how long this is given; `None`: as the terms say.
     fn lifetimes(&self, _prefix: Ipv6Prefix) -> Option<Life> {
         None
@@ -464,7 +469,14 @@ impl Session {
         let ias = case.message.ias().filter(|ia| ia.kind == IaKind::Address);
         let mut on_link = ias.flat_map(|ia| ia.values().map(move |value| (ia, value))).peekable();
         on_link.peek()?;
-        let all = on_link.all(|(ia, value)| self.is_on_link(case, ia, value, leases));
+        let own = |prefix: Ipv6Prefix| {
+            let set_aside = self.reserved(case);
+            case.origin.fixed.iter().chain(&set_aside).any(|own| own.covers(prefix))
+        };
+        let all = on_link.all(|(ia, value)| {
+            let prefix = Ipv6Prefix::new(value.addr, value.len);
+            prefix.is_some_and(|prefix| own(prefix) || leases.still_holds(&key(case, ia), prefix, case.link))
+        });
         Some(if all { Status::Success } else { Status::NotOnLink })
     }
 

@@ -7,9 +7,12 @@
 //!   dtcp.rs      one client: logs in, has a tunnel, pings                           ┘
 //! ```
 //!
+//! [`dhcp6`] stands by itself: its clients have no sessions.
+//!
 //! A protocol brings a [`Dial`]; how many come, how fast, and what is counted is the same for all. Knows nothing of the
 //! server's inside but for its memory.
 
+pub mod dhcp6;
 pub mod dtcp;
 pub mod memory;
 pub mod sockets;

@@ -86,14 +86,23 @@ fn times_are_the_same_everywhere_and_none_where_nothing_ends() {
 fn a_confirm_is_answered_by_a_status_alone_and_binds_nothing() {
     let mut lab = lab("");
     let ask = |lab: &mut Lab, hints: &[&str]| lab.ask(&message(MessageType::Confirm, 1, vec![na(1, hints)]));
+    assert_eq!(words(&ask(&mut lab, &["2001:db8:5::1/128"]).unwrap()), "Reply NotOnLink", "nobody's");
+    assert!(lab.memory.bindings.is_empty());
+    lab.ask(&message(MessageType::Request, 1, vec![na(1, &["2001:db8:5::1/128"])])).unwrap();
     assert_eq!(words(&ask(&mut lab, &["2001:db8:5::1/128"]).unwrap()), "Reply Success");
+    let elsewhere = message(MessageType::Confirm, 1, vec![na(1, &["2001:db8:5::1/128"])]);
+    assert_eq!(
+        words(&lab.ask_in("u", None, &[], &elsewhere).unwrap().octets),
+        "Reply NotOnLink",
+        "another tunnel"
+    );
     assert_eq!(
         words(&ask(&mut lab, &["2001:db8:5::1/128", "2001:db8:dead::1/128"]).unwrap()),
         "Reply NotOnLink"
     );
     assert_eq!(ask(&mut lab, &[]), None);
     assert_eq!(lab.ask(&message(MessageType::Confirm, 1, vec![pd(1, &["2001:db8:100::/64"])])), None);
-    assert!(lab.memory.bindings.is_empty());
+    assert_eq!(lab.memory.bindings.len(), 1, "it binds nothing");
     // Behind a relay it is the relay's link that counts.
     let confirm = message(MessageType::Confirm, 1, vec![na(1, &["2001:db8:5::1/128"])]);
     for (link, expected) in [("2001:db8:6::1", "NotOnLink"), ("2001:db8:5::1", "Success"), ("::", "Success")]

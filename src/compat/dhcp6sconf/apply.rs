@@ -233,6 +233,21 @@ impl Whole<'_> {
                     interface.pool = self.pool_use(&at, pool).or(interface.pool);
                 }
                 InterfaceDecl::PrefixPool(pool) => self.prefix_pool(&at, &pool, &mut interface.prefix_pools),
+                InterfaceDecl::DeclineTime(seconds) => {
+                    let seconds =
+                        u32::try_from(seconds).map_err(|_| format!("a time is 0 to {} s", u32::MAX));
+                    interface.decline_time = self.taken(&at, seconds).or(interface.decline_time);
+                }
+                InterfaceDecl::MaxRt(code, seconds) => {
+                    let fits = u32::try_from(seconds).ok().filter(|seconds| (60..=86_400).contains(seconds));
+                    let seconds = fits.ok_or_else(|| format!("the time is 60 to 86400 s, not {seconds}"));
+                    interface.max_rts.extend(self.taken(&at, seconds).map(|seconds| (code, seconds)));
+                }
+                InterfaceDecl::Unasked(codes) => {
+                    let all: Result<Vec<u16>, _> = codes.into_iter().map(u16::try_from).collect();
+                    let all = all.map_err(|_| "an option's code is 0 to 65535".to_owned());
+                    interface.unasked.extend(self.taken(&at, all).unwrap_or_default());
+                }
                 InterfaceDecl::RelayId(text) => {
                     let id = relay_id(&text)
                         .ok_or_else(|| "behind '0x' stand pairs of hexadecimal digits".to_owned());

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! What the old program loads is loaded. Where it silently does harm (skipped characters, lifetimes that wrap, names that
-//! no answer can carry) a note says so. What it refuses is refused, and two keywords are ours: `delegated-prefix-pool` and
-//! `relay-interface-id`. Opens no file: texts, interfaces and the clock come from [`Surroundings`].
+//! no answer can carry) a note says so. What it refuses is refused, and a few keywords within `interface` and `host`
+//! are ours. Opens no file: texts, interfaces and the clock come from [`Surroundings`].
 
 mod apply;
 mod lexer;
@@ -121,6 +121,12 @@ pub struct Interface {
     pub prefix_pools: Vec<PrefixPool>,
     /// What relays call it in the option Interface-Id: `relay-interface-id "TEXT";`, which is ours.
     pub relay_ids: Vec<Vec<u8>>,
+    /// For how many seconds a declined address is given to nobody: `decline-time SECONDS;`, which is ours.
+    pub decline_time: Option<u32>,
+    /// SOL_MAX_RT and INF_MAX_RT in seconds, by option code: `solicit-max-rt`, `information-max-rt`, which are ours.
+    pub max_rts: BTreeMap<u16, u32>,
+    /// Codes of options that are sent unasked: `send-unasked CODE ...;`, which is ours.
+    pub unasked: Vec<u16>,
 }
 
 /// `host NAME { ... };`.

@@ -39,6 +39,10 @@ pub(super) enum InterfaceDecl {
     Pool(PoolRef),
     PrefixPool(PrefixPoolDecl),
     RelayId(String),
+    DeclineTime(u64),
+    /// By option code.
+    MaxRt(u16, u64),
+    Unasked(Vec<u64>),
 }
 
 pub(super) enum HostDecl {
@@ -311,12 +315,17 @@ impl<'a, 'n> Parser<'a, 'n> {
             "address-pool" => InterfaceDecl::Pool(self.pool_ref()?),
             PREFIX_POOL => InterfaceDecl::PrefixPool(self.prefix_pool()?),
             RELAY_ID => InterfaceDecl::RelayId(self.quoted("what relays call the interface, in quotes")?),
+            "decline-time" => InterfaceDecl::DeclineTime(self.number("a time in seconds")?),
+            "solicit-max-rt" => InterfaceDecl::MaxRt(82, self.number("a time in seconds, 60 to 86400")?),
+            "information-max-rt" => InterfaceDecl::MaxRt(83, self.number("a time in seconds, 60 to 86400")?),
+            "send-unasked" => InterfaceDecl::Unasked(self.numbers()?),
             "request" | "information-only" | "script" => {
                 return remark(place, format!("'{word}' is for clients; remove it from a server's file"));
             }
             _ => {
-                const WANTED: &str = "'allow', 'preference', 'address-pool', 'delegated-prefix-pool' or \
-                                      'relay-interface-id' (in an interface)";
+                const WANTED: &str = "'allow', 'preference', 'address-pool', 'delegated-prefix-pool', \
+                                      'relay-interface-id', 'decline-time', 'solicit-max-rt', 'information-max-rt' \
+                                      or 'send-unasked' (in an interface)";
                 return wrong(place, WANTED, &Token::Word(word.to_owned()));
             }
         })
@@ -408,6 +417,20 @@ impl<'a, 'n> Parser<'a, 'n> {
         match self.next() {
             (Token::Number(number), _) => Ok(number),
             (found, place) => wrong(&place, wanted, &found),
+        }
+    }
+
+    /// Numbers up to the end of the statement.
+    fn numbers(&mut self) -> Parsed<Vec<u64>> {
+        let mut list = vec![self.number("the code of an option")?];
+        loop {
+            match self.next() {
+                (Token::Number(number), _) => list.push(number),
+                other => {
+                    self.ahead = Some(other);
+                    return Ok(list);
+                }
+            }
         }
     }
 

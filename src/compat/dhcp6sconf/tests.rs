@@ -240,3 +240,15 @@ mod random {
         }
     }
 }
+
+#[test]
+fn keywords_of_our_own_say_what_wide_s_cannot() {
+    let text = "interface vs0 { decline-time 60; solicit-max-rt 900; information-max-rt 86400; send-unasked 23 24; };";
+    let interface = &loaded(text).conf.interfaces["vs0"];
+    assert_eq!((interface.decline_time, &interface.unasked[..]), (Some(60), &[23, 24][..]));
+    assert_eq!(interface.max_rts, BTreeMap::from([(82, 900), (83, 86_400)]));
+    for wrong in ["solicit-max-rt 59;", "information-max-rt 86401;", "send-unasked 65536;", "send-unasked;"] {
+        assert!(refused(&format!("interface vs0 {{ {wrong} }};")).starts_with("t.conf:1: "), "{wrong}");
+    }
+    assert!(loaded("authentication a { protocol reconfig; };").conf.reconfigure);
+}
