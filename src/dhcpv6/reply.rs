@@ -56,8 +56,7 @@ impl Session {
         if rapid {
             options.push(Opt::Leaf(DhcpOption::RapidCommit));
         }
-        if let Some(preference) = self.terms.preference.filter(|_| case.message.kind == M::Solicit)
-        {
+        if let Some(preference) = self.terms.preference.filter(|_| case.message.kind == M::Solicit) {
             options.push(Opt::Leaf(DhcpOption::Preference(preference)));
         }
         options.extend(status.map(|status| Opt::Leaf(DhcpOption::StatusCode(worded(status)))));
