@@ -469,10 +469,7 @@ impl Session {
         let ias = case.message.ias().filter(|ia| ia.kind == IaKind::Address);
         let mut on_link = ias.flat_map(|ia| ia.values().map(move |value| (ia, value))).peekable();
         on_link.peek()?;
-        let own = |prefix: Ipv6Prefix| {
-            let set_aside = self.reserved(case);
-            case.origin.fixed.iter().chain(&set_aside).any(|own| own.covers(prefix))
-        };
+        let own = |prefix: Ipv6Prefix| case.origin.fixed.iter().any(|own| own.covers(prefix));
         let all = on_link.all(|(ia, value)| {
             let prefix = Ipv6Prefix::new(value.addr, value.len);
             prefix.is_some_and(|prefix| own(prefix) || leases.still_holds(&key(case, ia), prefix, case.link))
