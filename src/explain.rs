@@ -43,7 +43,7 @@ pub struct Wish {
 pub struct Told {
     /// Its name: sender, header, addresses, ...
     pub check: String,
-    /// `passed`, `stopped` or `not reached`.
+    /// `passed` or `stopped`.
     pub result: String,
     /// What was found.
     pub found: String,
@@ -56,7 +56,7 @@ pub struct Explained {
     pub packet: String,
     /// Who sends it.
     pub from: String,
-    /// The checks in their order.
+    /// The checks that were made, in their order.
     pub checks: Vec<Told>,
     /// What would become of it.
     pub verdict: String,
@@ -187,6 +187,7 @@ fn check_name(check: Check) -> &'static str {
         Check::Addresses => "addresses",
         Check::Scope => "scope",
         Check::Source => "source",
+        Check::Peer => "peer",
         Check::Inside => "inside",
         Check::Marks => "marks",
         Check::Train => "offload",
@@ -194,6 +195,7 @@ fn check_name(check: Check) -> &'static str {
         Check::Hairpin => "hairpin",
         Check::Endpoint => "endpoint",
         Check::Size => "size",
+        Check::Limit => "limit",
     }
 }
 
@@ -201,7 +203,6 @@ fn standing_words(standing: Standing) -> &'static str {
     match standing {
         Standing::Passed => "passed",
         Standing::Stopped => "stopped",
-        Standing::NotReached => "not reached",
     }
 }
 
@@ -217,25 +218,23 @@ fn found(
     let or = |good: &str, bad: &str| if passed { good.to_owned() } else { bad.to_owned() };
     let peer =
         || said.sender.map_or_else(|| "no tunnel's".to_owned(), |id| format!("tunnel {}'s", names(id)));
-    match (check, standing) {
-        (_, Standing::NotReached) => String::new(),
-        (Check::Sender, _) => or("an address that a peer can have", "no peer can have this address"),
-        (Check::Datagram, _) => or("it is", "a datagram for the control plane"),
-        (Check::Header, _) => format!("{} octets", bytes.len()),
-        (Check::Addresses, _) => or("may cross a tunnel", "one of them may not cross a tunnel"),
-        (Check::Scope, _) => or("may be forwarded", "stays on its link"),
-        (Check::Source, _) => match said.sender {
-            None => place(said.source, names),
-            Some(_) => format!("{}; the sender is {} peer", place(said.source, names), peer()),
-        },
-        (Check::Inside, _) => {
+    match check {
+        Check::Sender => or("an address that a peer can have", "no peer can have this address"),
+        Check::Datagram => or("it is", "a datagram for the control plane"),
+        Check::Header => format!("{} octets", bytes.len()),
+        Check::Addresses => or("may cross a tunnel", "one of them may not cross a tunnel"),
+        Check::Scope => or("for its link", "stays on its link"),
+        Check::Source => place(said.source, names),
+        Check::Peer => format!("the sender is {} peer", peer()),
+        Check::Limit => or("within its rate and quota", "its rate or quota has no room for it"),
+        Check::Inside => {
             or("no source route, no tunnels too many", "a source route, or too many tunnels in each other")
         }
-        (Check::Marks, _) => or("no congestion, or it can be marked", "congestion cannot be marked"),
-        (Check::Train, _) => or("nothing merged", "cannot be cut"),
-        (Check::Destination, _) => place(said.destination, names),
-        (Check::Hairpin, _) => or("from one tunnel to another", "not from this tunnel to that one"),
-        (Check::Endpoint, _) => {
+        Check::Marks => or("no congestion, or it can be marked", "congestion cannot be marked"),
+        Check::Train => or("nothing merged", "cannot be cut"),
+        Check::Destination => place(said.destination, names),
+        Check::Hairpin => or("from one tunnel to another", "not from this tunnel to that one"),
+        Check::Endpoint => {
             let (encap, _, remote) = ends(&asked.outer);
             match said.judged.verdict {
                 Verdict::ToWire(path, _) => format!("{} of tunnel {}", path.remote, names(path.tunnel)),
@@ -243,10 +242,11 @@ fn found(
                 Verdict::ToTunAndPunt(_) | Verdict::Drop(..) => format!("{encap} {remote}"),
             }
         }
-        (Check::Size, _) => match said.judged.verdict {
+        Check::Size => match said.judged.verdict {
             Verdict::ToWire(path, _) => format!("{} octets, MTU {}", bytes.len(), path.mtu),
-            Verdict::ToTun | Verdict::Punt(_) => String::new(),
-            Verdict::ToTunAndPunt(_) | Verdict::Drop(..) => format!("{} octets are too many", bytes.len()),
+            Verdict::ToTun | Verdict::Punt(_) | Verdict::ToTunAndPunt(_) | Verdict::Drop(..) => {
+                format!("{} octets {}", bytes.len(), or("fit", "are too many"))
+            }
         },
     }
 }

@@ -102,7 +102,6 @@ pub(crate) fn path(id: u32) -> Path {
         local_port: PORT,
         socket: 0,
         learn: Learn::Never,
-        watched: false,
         manners: Default::default(),
     }
 }

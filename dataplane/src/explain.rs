@@ -1,78 +1,19 @@
 //! What would become of a packet, check by check, on the live tables: the real judgement, dry.
 //!
-//! [`Explainer::explain`] judges a packet as a worker would and says which checks it passed, where it stopped and what the
-//! tables say about its addresses. Sends nothing, counts nothing, takes no token. The checks are in the order of
-//! `forward`; a reason belongs to exactly one check of each side.
+//! [`Explainer::explain`] judges a packet as a worker would, by the same code, which names each check as it makes it. Says
+//! what the tables know of the packet's addresses besides. Sends nothing, counts nothing, takes no token.
 
 use std::net::Ipv6Addr;
+use std::time::Instant;
 
-use crate::forward::{self, is_for_link};
+use crate::forward;
 use crate::packet::batch::{Arrival, Offload, Packet};
 use crate::packet::view::View;
 use crate::table::slab::{Encap, Entry, OuterKey, Owner};
 use crate::table::{self, Reader};
-use crate::update::{Holder, Ipv6Prefix, TunnelId};
-use crate::verdict::{Judged, PuntClass, Reason, Verdict};
-
-/// One thing that is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Check {
-    /// Can the outer source be a peer at all?
-    Sender,
-    /// Is it IPv6, or a datagram for the control plane?
-    Datagram,
-    /// Is there an IPv6 header with an honest length?
-    Header,
-    /// Are the addresses such as may cross a tunnel?
-    Addresses,
-    /// May the packet leave its link?
-    Scope,
-    /// Is the sender the peer of the tunnel that the inner source belongs to?
-    Source,
-    /// Does it carry what may not come out of a tunnel, or too many tunnels?
-    Inside,
-    /// Can the packet carry the congestion mark that it got outside?
-    Marks,
-    /// Can a merged packet be cut, a left checksum be completed?
-    Train,
-    /// Who has the destination?
-    Destination,
-    /// May it go from this tunnel to that one?
-    Hairpin,
-    /// Is the tunnel's peer known?
-    Endpoint,
-    /// Does it fit the tunnel's MTU?
-    Size,
-}
-
-const FROM_TUN: &[Check] = &[
-    Check::Header,
-    Check::Addresses,
-    Check::Scope,
-    Check::Source,
-    Check::Destination,
-    Check::Endpoint,
-    Check::Size,
-    Check::Inside,
-    Check::Train,
-];
-const FROM_WIRE: &[Check] = &[
-    Check::Sender,
-    Check::Datagram,
-    Check::Header,
-    Check::Addresses,
-    Check::Source,
-    Check::Inside,
-    Check::Marks,
-    Check::Train,
-    Check::Destination,
-    Check::Hairpin,
-    Check::Endpoint,
-    Check::Size,
-];
-/// Link-local and multicast out of a tunnel: it goes to the control plane or nowhere.
-const ON_LINK: &[Check] =
-    &[Check::Sender, Check::Datagram, Check::Header, Check::Addresses, Check::Source, Check::Scope];
+use crate::update::{Holder, Ipv6Prefix, Meter, TunnelId};
+pub use crate::verdict::Check;
+use crate::verdict::{Judged, PuntClass, Verdict};
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +22,6 @@ pub enum Standing {
     Passed,
     /// Here it was decided.
     Stopped,
-    /// It did not come so far, or did not need to.
-    NotReached,
 }
 
 /// Whom an address belongs to.
@@ -97,7 +36,7 @@ pub enum Belongs {
 /// What would become of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
-    /// The checks in order.
+    /// The checks that were made, in their order.
     pub checks: Vec<(Check, Standing)>,
     /// The verdict.
     pub judged: Judged,
@@ -111,26 +50,41 @@ pub struct Explanation {
 
 /// A reader of the tables beside the workers.
 #[derive(Debug)]
-pub struct Explainer(Reader);
+pub struct Explainer(Reader, Instant);
 
 impl Explainer {
-    pub(crate) fn new(reader: Reader) -> Self {
-        Self(reader)
+    /// `started` is when the workers' clocks began.
+    pub(crate) fn new(reader: Reader, started: Instant) -> Self {
+        Self(reader, started)
     }
 
     /// Judges `bytes` as if they had come this way.
     pub fn explain(&mut self, arrival: Arrival, bytes: &[u8]) -> Explanation {
         self.0.online();
-        let explanation = explain(&self.0.view(), arrival, bytes);
+        let explanation = explain(&self.0.view(), arrival, bytes, self.1.elapsed().as_millis() as u64);
         self.0.offline();
         explanation
     }
+
+    /// The limits that a tunnel's packets meet in the forwarder.
+    pub fn limits(&mut self, id: TunnelId) -> Meter {
+        self.0.online();
+        let view = self.0.view();
+        let is_metered = view.tunnel(id).is_some_and(|path| path.manners.is_metered());
+        let limits = if is_metered { view.meters().limits(id) } else { Meter::NONE };
+        self.0.offline();
+        limits
+    }
 }
 
-fn explain(tables: &table::View<'_>, arrival: Arrival, bytes: &[u8]) -> Explanation {
+fn explain(tables: &table::View<'_>, arrival: Arrival, bytes: &[u8], now: u64) -> Explanation {
     let mut dry = bytes.to_vec();
     let mut packet = Packet { start: 0, len: dry.len(), arrival, offload: Offload::default() };
-    let judged = forward::judge(tables, &mut packet, &mut dry);
+    let mut met = Vec::new();
+    let mut judged = forward::judge_before(tables, &mut packet, &mut dry, &mut met);
+    if judged.is_carried() {
+        charge(tables, &mut judged, packet.len as u64, now, &mut met);
+    }
     let view = View::parse(bytes).ok();
     let find = |addr: Option<Ipv6Addr>| tables.longest_match(addr?).and_then(|entry| belongs(&entry));
     let sender = match arrival {
@@ -142,7 +96,7 @@ fn explain(tables: &table::View<'_>, arrival: Arrival, bytes: &[u8]) -> Explanat
         }
     };
     Explanation {
-        checks: checks(arrival, view.as_ref(), &judged.verdict),
+        checks: standings(&met, &judged.verdict),
         judged,
         source: find(view.map(|v| v.source)),
         destination: find(view.map(|v| v.destination)),
@@ -158,61 +112,25 @@ fn belongs(entry: &Entry) -> Option<(Ipv6Prefix, Belongs)> {
     Some((entry.prefix()?, whose))
 }
 
-/// The checks in the order in which this packet met them, and how far it came.
-fn checks(arrival: Arrival, view: Option<&View>, verdict: &Verdict) -> Vec<(Check, Standing)> {
-    let all = match arrival {
-        Arrival::Tun => FROM_TUN,
-        Arrival::Wire(_) if view.is_some_and(is_for_link) => ON_LINK,
-        Arrival::Wire(_) => FROM_WIRE,
-    };
-    let decided = match verdict {
-        Verdict::Drop(reason, _) => check_of(*reason),
-        Verdict::Punt(PuntClass::Datagram) => Some(Check::Datagram),
-        Verdict::Punt(PuntClass::Candidate | PuntClass::EchoReply) => Some(Check::Source),
-        Verdict::Punt(PuntClass::Link | PuntClass::Watched) | Verdict::ToTunAndPunt(_) => None,
-        Verdict::ToWire(..) => None,
-        Verdict::ToTun => return passed_to_kernel(all),
-    };
-    let end = decided.and_then(|check| all.iter().position(|c| *c == check)).unwrap_or(all.len());
-    let standing = |n: usize| match n.cmp(&end) {
-        std::cmp::Ordering::Less => Standing::Passed,
-        std::cmp::Ordering::Equal => Standing::Stopped,
-        std::cmp::Ordering::Greater => Standing::NotReached,
-    };
-    all.iter().enumerate().map(|(n, check)| (*check, standing(n))).collect()
+/// The limits of the tunnels that would carry it, as a worker asks them behind the judgement.
+fn charge(tables: &table::View<'_>, judged: &mut Judged, octets: u64, now: u64, met: &mut Vec<Check>) {
+    for path in judged.carriers().filter(|path| path.manners.is_metered()) {
+        met.push(Check::Limit);
+        if let Err(reason) = tables.meters().would_take(path.tunnel, octets, now) {
+            judged.verdict = Verdict::over(reason);
+            return;
+        }
+    }
 }
 
-/// What goes to the kernel enters no other tunnel.
-fn passed_to_kernel(all: &[Check]) -> Vec<(Check, Standing)> {
-    let standing = |check: &Check| match check {
-        Check::Hairpin | Check::Endpoint | Check::Size => Standing::NotReached,
-        Check::Sender | Check::Datagram | Check::Header | Check::Addresses => Standing::Passed,
-        Check::Scope | Check::Source | Check::Inside => Standing::Passed,
-        Check::Marks | Check::Train => Standing::Passed,
-        Check::Destination => Standing::Passed,
+/// How each went: all are passed but the last, unless the packet went on behind that too.
+fn standings(met: &[Check], verdict: &Verdict) -> Vec<(Check, Standing)> {
+    let goes_on = match verdict {
+        Verdict::ToWire(..) | Verdict::ToTun | Verdict::ToTunAndPunt(_) => true,
+        Verdict::Punt(PuntClass::Link | PuntClass::Watched) => true,
+        Verdict::Punt(PuntClass::Datagram | PuntClass::Candidate | PuntClass::EchoReply) => false,
+        Verdict::Drop(..) => false,
     };
-    all.iter().map(|check| (*check, standing(check))).collect()
-}
-
-/// The check that a reason belongs to; `None` for those that no judgement gives: devices, queues, limits.
-fn check_of(reason: Reason) -> Option<Check> {
-    Some(match reason {
-        Reason::OuterMartian => Check::Sender,
-        Reason::TooShort | Reason::NotIpv6 | Reason::Truncated => Check::Header,
-        Reason::InnerMartian | Reason::SixToFour => Check::Addresses,
-        Reason::Scope => Check::Scope,
-        Reason::UnknownOuter | Reason::WrongOuter => Check::Source,
-        Reason::SourceNotInPrefix | Reason::SourceIsLocal | Reason::SourceInTunnel => Check::Source,
-        Reason::SourceRouted | Reason::Nested => Check::Inside,
-        Reason::Ecn => Check::Marks,
-        Reason::BadOffload => Check::Train,
-        Reason::NoRoute | Reason::Unassigned => Check::Destination,
-        Reason::SameTunnel | Reason::HairpinOff | Reason::HopLimit => Check::Hairpin,
-        Reason::NoEndpoint => Check::Endpoint,
-        Reason::TooBig => Check::Size,
-        Reason::OuterHeader | Reason::OuterFragment | Reason::NotOurs | Reason::OddLink => return None,
-        Reason::PuntFull | Reason::PuntLimited | Reason::Unclaimed => return None,
-        Reason::RateLimited | Reason::QuotaSpent => return None,
-        Reason::SendFailed | Reason::TunFull | Reason::BatchFull => return None,
-    })
+    let standing = |n| if goes_on || n + 1 < met.len() { Standing::Passed } else { Standing::Stopped };
+    met.iter().enumerate().map(|(n, check)| (*check, standing(n))).collect()
 }

@@ -24,6 +24,7 @@ const ECN_HIDDEN: u16 = 1 << 7;
 const WHOLE: u16 = 1 << 8;
 const CLAMPED: u16 = 1 << 9;
 const METERED: u16 = 1 << 10;
+const WATCHED: u16 = 1 << 11;
 
 impl Manners {
     /// Outer DSCP 0, congestion marks copied, outer packets may be fragmented, nothing else touched.
@@ -59,6 +60,11 @@ impl Manners {
         self.with(METERED, on)
     }
 
+    /// The same with copies of its packets going up the punt queue. The table says so, whatever a tunnel is written with.
+    pub fn with_watched(self, on: bool) -> Self {
+        self.with(WATCHED, on)
+    }
+
     fn with(self, bit: u16, on: bool) -> Self {
         Self(if on { self.0 | bit } else { self.0 & !bit })
     }
@@ -88,6 +94,11 @@ impl Manners {
         self.0 & METERED != 0
     }
 
+    /// Whether copies of its packets go up.
+    pub fn is_watched(self) -> bool {
+        self.0 & WATCHED != 0
+    }
+
     /// The number that stands for it.
     pub fn bits(self) -> u16 {
         self.0
@@ -104,7 +115,7 @@ impl fmt::Debug for Manners {
         let mut set = f.debug_set();
         set.entry(&self.dscp());
         let all = [(ECN_HIDDEN, "ecn_hidden"), (WHOLE, "whole"), (CLAMPED, "clamped"), (METERED, "metered")];
-        for (bit, name) in all {
+        for (bit, name) in all.into_iter().chain([(WATCHED, "watched")]) {
             if self.0 & bit != 0 {
                 set.entry(&name);
             }
@@ -120,13 +131,14 @@ mod tests {
     #[test]
     fn each_is_said_and_taken_back_by_itself() {
         let all = Manners::PLAIN.with_dscp(Dscp::Pipe(46)).with_ecn_hidden(true).with_whole(true);
-        let all = all.with_clamped(true).with_metered(true);
+        let all = all.with_clamped(true).with_metered(true).with_watched(true);
         assert_eq!(all.dscp(), Dscp::Pipe(46));
-        assert!(all.is_ecn_hidden() && all.is_whole() && all.is_clamped() && all.is_metered());
+        assert!(all.is_ecn_hidden() && all.is_whole() && all.is_clamped());
+        assert!(all.is_metered() && all.is_watched() && !all.with_watched(false).is_watched());
         assert_eq!(Manners::from_bits(all.bits()), all);
         let uniform = all.with_dscp(Dscp::Uniform).with_whole(false);
         assert!(uniform.dscp() == Dscp::Uniform && !uniform.is_whole() && uniform.is_clamped());
         let none = uniform.with_dscp(Dscp::Pipe(0)).with_ecn_hidden(false).with_clamped(false);
-        assert_eq!(none.with_metered(false), Manners::PLAIN);
+        assert_eq!(none.with_metered(false).with_watched(false), Manners::PLAIN);
     }
 }

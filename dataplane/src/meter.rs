@@ -69,6 +69,16 @@ impl Meters {
         self.slot(id).map_or(Ok(()), |slot| slot.take(packets, octets, now))
     }
 
+    /// Whether a packet would be let through now, and if not, why. Takes nothing.
+    pub(crate) fn would_take(&self, id: TunnelId, octets: u64, now: u64) -> Result<(), Reason> {
+        self.slot(id).map_or(Ok(()), |slot| slot.would_take(octets, now))
+    }
+
+    /// The limits that are in force.
+    pub fn limits(&self, id: TunnelId) -> Meter {
+        self.slot(id).map_or(Meter::NONE, Slot::meter)
+    }
+
     /// Octets that count against a tunnel's quota so far.
     pub fn used(&self, id: TunnelId) -> u64 {
         self.slot(id).map_or(0, |slot| slot.used.load(Ordering::Relaxed))
@@ -100,7 +110,7 @@ impl Slot {
 
     fn take(&self, packets: u64, octets: u64, now: u64) -> Result<(), Reason> {
         let meter = self.meter();
-        if meter.quota > 0 && self.used.load(Ordering::Relaxed).saturating_add(octets) > meter.quota {
+        if meter.is_spent_by(self.used.load(Ordering::Relaxed), octets) {
             return Err(Reason::QuotaSpent);
         }
         self.trickle(&meter, now);
@@ -116,6 +126,20 @@ impl Slot {
         Ok(())
     }
 
+    fn would_take(&self, octets: u64, now: u64) -> Result<(), Reason> {
+        let meter = self.meter();
+        if meter.is_spent_by(self.used.load(Ordering::Relaxed), octets) {
+            return Err(Reason::QuotaSpent);
+        }
+        let passed = now.saturating_sub(self.at.load(Ordering::Relaxed));
+        let is_empty = |left: &AtomicI64, rate: u64| {
+            rate > 0 && left.load(Ordering::Relaxed).saturating_add(gained(passed, rate)) <= 0
+        };
+        let too_fast = is_empty(&self.packets_left, meter.packets_per_second)
+            || is_empty(&self.octets_left, meter.octets_per_second);
+        if too_fast { Err(Reason::RateLimited) } else { Ok(()) }
+    }
+
     /// Whoever moves the clock on adds what has come since.
     fn trickle(&self, meter: &Meter, now: u64) {
         let last = self.at.load(Ordering::Relaxed);
@@ -127,12 +151,24 @@ impl Slot {
         for (left, rate) in
             [(&self.packets_left, meter.packets_per_second), (&self.octets_left, meter.octets_per_second)]
         {
-            let gained = i64::try_from((now - last).saturating_mul(rate)).unwrap_or(i64::MAX);
+            let gained = gained(now - last, rate);
             let filled = |level: i64| Some(level.saturating_add(gained).min(full(rate)));
             // The closure never declines.
             let _level_before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, filled);
         }
     }
+}
+
+impl Meter {
+    /// Whether its quota, of which so much is `used`, has no room for `octets` more.
+    fn is_spent_by(&self, used: u64, octets: u64) -> bool {
+        self.quota > 0 && used.saturating_add(octets) > self.quota
+    }
+}
+
+/// What trickles into a bucket in so many milliseconds.
+fn gained(milliseconds: u64, per_second: u64) -> i64 {
+    i64::try_from(milliseconds.saturating_mul(per_second)).unwrap_or(i64::MAX)
 }
 
 /// A bucket holds what comes in a tenth of a second, and at least one train of 64 KiB or 64 packets.
@@ -193,6 +229,24 @@ mod tests {
         assert_eq!(passed(&meters), 50);
         assert_eq!((meters.take(ID, 1, 1, 0), meters.used(ID)), (Err(Reason::QuotaSpent), 5_000));
         assert_eq!(meters.take(TunnelId(4), 1, 1 << 40, 0), Ok(()), "another tunnel");
+    }
+
+    #[test]
+    fn asking_takes_nothing_and_says_what_taking_would() {
+        let meters = limited(100, 0, 0);
+        assert!((0..1000).all(|_| meters.would_take(ID, 1, 0).is_ok()));
+        assert!(meters.take(ID, 200, 1, 0).is_ok());
+        for (now, expected) in
+            [(0, Err(Reason::RateLimited)), (1000, Err(Reason::RateLimited)), (1400, Ok(()))]
+        {
+            assert_eq!(meters.would_take(ID, 1, now), expected, "at {now}");
+        }
+        let meters = limited(0, 0, 100);
+        assert_eq!(
+            (meters.would_take(ID, 100, 0), meters.would_take(ID, 101, 0)),
+            (Ok(()), Err(Reason::QuotaSpent))
+        );
+        assert_eq!((meters.limits(ID).quota, meters.limits(TunnelId(4))), (100, Meter::NONE));
     }
 
     #[test]

@@ -165,12 +165,13 @@ impl Prepared {
             Facts { workers: settings.workers, offload: standings, proto41: rung, udp_spread: spread };
         let (editor, mut readers) = tables(settings.capacity, settings.workers + 1, seed);
         // The last one is no worker's.
-        let Some(explainer) = readers.pop().map(Explainer::new) else {
+        let Some(beside) = readers.pop() else {
             return Err(io::Error::from(io::ErrorKind::Other).into());
         };
         let (counters, tallies) = counters(settings.workers, settings.capacity);
         let (punt_sender, punts) = punt::queue()?;
         let started = Instant::now();
+        let explainer = Explainer::new(beside, started);
         let mut doors = Vec::new();
         let mut threads = Vec::new();
         let parts = queues.into_iter().zip(readers).zip(tallies);
@@ -515,12 +516,12 @@ pub fn in_memory_on<I: PacketIo>(io: I, capacity: u32, seed: u64) -> io::Result<
     let (counters, mut tallies) = counters(1, capacity);
     let (sender, punts) = punt::queue()?;
     let commands = Arc::new(ArrayQueue::new(COMMANDS));
-    let (Some(explainer), Some(reader), Some(tally)) =
-        (readers.pop().map(Explainer::new), readers.pop(), tallies.pop())
-    else {
+    let (Some(beside), Some(reader), Some(tally)) = (readers.pop(), readers.pop(), tallies.pop()) else {
         return Err(io::ErrorKind::Other.into());
     };
-    let mut worker = Worker::new(io, reader, tally, sender, commands.clone(), (seed, Instant::now()));
+    let started = Instant::now();
+    let explainer = Explainer::new(beside, started);
+    let mut worker = Worker::new(io, reader, tally, sender, commands.clone(), (seed, started));
     worker.online();
     Ok(InMemory { worker, editor, counters, punts, commands: InMemoryCommands(commands), explainer })
 }

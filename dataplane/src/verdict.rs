@@ -1,4 +1,5 @@
-//! What becomes of a packet, and why: one [`Reason`] for each way to die, each with its own counter.
+//! What becomes of a packet, and why: one [`Reason`] for each way to die, each with its own counter. And the checks on its
+//! way, for a [`Witness`].
 
 use crate::packet::icmp::IcmpError;
 use crate::table::slab::Path;
@@ -136,6 +137,14 @@ pub enum Verdict {
     Drop(Reason, Option<IcmpError>),
 }
 
+impl Verdict {
+    /// What becomes of a packet over a limit. A tunnel that may carry no more is closed (RFC 4443 section 3.1); one that is
+    /// too fast is only slowed.
+    pub fn over(reason: Reason) -> Self {
+        Self::Drop(reason, (reason == Reason::QuotaSpent).then_some(IcmpError::Prohibited))
+    }
+}
+
 /// A verdict with the tunnel that the packet came out of, or was dropped on behalf of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judged {
@@ -146,9 +155,79 @@ pub struct Judged {
 }
 
 impl Judged {
+    /// Whether it goes on, to a peer or to the kernel: what a tunnel's limits are asked about.
+    pub fn is_carried(&self) -> bool {
+        match self.verdict {
+            Verdict::ToWire(..) | Verdict::ToTun | Verdict::ToTunAndPunt(_) => true,
+            Verdict::Punt(_) | Verdict::Drop(..) => false,
+        }
+    }
+
+    /// The tunnels that carry it: the one that it is accounted to, then the one that it enters from there.
+    pub fn carriers(&self) -> impl Iterator<Item = Path> + use<> {
+        let entered = match self.verdict {
+            Verdict::ToWire(path, _) if Some(path.tunnel) != self.tunnel_id() => Some(path),
+            Verdict::ToWire(..) | Verdict::ToTun | Verdict::ToTunAndPunt(_) => None,
+            Verdict::Punt(_) | Verdict::Drop(..) => None,
+        };
+        self.tunnel.into_iter().chain(entered)
+    }
+
     /// The number of the tunnel it is accounted to.
     pub fn tunnel_id(&self) -> Option<TunnelId> {
         self.tunnel.map(|p| p.tunnel)
+    }
+}
+
+/// One thing that is looked at on a packet's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Check {
+    /// Can the outer source be a peer at all?
+    Sender,
+    /// Is it IPv6, or a datagram for the control plane?
+    Datagram,
+    /// Is there an IPv6 header with an honest length?
+    Header,
+    /// Are the addresses such as may cross a tunnel?
+    Addresses,
+    /// May the packet leave its link, or is it one that its link is for?
+    Scope,
+    /// Whose is the inner source?
+    Source,
+    /// Is the sender a tunnel's peer, and of the tunnel that the inner source belongs to?
+    Peer,
+    /// Does it carry what may not come out of a tunnel, or too many tunnels?
+    Inside,
+    /// Can the packet carry the congestion mark that it got outside?
+    Marks,
+    /// Can a merged packet be cut, a left checksum be completed?
+    Train,
+    /// Who has the destination?
+    Destination,
+    /// May it go from this tunnel to that one?
+    Hairpin,
+    /// Is the tunnel's peer known?
+    Endpoint,
+    /// Does it fit the tunnel's MTU?
+    Size,
+    /// Does the tunnel's rate or quota have room for it?
+    Limit,
+}
+
+/// Who sees the checks of a packet as they are made. The forwarder's own threads have none: `()` costs nothing.
+pub trait Witness {
+    /// This check comes now. It is passed if another comes, or if the packet goes on.
+    fn meets(&mut self, check: Check);
+}
+
+impl Witness for () {
+    #[inline(always)]
+    fn meets(&mut self, _check: Check) {}
+}
+
+impl Witness for Vec<Check> {
+    fn meets(&mut self, check: Check) {
+        self.push(check);
     }
 }
 

@@ -17,7 +17,6 @@ use crate::limit::Buckets;
 use crate::meter::Meters;
 use crate::offload::segment::{Layout, complete};
 use crate::packet::batch::{Arrival, Batch, Packet, Sender};
-use crate::packet::icmp::IcmpError;
 use crate::packet::{self, icmp};
 use crate::punt::PuntSender;
 use crate::table::slab::Path;
@@ -215,7 +214,7 @@ impl<I: PacketIo> Worker<I> {
             charge(view.meters(), batch, &mut self.judged, self.started.elapsed().as_millis() as u64);
         }
         self.tally.fetch(self.judged.iter().filter_map(Judged::tunnel_id));
-        let policy = view.policy();
+        let policy = *view.policy();
         let error_source = policy.error_source;
         let now = self.started.elapsed();
         self.tally.set_time(now.as_millis() as u64);
@@ -228,6 +227,17 @@ impl<I: PacketIo> Worker<I> {
         };
         self.io.transmit(batch, &self.judged, now, &mut self.tally);
         for n in 0..self.judged.len() {
+            let batch = match side {
+                Side::Tun => &self.tun,
+                Side::Wire => &self.wire,
+            };
+            let (packet, judged) = (&batch.packets[n], &self.judged[n]);
+            if is_only_counted(packet, judged) {
+                if let (Side::Wire, Some(path)) = (side, &judged.tunnel) {
+                    receive(&mut self.tally, path, packet, &batch.arena, 1, now.as_secs() as u32);
+                }
+                continue;
+            }
             self.settle(side, n, now.as_secs() as u32, now.as_millis() as u64, error_source);
         }
         more
@@ -292,10 +302,7 @@ impl<I: PacketIo> Worker<I> {
             Verdict::Punt(PuntClass::Candidate | PuntClass::EchoReply | PuntClass::Datagram)
         );
         if let (Side::Wire, Some(path), true) = (side, judged.tunnel, is_the_tunnels) {
-            if has_odd_mark(&packet, &batch.arena) {
-                self.tally.event(Event::EcnOdd, packets);
-            }
-            self.tally.received(path.tunnel, packets, packet.len as u64, second);
+            receive(&mut self.tally, &path, &packet, &batch.arena, packets, second);
         }
     }
 
@@ -355,6 +362,25 @@ impl<I: PacketIo> Worker<I> {
     }
 }
 
+/// A single packet that goes on, and that nobody watches: nearly every one.
+fn is_only_counted(packet: &Packet, judged: &Judged) -> bool {
+    let entered = match &judged.verdict {
+        Verdict::ToTun => None,
+        Verdict::ToWire(path, _) => Some(path),
+        Verdict::ToTunAndPunt(_) | Verdict::Punt(_) | Verdict::Drop(..) => return false,
+    };
+    let is_watched = |path: Option<&Path>| path.is_some_and(|path| path.manners.is_watched());
+    packet.offload.merged.is_none() && !is_watched(judged.tunnel.as_ref()) && !is_watched(entered)
+}
+
+/// Counts what came out of a tunnel.
+fn receive(tally: &mut Tally, path: &Path, packet: &Packet, arena: &[u8], packets: u64, second: u32) {
+    if has_odd_mark(packet, arena) {
+        tally.event(Event::EcnOdd, packets);
+    }
+    tally.received(path.tunnel, packets, packet.len as u64, second);
+}
+
 /// Marks that nobody sets on an honest path; the packet carries what figure 4 of RFC 6040 has made of them.
 fn has_odd_mark(packet: &Packet, arena: &[u8]) -> bool {
     let Arrival::Wire(Sender { tos, .. }) = packet.arrival else { return false };
@@ -383,18 +409,13 @@ fn segments(batch: &Batch, packet: &Packet, judged: &Judged) -> u64 {
 /// Lets packets of tunnels with a limit pass as far as that goes.
 fn charge(meters: &Meters, batch: &Batch, judged: &mut [Judged], now: u64) {
     for (packet, judgement) in batch.packets.iter().zip(judged) {
-        let entered = match judgement.verdict {
-            Verdict::ToWire(path, _) if Some(path.tunnel) != judgement.tunnel_id() => Some(path),
-            Verdict::ToWire(..) | Verdict::ToTun | Verdict::ToTunAndPunt(_) => None,
-            Verdict::Punt(_) | Verdict::Drop(..) => continue,
-        };
-        let limited = [judgement.tunnel, entered].into_iter().flatten().filter(|p| p.manners.is_metered());
-        for path in limited {
+        if !judgement.is_carried() {
+            continue;
+        }
+        for path in judgement.carriers().filter(|p| p.manners.is_metered()) {
             let packets = segments(batch, packet, judgement);
             if let Err(reason) = meters.take(path.tunnel, packets, packet.len as u64, now) {
-                // A tunnel that may carry no more is closed (RFC 4443 section 3.1); one that is too fast is only slowed.
-                let told = (reason == Reason::QuotaSpent).then_some(IcmpError::Prohibited);
-                judgement.verdict = Verdict::Drop(reason, told);
+                judgement.verdict = Verdict::over(reason);
                 break;
             }
         }
@@ -403,12 +424,7 @@ fn charge(meters: &Meters, batch: &Batch, judged: &mut [Judged], now: u64) {
 
 /// Copies the packet up for the tunnel that it came from and the one that it entered, if they are watched.
 fn show_watchers(punts: &PuntSender, tally: &mut Tally, packet: &Packet, judged: &Judged, batch: &Batch) {
-    let entered = match judged.verdict {
-        Verdict::ToWire(path, _) if Some(path.tunnel) != judged.tunnel_id() => Some(path),
-        Verdict::ToWire(..) | Verdict::ToTun | Verdict::ToTunAndPunt(_) => None,
-        Verdict::Punt(_) | Verdict::Drop(..) => None,
-    };
-    for path in [judged.tunnel, entered].into_iter().flatten().filter(|p| p.watched) {
+    for path in judged.carriers().filter(|p| p.manners.is_watched()) {
         let copy = batch.bytes(packet);
         if !punts.send(PuntClass::Watched, Some(path.tunnel), packet.arrival, judged.verdict, copy) {
             tally.event(Event::WatchMissed, 1);

@@ -41,7 +41,6 @@ fn record(n: u32) -> Entry {
         local_port: n as u16,
         socket: n as u16,
         learn: Learn::Never,
-        watched: false,
         manners: Default::default(),
     };
     Entry { bits: key(n), len: 64, owner: Owner::Tunnel(path), next: NONE }

@@ -96,7 +96,11 @@ fn assert_whole(path: &Path) {
     assert_eq!(path.mtu, 1280 + id as u16 * 256 + u16::from(version), "torn: {path:?}");
     assert_eq!(path.local, Ipv4Addr::new(10, version, 0, id as u8), "torn: {path:?}");
     assert_eq!(path.outer_key(), key(id), "torn: {path:?}");
-    assert_eq!((path.encap, path.socket, path.watched), (Encap::Udp, 9, false), "torn: {path:?}");
+    assert_eq!(
+        (path.encap, path.socket, path.manners),
+        (Encap::Udp, 9, Default::default()),
+        "torn: {path:?}"
+    );
 }
 
 // ---- the editor's side ----

@@ -187,8 +187,7 @@ fn path(t: &Tunnel, watched: bool) -> Option<Path> {
         local_port,
         socket,
         learn,
-        watched,
-        manners: t.manners,
+        manners: t.manners.with_watched(watched),
     })
 }
 
@@ -401,5 +400,5 @@ fn watching_a_new_tunnel_takes_records_too() {
     assert_eq!(editor.apply(&batch(5000)).map_err(|e| kind(&e)), Err(No::Full));
     assert_eq!(reader.view().tunnel(TunnelId(1)), None);
     editor.apply(&batch(4000)).unwrap();
-    assert!(reader.view().tunnel(TunnelId(1)).unwrap().watched);
+    assert!(reader.view().tunnel(TunnelId(1)).unwrap().manners.is_watched());
 }

@@ -10,6 +10,7 @@ mod dtcp;
 mod forward;
 mod offload;
 mod packets;
+mod quote;
 mod texts;
 mod tsp;
 mod tsp_client;
@@ -38,6 +39,7 @@ pub(crate) const ALL: &[(&str, Body)] = &[
     ("popauth", texts::popauth),
     ("prefix", texts::prefix),
     ("probe", packets::probe),
+    ("quote", quote::quote),
     ("routetable", texts::routetable),
     ("segment", offload::segment),
     ("tsp", tsp::tsp),

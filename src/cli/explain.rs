@@ -14,7 +14,7 @@ use crate::explain::{Explained, Wish};
 /// Arguments of `sixway explain`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The running router judges the packet on its live tables; nothing is sent and nothing counted.\nLimits on rates are not asked.\n\nsixway explain --tunnel alice --dst 2001:db8::1 --len 1480 --from-wire"
+    after_help = "The running router judges the packet on its live tables; nothing is sent and nothing counted.\nA tunnel's rate and quota are asked, and not used up.\n\nsixway explain --tunnel alice --dst 2001:db8::1 --len 1480 --from-wire"
 )]
 pub struct ExplainArgs {
     /// The tunnel that it is about

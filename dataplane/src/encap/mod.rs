@@ -31,12 +31,12 @@ pub fn outer_tos(manners: Manners, inner_class: u8) -> u8 {
 /// RFC 6040, in either mode of the tunnel. `None` when the packet must be dropped: congestion was experienced and the
 /// inner packet cannot say so.
 pub fn inner_class(manners: Manners, inner: u8, outer_tos: u8) -> Option<u8> {
+    let is_uniform = manners.dscp() == Dscp::Uniform;
+    if outer_tos & ECN == NOT_ECT && !is_uniform {
+        return Some(inner);
+    }
     let marked = decapsulated_ecn(inner, outer_tos)?;
-    let code = match manners.dscp() {
-        Dscp::Uniform => outer_tos,
-        Dscp::Pipe(_) => inner,
-    };
-    Some(code & !ECN | marked)
+    Some(if is_uniform { outer_tos } else { inner } & !ECN | marked)
 }
 
 /// Whether a packet that carries `decapsulated` now came with a mark outside that no honest path makes of it: the cells of

@@ -363,7 +363,6 @@ mod tests {
             local_port: 1,
             socket: 0,
             learn: Learn::Never,
-            watched: false,
             manners: Default::default(),
         }
     }

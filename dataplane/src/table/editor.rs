@@ -355,7 +355,7 @@ impl Editor {
     fn watch(&mut self, id: TunnelId, on: bool) {
         let Some(path) = self.path(id) else { return };
         let prefixes: Vec<_> = self.chain(id).filter_map(|(_, entry)| entry.prefix()).collect();
-        self.put(Path { watched: on, ..path }, &prefixes);
+        self.put(Path { manners: path.manners.with_watched(on), ..path }, &prefixes);
     }
 
     fn reserve(&mut self, prefix: Ipv6Prefix, holder: Holder) {
@@ -496,8 +496,7 @@ impl Editor {
             local_port: 0,
             socket: 0,
             learn: Learn::Never,
-            watched: self.path(t.id).is_some_and(|p| p.watched),
-            manners: t.manners,
+            manners: t.manners.with_watched(self.path(t.id).is_some_and(|p| p.manners.is_watched())),
         };
         match t.outer {
             Outer::Proto41 { local, remote } => {

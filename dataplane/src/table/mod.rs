@@ -239,8 +239,8 @@ impl View<'_> {
     }
 
     /// What holds for all tunnels.
-    pub fn policy(&self) -> Policy {
-        self.root.policy
+    pub fn policy(&self) -> &Policy {
+        &self.root.policy
     }
 }
 

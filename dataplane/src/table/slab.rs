@@ -76,8 +76,6 @@ pub struct Path {
     pub socket: u16,
     /// How far the peer's endpoint may move.
     pub learn: Learn,
-    /// Copies of its packets go up the punt queue.
-    pub watched: bool,
     /// How it treats its packets.
     pub manners: Manners,
 }
@@ -266,7 +264,7 @@ fn encode_path(w: &mut [u64; WORDS], p: &Path) {
         Encap::Udp => KIND_UDP,
     };
     w[2] |= kind << 8 | u64::from(p.mtu) << 16 | u64::from(p.socket) << 32;
-    w[2] |= (p.learn as u64) << 48 | u64::from(p.watched) << 56;
+    w[2] |= (p.learn as u64) << 48;
     w[3] |= u64::from(p.tunnel.0) << 32;
     w[4] = u64::from(u32::from(p.remote)) << 32 | u64::from(p.remote_port) << 16 | u64::from(p.local_port);
     w[5] = u64::from(u32::from(p.local)) | u64::from(p.manners.bits()) << 32;
@@ -295,7 +293,6 @@ fn decode_owner(head: u64, r: &Record) -> Owner {
         local_port: ends as u16,
         socket: (head >> 32) as u16,
         learn,
-        watched: head >> 56 != 0,
         manners: Manners::from_bits((ours >> 32) as u16),
     })
 }
@@ -317,8 +314,7 @@ mod tests {
             local_port: 3653,
             socket: 0xabcd,
             learn: Learn::Anywhere,
-            watched: true,
-            manners: Manners::from_bits(0x7ff),
+            manners: Manners::from_bits(0xfff),
         };
         let entry = Entry { bits: u128::MAX - 5, len: 128, owner: Owner::Tunnel(path), next: NONE };
         assert!(slab.write(CHUNK as u32 + 7, &entry));
