@@ -10,13 +10,19 @@ use std::path::Path;
 /// The module `tunnel4` takes every packet of protocol 41 besides us, and answers senders whom no `sit` device knows with
 /// ICMP port unreachable: peers of ours among them.
 pub fn kernel_tunnels(root: &Path) -> Option<String> {
-    let signs = ["sys/module/tunnel4", "sys/module/sit", "sys/class/net/sit0"];
-    let found = signs.iter().find(|sign| root.join(sign).exists())?;
+    let found = *kernel_tunnel_signs(root).first()?;
     Some(format!(
         "the kernel's own IPv6-in-IPv4 tunnels are loaded (/{found}): the kernel answers our peers' packets with ICMP \
          port unreachable; where no sit device is needed, `modprobe -r sit` takes them away; else \
          `nft add rule ip filter output icmp code port-unreachable drop` keeps the answers back, and others with them"
     ))
+}
+
+/// The files that only such handlers have, as modules or built in.
+pub(crate) fn kernel_tunnel_signs(root: &Path) -> Vec<&'static str> {
+    let mut signs = vec!["sys/module/tunnel4", "sys/module/sit", "sys/class/net/sit0"];
+    signs.retain(|sign| root.join(sign).exists());
+    signs
 }
 
 /// The IPv4 networks that the kernel routes into the device `tun`, by the text of `/proc/net/route`.

@@ -4,24 +4,28 @@
 //! What the system does is read where the router runs; a router that has left its network with `--unshare` cannot see the
 //! outer one. Changes nothing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sixway_dataplane::explain::Explainer;
+use sixway_dataplane::explain::{Belongs, Explainer};
 use sixway_dataplane::packet::batch::{Arrival, Sender};
 use sixway_dataplane::table::slab::Encap;
-use sixway_dataplane::update::{Outer, TunnelId};
+use sixway_dataplane::update::{Ipv6Prefix, Meter, Outer, TunnelId};
 use sixway_dataplane::verdict::{Reason, Verdict};
 
+use crate::advice;
 use crate::config::Config;
 use crate::explain::from_peer;
 use crate::registry::{Live, Registry};
 
 /// Tunnels that are tried, the first ones.
 const TRIED: usize = 1000;
+/// More errors a second than any network needs.
+const MANY_ERRORS: u32 = 10_000;
 /// Addresses that nobody has (RFC 5737, RFC 9637).
 const STRANGER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 251);
 const NOWHERE: Ipv6Addr = Ipv6Addr::new(0x3fff, 0xfff, 0xdead, 0, 0, 0, 0, 1);
@@ -81,7 +85,7 @@ pub struct Auditor<'a> {
     pub proto41: bool,
 }
 
-impl Auditor<'_> {
+impl<'a> Auditor<'a> {
     /// Every requirement, in the order of a packet's way, then the system's.
     pub fn findings(&mut self) -> Vec<Finding> {
         let mut all = vec![
@@ -93,6 +97,8 @@ impl Auditor<'_> {
             self.own_addresses(),
             self.loops(),
             self.unassigned(),
+            self.error_limits(),
+            self.tunnel_limits(),
         ];
         all.extend(self.system());
         all
@@ -102,17 +108,39 @@ impl Auditor<'_> {
         self.explainer.explain(arrival, &packet(source, destination)).judged.verdict
     }
 
-    fn live(&self) -> Vec<(TunnelId, &Live)> {
+    fn live(&self) -> Vec<(TunnelId, &'a Live)> {
         self.registry.iter().take(TRIED).collect()
     }
 
-    /// Tunnels with a known peer: how its packets come, an address inside, the tunnel's name.
-    fn peers(&self) -> Vec<(Arrival, Ipv6Addr, String)> {
-        let all = self.live().into_iter().filter_map(|(_, live)| {
-            let arrival = from_peer(live).ok()?;
-            Some((arrival, inside(live)?, live.config.name.to_string()))
-        });
-        all.collect()
+    /// Two addresses that are this tunnel's by the longest match: not a nested tunnel's, not the router's own.
+    fn inside(&mut self, id: TunnelId, live: &Live) -> Vec<Ipv6Addr> {
+        let prefixes = live.config.prefixes.iter().filter(|prefix| (1..127).contains(&prefix.prefix_len()));
+        let hosts = |prefix: &Ipv6Prefix| {
+            let room = u128::MAX >> prefix.prefix_len();
+            let bits = prefix.bits();
+            [2, 3, 0x5157, 0x51a9_33c7, u128::MAX - 1].map(|n| Ipv6Addr::from(bits | (n & room)))
+        };
+        let all = prefixes.flat_map(hosts);
+        let own = all.filter(
+            |addr| matches!(self.explainer.owner(*addr), Some((_, Belongs::Tunnel(whose))) if whose == id),
+        );
+        own.take(2).collect()
+    }
+
+    /// Tunnels with a known peer and addresses of their own.
+    fn peers(&mut self) -> Vec<Tried> {
+        let mut all = Vec::new();
+        for (id, live) in self.live() {
+            if live.config.prefixes.contains(&Ipv6Prefix::ALL) {
+                continue;
+            }
+            let (Ok(arrival), inside) = (from_peer(live), self.inside(id, live)) else { continue };
+            if let Some(first) = inside.first() {
+                let name = live.config.name.to_string();
+                all.push(Tried { arrival, inside: *first, other: inside.get(1).copied(), name });
+            }
+        }
+        all
     }
 
     /// RFC 4213 section 3.6: who is no peer gets nothing through.
@@ -145,7 +173,7 @@ impl Auditor<'_> {
     /// RFC 4213 section 3.6, RFC 4291 section 2.5.
     fn inner_martians(&mut self) -> Finding {
         let peers = self.peers();
-        let Some((arrival, _, _)) = peers.first() else { return no_peer("inner_martians") };
+        let Some(Tried { arrival, .. }) = peers.first() else { return no_peer("inner_martians") };
         let odd = ["::1", "::", "ff0e::1", "::ffff:192.0.2.1", "::192.0.2.1", "fe80::2"];
         let odd = odd.iter().filter_map(|text| text.parse::<Ipv6Addr>().ok());
         let passed: Vec<_> = odd.filter(|addr| !is_held(&self.verdict(*arrival, *addr, NOWHERE))).collect();
@@ -161,8 +189,8 @@ impl Auditor<'_> {
         let count = peers.len();
         let passed: Vec<_> = peers
             .into_iter()
-            .filter(|(arrival, inside, _)| !is_held(&self.verdict(*arrival, NOWHERE, *inside)))
-            .map(|(.., name)| name)
+            .filter(|tried| !is_held(&self.verdict(tried.arrival, NOWHERE, tried.inside)))
+            .map(|tried| tried.name)
             .collect();
         let found = format!("{count} tunnels tried: sources outside their prefixes are dropped");
         holds("ingress_filtering", &found, &passed)
@@ -170,19 +198,30 @@ impl Auditor<'_> {
 
     /// RFC 4213 section 5: nobody but its peer speaks for a tunnel.
     fn wrong_outer(&mut self) -> Finding {
-        let inside: Vec<_> = self.live().iter().filter_map(|(_, live)| inside(live)).collect();
-        if inside.is_empty() {
+        let (mut tried, mut passed) = (0, Vec::new());
+        for (id, live) in self.live() {
+            // In the tunnel's own encapsulation too: in the other one it is wrong by that alone.
+            let strangers = match live.outer {
+                Outer::Proto41 { .. } => vec![stranger41()],
+                Outer::Udp { local, .. } => vec![stranger41(), stranger_udp(local.port)],
+            };
+            for addr in self.inside(id, live).into_iter().take(1) {
+                tried += 1;
+                if strangers.iter().any(|stranger| !is_held(&self.verdict(*stranger, addr, NOWHERE))) {
+                    passed.push(&live.config.name);
+                }
+            }
+        }
+        if tried == 0 {
             return skip("wrong_outer", "no tunnel has a prefix");
         }
-        let passed: Vec<_> =
-            inside.into_iter().filter(|addr| !is_held(&self.verdict(stranger41(), *addr, NOWHERE))).collect();
         holds("wrong_outer", "a stranger with a tunnel's inner source is dropped", &passed)
     }
 
     /// RFC 2827, RFC 6169 section 2.2.
     fn own_addresses(&mut self) -> Finding {
         let (peers, own) = (self.peers(), self.registry.local().to_vec());
-        let (Some((arrival, ..)), false) = (peers.first(), own.is_empty()) else {
+        let (Some(Tried { arrival, .. }), false) = (peers.first(), own.is_empty()) else {
             return skip("own_addresses", "no tunnel with a known peer, or no [router] address");
         };
         let passed: Vec<_> =
@@ -198,11 +237,11 @@ impl Auditor<'_> {
         }
         let passed: Vec<_> = peers
             .into_iter()
-            .filter(|(arrival, inside, _)| {
-                let other = Ipv6Addr::from(u128::from(*inside) ^ 1);
-                !is_held(&self.verdict(*arrival, *inside, other))
+            .filter(|tried| {
+                let back = tried.other.map(|other| self.verdict(tried.arrival, tried.inside, other));
+                back.is_some_and(|verdict| !is_held(&verdict))
             })
-            .map(|(.., name)| name)
+            .map(|tried| tried.name)
             .collect();
         holds("loops", "nothing leaves by the tunnel that it came from", &passed)
     }
@@ -212,17 +251,57 @@ impl Auditor<'_> {
         if self.config.pools.is_empty() {
             return skip("unassigned", "no [[pool]]");
         }
-        let last = |prefix: sixway_dataplane::update::Ipv6Prefix| {
-            let host = u128::MAX.checked_shr(u32::from(prefix.prefix_len())).unwrap_or(0);
-            Ipv6Addr::from(prefix.bits() | host)
+        // By what the registry knows, not by the table that is tried.
+        let taken: Vec<Ipv6Prefix> =
+            self.registry.iter().flat_map(|(_, live)| live.config.prefixes.iter().copied()).collect();
+        let is_free = |addr: &Ipv6Addr| {
+            !taken.iter().any(|prefix| prefix.prefix_len() > 0 && prefix.contains(*addr))
+                && !self.registry.local().contains(addr)
         };
-        let ends: Vec<_> = self.config.pools.iter().map(|pool| last(pool.prefix)).collect();
-        let source = self.registry.local().first().copied().unwrap_or(NOWHERE);
-        let passed: Vec<_> = ends
+        let spots = |prefix: Ipv6Prefix| {
+            let room = u128::MAX >> prefix.prefix_len().min(127);
+            [room, room / 3, room / 7].map(|n| Ipv6Addr::from(prefix.bits() | n))
+        };
+        let free = self.config.pools.iter().filter_map(|pool| spots(pool.prefix).into_iter().find(is_free));
+        let free: Vec<_> = free.collect();
+        let from = match self.peers().first() {
+            Some(tried) => (tried.arrival, tried.inside),
+            None => (Arrival::Tun, self.registry.local().first().copied().unwrap_or(NOWHERE)),
+        };
+        let passed: Vec<_> = free
             .into_iter()
-            .filter(|end| self.verdict(Arrival::Tun, source, *end) == Verdict::ToTun)
+            .filter(|end| !matches!(self.verdict(from.0, from.1, *end), Verdict::Drop(Reason::Unassigned, _)))
             .collect();
         holds("unassigned", "what of a pool nobody has is a black hole", &passed)
+    }
+
+    /// RFC 4443 section 2.4(f): neither a peer nor a stranger makes the router send as much as he likes.
+    fn error_limits(&self) -> Finding {
+        let guard = &self.config.guard;
+        let (all, one) = (guard.icmp_errors.per_second, guard.icmp_errors_of_tunnel.per_second);
+        let found = format!("{all} ICMPv6 errors a second in all, {one} for a tunnel");
+        let next =
+            "Lower `icmp_errors` and `icmp_errors_of_tunnel` in [guard]; 1000 and 100 are the defaults.";
+        match all > MANY_ERRORS || one > all {
+            true => fail("error_limits", found, next),
+            false => pass("error_limits", found),
+        }
+    }
+
+    /// The limits that tunnels were given stand in the forwarder.
+    fn tunnel_limits(&mut self) -> Finding {
+        let limited = self.registry.iter().filter(|(_, live)| live.config.care().meter != Meter::NONE);
+        let limited: Vec<_> = limited.take(TRIED).collect();
+        if limited.is_empty() {
+            return skip("tunnel_limits", "no tunnel has a rate or a quota");
+        }
+        let count = limited.len();
+        let passed: Vec<_> = limited
+            .into_iter()
+            .filter(|(id, live)| self.explainer.limits(*id) != live.config.care().meter)
+            .map(|(_, live)| &live.config.name)
+            .collect();
+        holds("tunnel_limits", &format!("{count} tunnels with a rate or a quota have it in force"), &passed)
     }
 
     // ---- the system ----
@@ -235,7 +314,7 @@ impl Auditor<'_> {
             self.kernel_tunnels(),
             admin_socket(&self.config.admin.socket),
             self.forwarding(number("ipv6/conf/all/forwarding")),
-            reverse_path(number("ipv4/conf/all/rp_filter"), number("ipv4/conf/default/rp_filter")),
+            self.reverse_path(number("ipv4/conf/all/rp_filter"), &number),
             source_routes(number("ipv6/conf/all/accept_source_route")),
         ];
         all.extend(self.secrets());
@@ -260,10 +339,7 @@ impl Auditor<'_> {
 
     /// Linux net/ipv4/tunnel4.c answers ICMP port unreachable to peers that no kernel tunnel knows.
     fn kernel_tunnels(&self) -> Finding {
-        let loaded: Vec<_> = ["sit", "tunnel4"]
-            .into_iter()
-            .filter(|name| Path::new("/sys/module").join(name).exists())
-            .collect();
+        let loaded: Vec<_> = advice::kernel_tunnel_signs(Path::new("/"));
         match (self.proto41, loaded.is_empty()) {
             (false, _) => skip("kernel_tunnels", "protocol 41 is off"),
             (true, true) => pass("kernel_tunnels", "neither sit nor tunnel4 is loaded"),
@@ -273,6 +349,16 @@ impl Auditor<'_> {
                 "`modprobe -r sit`, or drop the kernel's own ICMP port unreachable towards peers in the firewall.",
             ),
         }
+    }
+
+    /// The interfaces that lead to other hosts, all but our own device.
+    fn reverse_path(&self, all: Option<i32>, number: &dyn Fn(&str) -> Option<i32>) -> Finding {
+        let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+        let names = routes.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+        let names: BTreeSet<_> = names.filter(|name| *name != self.config.router.tun).collect();
+        let own = |name: &str| number(&format!("ipv4/conf/{name}/rp_filter"));
+        let interfaces: Vec<_> = names.into_iter().map(|name| (name.to_owned(), own(name))).collect();
+        reverse_path(all, &interfaces)
     }
 
     fn forwarding(&self, on: Option<i32>) -> Finding {
@@ -318,11 +404,12 @@ fn no_peer(name: &str) -> Finding {
     skip(name, "no tunnel with prefixes has a known peer")
 }
 
-/// An address behind a tunnel that is not an uplink.
-fn inside(live: &Live) -> Option<Ipv6Addr> {
-    let is_uplink = live.config.prefixes.iter().any(|prefix| prefix.prefix_len() == 0);
-    let prefix = live.config.prefixes.iter().find(|prefix| prefix.prefix_len() < 127);
-    prefix.filter(|_| !is_uplink).map(|prefix| Ipv6Addr::from(prefix.bits() | 2))
+/// A tunnel that packets are tried with: how its peer's packets come, one or two addresses inside, its name.
+struct Tried {
+    arrival: Arrival,
+    inside: Ipv6Addr,
+    other: Option<Ipv6Addr>,
+    name: String,
 }
 
 fn stranger41() -> Arrival {
@@ -357,15 +444,23 @@ fn admin_socket(path: &Path) -> Finding {
     fail(name, found, format!("`chmod 600 {0}` and `chown {ours} {0}`.", path.display()))
 }
 
-/// RFC 3704 section 2.2, for outer sources.
-fn reverse_path(all: Option<i32>, default: Option<i32>) -> Finding {
+/// RFC 3704 section 2.2, for outer sources: `interfaces` with their own switch; the stricter of it and of `all` holds.
+fn reverse_path(all: Option<i32>, interfaces: &[(String, Option<i32>)]) -> Finding {
     let name = "reverse_path_filter";
-    match (all, default) {
-        (Some(1..), _) | (_, Some(1..)) => pass(name, "the kernel drops forged IPv4 sources (rp_filter)"),
-        (None, None) => skip(name, "net.ipv4.conf.*.rp_filter cannot be read"),
-        _ => fail(
+    let is_open = |own: Option<i32>| all.unwrap_or(0).max(own.unwrap_or(0)) <= 0;
+    let open: Vec<_> =
+        interfaces.iter().filter(|(_, own)| is_open(*own)).map(|(name, _)| name.as_str()).collect();
+    match () {
+        () if all.is_none() || interfaces.is_empty() => {
+            skip(name, "no interface with an IPv4 route, or net.ipv4.conf.*.rp_filter cannot be read")
+        }
+        () if open.is_empty() => pass(name, "the kernel drops forged IPv4 sources (rp_filter)"),
+        () => fail(
             name,
-            "net.ipv4.conf.{all,default}.rp_filter are 0: forged IPv4 sources are not noticed by the kernel",
+            format!(
+                "rp_filter is 0 for {}: forged IPv4 sources are not noticed by the kernel",
+                open.join(", ")
+            ),
             "`sysctl -w net.ipv4.conf.all.rp_filter=2` (1 where routes are symmetric), or filter at the border.",
         ),
     }
@@ -421,9 +516,12 @@ mod tests {
 
     #[test]
     fn switches_are_judged() {
-        assert_eq!(reverse_path(Some(0), Some(2)).outcome, Outcome::Pass);
-        assert_eq!(reverse_path(Some(0), Some(0)).outcome, Outcome::Fail);
-        assert_eq!(reverse_path(None, None).outcome, Outcome::NotApplicable);
+        let one = |own| [("eth0".to_owned(), Some(2)), ("eth1".to_owned(), own)];
+        assert_eq!(reverse_path(Some(0), &one(Some(1))).outcome, Outcome::Pass);
+        assert_eq!(reverse_path(Some(1), &one(Some(0))).outcome, Outcome::Pass);
+        let bad = reverse_path(Some(0), &one(Some(0)));
+        assert!(bad.outcome == Outcome::Fail && bad.found.contains("eth1") && !bad.found.contains("eth0"));
+        assert_eq!(reverse_path(None, &one(None)).outcome, Outcome::NotApplicable);
         assert_eq!(source_routes(Some(1)).outcome, Outcome::Fail);
         assert_eq!(source_routes(Some(-1)).outcome, Outcome::Pass);
         assert_eq!(holds("x", "good", &["alice"]).outcome, Outcome::Fail);

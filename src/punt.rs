@@ -119,12 +119,16 @@ impl Dispatch {
     }
 
     /// Leased tunnels came and went; a number that is free again may be another tunnel's at once.
-    pub fn note(&mut self, registry: &Registry, gone: &[TunnelId], new: &[TunnelId]) {
+    pub fn note(&mut self, registry: &mut Registry, gone: &[TunnelId], new: &[TunnelId], now: Duration) {
         for id in gone {
             self.forget(*id);
             self.nd.leave(*id);
         }
-        new.iter().for_each(|id| self.nd.join(registry, *id));
+        for id in new {
+            self.nd.join(registry, *id);
+            self.paths.join(registry, *id, now);
+        }
+        self.drain_paths(registry);
     }
 
     /// The router ends: hosts in tunnels need not wait until its advertisements run out (RFC 4861 section 6.2.5).

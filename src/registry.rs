@@ -17,7 +17,7 @@ use sixway_dataplane::update::{
 };
 
 use crate::broker::{Binding, Grant, LeaseId, Protocol, Route};
-use crate::config::{Config, Pmtu, Ra, TunnelConfig};
+use crate::config::{Care, Config, Leased, Pmtu, Ra, TunnelConfig};
 
 /// A tunnel that is in the tables.
 #[derive(Debug)]
@@ -97,6 +97,8 @@ pub struct Registry {
     unassigned: Vec<Ipv6Prefix>,
     /// Protocols whose tunnels have no router advertisements.
     unadvertised: Vec<Protocol>,
+    /// How tunnels treat their packets that are granted from now on.
+    lease_care: Leased,
     policy: Policy,
 }
 
@@ -130,6 +132,7 @@ impl Registry {
             lent: HashSet::new(),
             unassigned: Vec::new(),
             unadvertised: Vec::new(),
+            lease_care: Leased::default(),
             policy,
         }
     }
@@ -150,6 +153,7 @@ impl Registry {
         self.local = config.router.address.iter().map(|a| a.addr).collect();
         self.unassigned = config.pools.iter().map(|pool| pool.prefix).collect();
         self.unadvertised = config.unadvertised();
+        self.lease_care = config.leased;
         self.policy = self.policy_of(config);
         let changed = plan.put.iter().filter(|(.., is_new)| !is_new).map(|(id, ..)| *id);
         let touched = changed.chain(plan.removed.iter().copied()).collect();
@@ -213,6 +217,7 @@ impl Registry {
         let taken = self.plan_local(config, &mut plan);
         self.plan_removals(config, &mut plan);
         let mut upserts = self.plan_tunnels(config, &mut plan);
+        self.plan_addresses(config, &plan, &mut upserts);
         plan.batch.extend(taken);
         plan.batch.append(&mut upserts);
         if self.policy_of(config) != self.policy {
@@ -285,6 +290,19 @@ impl Registry {
         upserts
     }
 
+    /// Errors to a tunnel's hosts come from the first address of ours in its prefixes, where there is one.
+    fn plan_addresses(&self, config: &Config, plan: &Plan, upserts: &mut Vec<Update>) {
+        let local: Vec<_> = config.router.address.iter().map(|a| a.addr).collect();
+        let put: HashMap<&str, TunnelId> = plan.put.iter().map(|(id, c, ..)| (&*c.name, *id)).collect();
+        for wanted in &config.tunnels {
+            let held = self.by_name(&wanted.name).and_then(|id| Some((id, self.tunnel(id)?)));
+            let was = held.and_then(|(_, live)| ours(&self.local, &live.config.prefixes));
+            let is = ours(&local, &wanted.prefixes);
+            let id = put.get(&*wanted.name).copied().or(held.map(|(id, _)| id));
+            upserts.extend(id.filter(|_| was != is).map(|id| Update::Address(id, is)));
+        }
+    }
+
     fn commit(&mut self, plan: Plan) -> Diff {
         for (id, config, outer, is_new) in plan.put {
             if is_new {
@@ -352,7 +370,11 @@ impl Registry {
         for (id, grant) in &up {
             let server = grant.pair.map(|pair| Ipv6Prefix::host(pair.server));
             batch.extend(server.map(|server| Update::Reserve(server, Holder::Local)));
-            batch.push(Update::Upsert(tunnel(*id, grant.outer, &self.leased(grant), (&[], None))));
+            let config = self.leased(grant);
+            batch.push(Update::Upsert(tunnel(*id, grant.outer, &config, (&[], None))));
+            let meter = config.care().meter;
+            batch.extend((meter != Meter::NONE).then_some(Update::Meter(*id, meter)));
+            batch.extend(grant.pair.map(|pair| Update::Address(*id, Some(pair.server))));
         }
         for (id, after) in &bound {
             let Some(live) = self.tunnel(*id).filter(|live| live.bound != *after) else { continue };
@@ -393,6 +415,7 @@ impl Registry {
     /// advertisement; what they were given stands in none, since it is not the link's.
     fn leased(&self, grant: &Grant) -> TunnelConfig {
         let on = !self.unadvertised.contains(&grant.protocol);
+        let care = self.lease_care.care(grant.pair.map(|pair| pair.client));
         TunnelConfig {
             name: grant.name.clone(),
             outer: grant.outer,
@@ -400,7 +423,7 @@ impl Registry {
             mtu: grant.mtu,
             default_route: false,
             ra: Ra { on, managed: false, other: false, prefix: Vec::new() },
-            care: None,
+            care: (care != Care::default()).then(|| Box::new(care)),
         }
     }
 
@@ -642,6 +665,12 @@ fn tunnel(
     let (mtu, whole) = path.unwrap_or((first_mtu(config), false));
     let manners = care.manners.with_metered(care.meter != Meter::NONE).with_whole(whole);
     Tunnel { id, outer, prefixes, mtu, manners }
+}
+
+/// The first of `local` that lies in one of these prefixes; everything lies in an uplink's.
+fn ours(local: &[Ipv6Addr], prefixes: &[Ipv6Prefix]) -> Option<Ipv6Addr> {
+    let is_inside = |addr: &&Ipv6Addr| prefixes.iter().any(|p| p.prefix_len() > 0 && p.contains(**addr));
+    local.iter().find(is_inside).copied()
 }
 
 /// The MTU before anything was found: what always gets through, where it is looked for.

@@ -66,6 +66,14 @@ impl Explainer {
         explanation
     }
 
+    /// Whose an address is, by the longest match.
+    pub fn owner(&mut self, addr: Ipv6Addr) -> Option<(Ipv6Prefix, Belongs)> {
+        self.0.online();
+        let found = self.0.view().longest_match(addr).and_then(|entry| belongs(&entry));
+        self.0.offline();
+        found
+    }
+
     /// The limits that a tunnel's packets meet in the forwarder.
     pub fn limits(&mut self, id: TunnelId) -> Meter {
         self.0.online();

@@ -1,7 +1,7 @@
 //! Which way each packet goes: pure, over one batch, no system call and no allocation.
 //!
-//! `from_wire` judges what peers sent: the outer sender *and* the inner source must belong to the same tunnel (RFC
-//! 4213 sections 3.6 and 4; RFC 3704 section 2). `from_tun` judges what the kernel routed to us. Between TUN and tunnel the
+//! `by_peer` judges what peers sent: the outer sender *and* the inner source must belong to the same tunnel (RFC
+//! 4213 sections 3.6 and 4; RFC 3704 section 2). `by_kernel` judges what the kernel routed to us. Between TUN and tunnel the
 //! kernel's forwarding is the hop; from tunnel to tunnel we are, and take one off the hop limit (RFC 8200 section 3).
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -12,7 +12,7 @@ use crate::packet::batch::{Arrival, Batch, Merged, Packet, Sender};
 use crate::packet::icmp::IcmpError;
 use crate::packet::mss;
 use crate::packet::view::{HEADER, ICMPV6, TCP, UDP, Unreadable, View, address};
-use crate::packet::view::{depth, is_source_routed, set_hop_limit, set_traffic_class};
+use crate::packet::view::{inside, is_tunnel_port, set_hop_limit, set_traffic_class};
 use crate::table::slab::{Encap, Entry, Learn, OuterKey, Owner, Path};
 use crate::table::{FETCH, View as Tables};
 use crate::update::Holder;
@@ -48,8 +48,8 @@ pub fn judge_before<W: Witness>(
 ) -> Judged {
     let mut way = Way { tables, seen };
     let (Ok(judged) | Err(judged)) = match packet.arrival {
-        Arrival::Tun => way.from_tun(packet, bytes),
-        Arrival::Wire(sender) => way.from_wire(packet, bytes, &sender),
+        Arrival::Tun => way.by_kernel(packet, bytes),
+        Arrival::Wire(sender) => way.by_peer(packet, bytes, &sender),
     };
     judged
 }
@@ -103,7 +103,7 @@ struct Way<'a, W> {
 // ---- from the kernel ----
 
 impl<W: Witness> Way<'_, W> {
-    fn from_tun(&mut self, packet: &mut Packet, bytes: &mut [u8]) -> Outcome {
+    fn by_kernel(&mut self, packet: &mut Packet, bytes: &mut [u8]) -> Outcome {
         self.seen.meets(Check::Header);
         let view = parse(packet, bytes).map_err(|r| drop(r, None))?;
         let bytes = &mut bytes[..view.len];
@@ -129,7 +129,7 @@ impl<W: Witness> Way<'_, W> {
             // The kernel keeps what is its own; what comes back here would go round for ever.
             Some(Owner::Reserved(Holder::Local)) => Err(drop(Reason::NoRoute, None)),
             Some(Owner::Tunnel(path)) => {
-                let entered = self.into_tunnel(path, packet, bytes, &view)?;
+                let entered = self.enter(path, packet, bytes, &view)?;
                 self.finish_checksum(packet, bytes, &path)?;
                 clamp(&path, packet, bytes);
                 Ok(entered)
@@ -138,7 +138,7 @@ impl<W: Witness> Way<'_, W> {
     }
 
     /// The checks that stand before every tunnel's entrance.
-    fn into_tunnel(&mut self, path: Path, packet: &Packet, bytes: &[u8], view: &View) -> Outcome {
+    fn enter(&mut self, path: Path, packet: &Packet, bytes: &[u8], view: &View) -> Outcome {
         self.seen.meets(Check::Endpoint);
         if !path.has_remote() {
             return Err(refuse(Reason::NoEndpoint, Some(path), IcmpError::AddressUnreachable));
@@ -149,11 +149,23 @@ impl<W: Witness> Way<'_, W> {
             return Err(refuse(Reason::TooBig, Some(path), IcmpError::PacketTooBig(path.mtu)));
         }
         self.seen.meets(Check::Inside);
-        if is_rare(view) && depth(bytes) > self.tables.policy().nesting {
-            return Err(drop(Reason::Nested, Some(path)));
+        if is_rare(view, bytes) {
+            self.guard(bytes, false).map_or(Ok(()), |reason| Err(drop(reason, Some(path))))?;
         }
         let tos = outer_tos(path.manners, view.traffic_class);
         Ok(Judged { verdict: Verdict::ToWire(path, tos), tunnel: Some(path) })
+    }
+
+    /// What may not enter a tunnel or, with `is_out`, come out of one: tunnels too many, source routes. What cannot be
+    /// followed may be any of it.
+    fn guard(&self, bytes: &[u8], is_out: bool) -> Option<Reason> {
+        let policy = self.tables.policy();
+        let Some(inside) = inside(bytes) else { return Some(Reason::HeaderChain) };
+        let is_routed = inside.source_route_0 || inside.source_route && !policy.takes_source_routes;
+        if is_out && is_routed {
+            return Some(Reason::SourceRouted);
+        }
+        (inside.tunnels > policy.nesting).then_some(Reason::Nested)
     }
 
     /// Octets of the largest packet that will be on the wire.
@@ -180,7 +192,7 @@ impl<W: Witness> Way<'_, W> {
 // ---- from a peer ----
 
 impl<W: Witness> Way<'_, W> {
-    fn from_wire(&mut self, packet: &mut Packet, bytes: &mut [u8], sender: &Sender) -> Outcome {
+    fn by_peer(&mut self, packet: &mut Packet, bytes: &mut [u8], sender: &Sender) -> Outcome {
         self.seen.meets(Check::Sender);
         if is_outer_martian(*sender.remote.ip()) || sender.remote.ip() == sender.local.ip() {
             return Err(drop(Reason::OuterMartian, None));
@@ -204,8 +216,8 @@ impl<W: Witness> Way<'_, W> {
         }
         let path = self.owner_of_source(&view, sender, bytes)?;
         self.seen.meets(Check::Inside);
-        if is_rare(&view) {
-            guard(self.tables, bytes).map_or(Ok(()), |reason| Err(drop(reason, Some(path))))?;
+        if is_rare(&view, bytes) {
+            self.guard(bytes, true).map_or(Ok(()), |reason| Err(drop(reason, Some(path))))?;
         }
         self.seen.meets(Check::Marks);
         let marked = inner_class(path.manners, view.traffic_class, sender.tos);
@@ -316,7 +328,7 @@ impl<W: Witness> Way<'_, W> {
         if view.hop_limit <= 1 {
             return Err(refuse(Reason::HopLimit, Some(from), IcmpError::HopLimitExceeded));
         }
-        let entered = self.into_tunnel(to, packet, bytes, view);
+        let entered = self.enter(to, packet, bytes, view);
         let entered = entered.map_err(|j| Judged { tunnel: Some(from), ..j })?;
         set_hop_limit(bytes, view.hop_limit - 1);
         self.finish_checksum(packet, bytes, &from)?;
@@ -327,17 +339,13 @@ impl<W: Witness> Way<'_, W> {
 
 // ---- what a packet carries ----
 
-/// What follows the fixed header is neither TCP, UDP nor ICMPv6: then it is worth a closer look.
-fn is_rare(view: &View) -> bool {
-    !matches!(view.next_header, TCP | UDP | ICMPV6)
-}
-
-/// What of that may not come out of a tunnel.
-fn guard(tables: &Tables<'_>, bytes: &[u8]) -> Option<Reason> {
-    let policy = tables.policy();
-    let source_routed = is_source_routed(bytes, !policy.takes_source_routes);
-    let nested = depth(bytes) > policy.nesting;
-    source_routed.then_some(Reason::SourceRouted).or(nested.then_some(Reason::Nested))
+/// What follows the fixed header is neither TCP, ICMPv6 nor ordinary UDP: then it is worth a closer look.
+fn is_rare(view: &View, bytes: &[u8]) -> bool {
+    match view.next_header {
+        TCP | ICMPV6 => false,
+        UDP => is_tunnel_port(&bytes[HEADER..]),
+        _ => true,
+    }
 }
 
 /// A segment size that the tunnel cannot carry is lowered where it is offered, both ways.

@@ -43,7 +43,7 @@ impl Meters {
         Self(Arc::new(Shared { chunks, in_use: AtomicBool::new(false) }))
     }
 
-    /// Sets a tunnel's limits. The same ones again change nothing; others begin with full buckets and an unused quota.
+    /// Sets a tunnel's limits. The same ones again change nothing; other rates begin with full buckets, another quota unused.
     pub(crate) fn set(&self, id: TunnelId, meter: Meter) {
         let Some(chunk) = self.0.chunks.get(id.0 as usize / CHUNK) else { return };
         if meter == Meter::NONE && chunk.get().is_none() {
@@ -67,6 +67,14 @@ impl Meters {
     /// Takes what a packet, or a train of `packets`, costs the tunnel; else says what is used up.
     pub(crate) fn take(&self, id: TunnelId, packets: u64, octets: u64, now: u64) -> Result<(), Reason> {
         self.slot(id).map_or(Ok(()), |slot| slot.take(packets, octets, now))
+    }
+
+    /// What was taken for a packet that goes nowhere in the end.
+    pub(crate) fn give_back(&self, id: TunnelId, packets: u64, octets: u64) {
+        let Some(slot) = self.slot(id) else { return };
+        slot.packets_left.fetch_add(cost(packets), Ordering::Relaxed);
+        slot.octets_left.fetch_add(cost(octets), Ordering::Relaxed);
+        slot.used.fetch_sub(octets, Ordering::Relaxed);
     }
 
     /// Whether a packet would be let through now, and if not, why. Takes nothing.
@@ -102,7 +110,9 @@ impl Slot {
     fn begin(&self, meter: Meter) {
         self.packets_left.store(full(meter.packets_per_second), Ordering::Relaxed);
         self.octets_left.store(full(meter.octets_per_second), Ordering::Relaxed);
-        self.used.store(0, Ordering::Relaxed);
+        if meter.quota != self.quota.load(Ordering::Relaxed) {
+            self.used.store(0, Ordering::Relaxed);
+        }
         self.packets.store(meter.packets_per_second, Ordering::Relaxed);
         self.octets.store(meter.octets_per_second, Ordering::Relaxed);
         self.quota.store(meter.quota, Ordering::Relaxed);
@@ -246,6 +256,9 @@ mod tests {
             (meters.would_take(ID, 100, 0), meters.would_take(ID, 101, 0)),
             (Ok(()), Err(Reason::QuotaSpent))
         );
+        assert_eq!(meters.take(ID, 1, 100, 0), Ok(()));
+        meters.give_back(ID, 1, 100);
+        assert_eq!((meters.used(ID), meters.take(ID, 1, 100, 0)), (0, Ok(())));
         assert_eq!((meters.limits(ID).quota, meters.limits(TunnelId(4))), (100, Meter::NONE));
     }
 
@@ -255,6 +268,8 @@ mod tests {
         assert!(meters.take(ID, 1, 100, 0).is_ok() && meters.take(ID, 1, 100, 0).is_err());
         meters.set(ID, Meter { quota: 150, ..Meter::NONE });
         assert!(meters.take(ID, 1, 100, 0).is_err());
+        meters.set(ID, Meter { quota: 150, packets_per_second: 1000, ..Meter::NONE });
+        assert_eq!(meters.take(ID, 1, 100, 0), Err(Reason::QuotaSpent), "another rate is no new quota");
         meters.set(ID, Meter { quota: 1000, ..Meter::NONE });
         assert!(meters.take(ID, 1, 100, 0).is_ok());
         meters.set(ID, Meter::NONE);

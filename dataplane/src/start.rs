@@ -171,6 +171,7 @@ impl Prepared {
         let (counters, tallies) = counters(settings.workers, settings.capacity);
         let (punt_sender, punts) = punt::queue()?;
         let started = Instant::now();
+        let workers = settings.workers;
         let explainer = Explainer::new(beside, started);
         let mut doors = Vec::new();
         let mut threads = Vec::new();
@@ -182,8 +183,15 @@ impl Prepared {
             let coalescer = Coalescer::new(MOST_PACKETS, merge, seed);
             let (io, waker) = KernelIo::new(queue, port, used.is_on(Knob::UdpGso), coalescer)?;
             let door = Door { commands: Arc::new(ArrayQueue::new(COMMANDS)), waker };
-            let worker =
-                Worker::new(io, reader, tally, punt_sender.clone(), door.commands.clone(), (seed, started));
+            let worker = Worker::new(
+                io,
+                reader,
+                tally,
+                punt_sender.clone(),
+                door.commands.clone(),
+                (seed, started),
+                workers,
+            );
             let worker = worker.with_patience(settings.linger);
             threads.push(spawn(n, settings.pin, worker)?);
             doors.push(door);
@@ -521,7 +529,7 @@ pub fn in_memory_on<I: PacketIo>(io: I, capacity: u32, seed: u64) -> io::Result<
     };
     let started = Instant::now();
     let explainer = Explainer::new(beside, started);
-    let mut worker = Worker::new(io, reader, tally, sender, commands.clone(), (seed, started));
+    let mut worker = Worker::new(io, reader, tally, sender, commands.clone(), (seed, started), 1);
     worker.online();
     Ok(InMemory { worker, editor, counters, punts, commands: InMemoryCommands(commands), explainer })
 }
@@ -551,7 +559,8 @@ impl<I> InMemory<I> {
                 Update::Listen(at) => self.editor.name_socket(*at, at.port()),
                 Update::Upsert(tunnel) => self.counters.make_room(tunnel.id),
                 Update::Remove(_) | Update::Reserve(..) | Update::Free(_) => {}
-                Update::Unlisten(_) | Update::Watch(..) | Update::Meter(..) | Update::Policy(_) => {}
+                Update::Unlisten(_) | Update::Watch(..) | Update::Meter(..) => {}
+                Update::Address(..) | Update::Policy(_) => {}
             }
         }
         self.editor.apply(batch)

@@ -268,18 +268,26 @@ pub struct Rate {
     pub burst: u32,
 }
 
+impl Rate {
+    /// What each of so many may take, so that they do not take more together; at least one at once, if there is any.
+    pub fn share(self, of: usize) -> Self {
+        let of = u32::try_from(of.max(1)).unwrap_or(u32::MAX);
+        Self { per_second: self.per_second.div_ceil(of), burst: self.burst.div_ceil(of) }
+    }
+}
+
 /// What holds for all tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Whether packets pass from one tunnel to another inside the forwarder.
     pub hairpin: bool,
-    /// Source address of our ICMPv6 errors; `None` sends none.
+    /// Source address of our ICMPv6 errors where the tunnel has none of ours; `None` sends none at all.
     pub error_source: Option<Ipv6Addr>,
     /// Echo replies to the router with this identifier are copied up the punt queue: answers to endpoint probes.
     pub probe_ident: Option<u16>,
-    /// ICMPv6 errors about packets of one tunnel, for each worker (RFC 4443 section 2.4(f)).
+    /// ICMPv6 errors about packets of one tunnel (RFC 4443 section 2.4(f)); each worker has its share.
     pub errors_of_tunnel: Rate,
-    /// ICMPv6 errors in all, for each worker.
+    /// ICMPv6 errors in all; each worker has its share.
     pub errors: Rate,
     /// Whether a peer is told that it sent from outside its tunnel's prefixes (RFC 4443 section 3.1, code 5).
     pub tells_source: bool,
@@ -324,6 +332,8 @@ pub enum Update {
     Watch(TunnelId, bool),
     /// Limit what a tunnel may carry, whose [`Manners`] must say that there is a limit.
     Meter(TunnelId, Meter),
+    /// Our own address in a tunnel: what errors to its hosts come from, instead of the policy's.
+    Address(TunnelId, Option<Ipv6Addr>),
     /// Change what holds for all tunnels.
     Policy(Policy),
 }
@@ -421,6 +431,14 @@ mod tests {
         assert!(matches!("2001:db8::/129".parse::<Ipv6Prefix>(), Err(PrefixError::Length(_))));
         assert!(matches!("2001:db8::".parse::<Ipv6Prefix>(), Err(PrefixError::NoLength)));
         assert!(matches!("x/64".parse::<Ipv6Prefix>(), Err(PrefixError::Address(_))));
+    }
+
+    #[test]
+    fn shares_are_no_more_than_the_whole_but_for_their_rounding() {
+        let rate = Rate { per_second: 1000, burst: 200 };
+        assert_eq!((rate.share(1), rate.share(0)), (rate, rate));
+        assert_eq!(rate.share(4), Rate { per_second: 250, burst: 50 });
+        assert_eq!(Rate { per_second: 0, burst: 3 }.share(2), Rate { per_second: 0, burst: 2 });
     }
 
     #[test]

@@ -78,6 +78,8 @@ reasons! {
     SourceRouted = "source_routed",
     /// More tunnels inside a tunnel than may be (RFC 2473 section 4.1.1).
     Nested = "nested",
+    /// The packet's extension headers cannot be followed to their end: more than eight, or cut short.
+    HeaderChain = "header_chain",
     /// A 6to4 address around an IPv4 address that it cannot stand for (RFC 3964 section 5.1).
     SixToFour = "six_to_four",
     /// The tunnel's rate is used up.

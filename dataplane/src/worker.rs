@@ -3,7 +3,7 @@
 //! Runs to completion: no packet changes threads, nothing waits for anybody. Generic over [`PacketIo`], so the same loop
 //! runs in tests and benches without a kernel.
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -108,6 +108,7 @@ pub struct Worker<I> {
     started: Instant,
     patience: Duration,
     worked: usize,
+    workers: usize,
     stopping: bool,
 }
 
@@ -119,6 +120,7 @@ impl<I: PacketIo> Worker<I> {
         punts: PuntSender,
         commands: Arc<ArrayQueue<Command>>,
         (seed, started): (u64, Instant),
+        workers: usize,
     ) -> Self {
         let policy = Policy::default();
         Self {
@@ -131,14 +133,15 @@ impl<I: PacketIo> Worker<I> {
             punts,
             commands,
             punt_limit: Buckets::new(PUNTS.0, PUNTS.1, seed),
-            error_limit: Buckets::of(policy.errors_of_tunnel, seed),
-            all_errors: Buckets::of(policy.errors, seed),
+            error_limit: Buckets::of(policy.errors_of_tunnel.share(workers), seed),
+            all_errors: Buckets::of(policy.errors.share(workers), seed),
             policy,
             error: [0; icmp::LARGEST],
             started,
             patience: Duration::ZERO,
             worked: 0,
             stopping: false,
+            workers,
         }
     }
 
@@ -234,7 +237,8 @@ impl<I: PacketIo> Worker<I> {
             let (packet, judged) = (&batch.packets[n], &self.judged[n]);
             if is_only_counted(packet, judged) {
                 if let (Side::Wire, Some(path)) = (side, &judged.tunnel) {
-                    receive(&mut self.tally, path, packet, &batch.arena, 1, now.as_secs() as u32);
+                    let alone = (1, packet.len as u64);
+                    receive(&mut self.tally, path, packet, &batch.arena, alone, now.as_secs() as u32);
                 }
                 continue;
             }
@@ -246,10 +250,10 @@ impl<I: PacketIo> Worker<I> {
     /// Another policy: other limits, which begin full.
     fn follow(&mut self, policy: Policy) {
         if policy.errors_of_tunnel != self.policy.errors_of_tunnel {
-            self.error_limit = self.error_limit.with_rate(policy.errors_of_tunnel);
+            self.error_limit = self.error_limit.with_rate(policy.errors_of_tunnel.share(self.workers));
         }
         if policy.errors != self.policy.errors {
-            self.all_errors = self.all_errors.with_rate(policy.errors);
+            self.all_errors = self.all_errors.with_rate(policy.errors.share(self.workers));
         }
         self.policy = policy;
     }
@@ -261,14 +265,14 @@ impl<I: PacketIo> Worker<I> {
         n: usize,
         second: u32,
         millisecond: u64,
-        error_source: Option<std::net::Ipv6Addr>,
+        error_source: Option<Ipv6Addr>,
     ) {
         let batch = match side {
             Side::Tun => &mut self.tun,
             Side::Wire => &mut self.wire,
         };
         let (packet, judged) = (batch.packets[n], self.judged[n]);
-        let packets = segments(batch, &packet, &judged);
+        let (packets, octets) = apart(batch, &packet, &judged);
         show_watchers(&self.punts, &mut self.tally, &packet, &judged, batch);
         match judged.verdict {
             Verdict::ToTun | Verdict::ToWire(..) => {}
@@ -290,6 +294,11 @@ impl<I: PacketIo> Worker<I> {
                 let bytes = &batch.arena[packet.range()];
                 self.tally.keep(reason, judged.tunnel_id(), Some(packet.arrival), bytes);
                 if let (Some(error), Some(source)) = (error, error_source) {
+                    let source = self.source_towards(side, judged.tunnel).unwrap_or(source);
+                    let bytes = match side {
+                        Side::Tun => &self.tun.arena[packet.range()],
+                        Side::Wire => &self.wire.arena[packet.range()],
+                    };
                     let built = icmp::build(error, source, bytes, &mut self.error);
                     self.tell(built, &packet, judged.tunnel, millisecond);
                 }
@@ -302,8 +311,14 @@ impl<I: PacketIo> Worker<I> {
             Verdict::Punt(PuntClass::Candidate | PuntClass::EchoReply | PuntClass::Datagram)
         );
         if let (Side::Wire, Some(path), true) = (side, judged.tunnel, is_the_tunnels) {
-            receive(&mut self.tally, &path, &packet, &batch.arena, packets, second);
+            receive(&mut self.tally, &path, &packet, &batch.arena, (packets, octets), second);
         }
+    }
+
+    /// What an error comes from that goes back into a tunnel (RFC 4443 section 2.2).
+    fn source_towards(&mut self, side: Side, tunnel: Option<Path>) -> Option<Ipv6Addr> {
+        let from = tunnel.filter(|_| side == Side::Wire)?;
+        self.reader.view().ours(from.tunnel)
     }
 
     fn tell(&mut self, built: Option<usize>, packet: &Packet, tunnel: Option<Path>, now: u64) {
@@ -373,12 +388,19 @@ fn is_only_counted(packet: &Packet, judged: &Judged) -> bool {
     packet.offload.merged.is_none() && !is_watched(judged.tunnel.as_ref()) && !is_watched(entered)
 }
 
-/// Counts what came out of a tunnel.
-fn receive(tally: &mut Tally, path: &Path, packet: &Packet, arena: &[u8], packets: u64, second: u32) {
+/// Counts what came out of a tunnel: so many packets and octets.
+fn receive(
+    tally: &mut Tally,
+    path: &Path,
+    packet: &Packet,
+    arena: &[u8],
+    (packets, octets): (u64, u64),
+    second: u32,
+) {
     if has_odd_mark(packet, arena) {
         tally.event(Event::EcnOdd, packets);
     }
-    tally.received(path.tunnel, packets, packet.len as u64, second);
+    tally.received(path.tunnel, packets, octets, second);
 }
 
 /// Marks that nobody sets on an honest path; the packet carries what figure 4 of RFC 6040 has made of them.
@@ -397,13 +419,15 @@ fn toward(view: &View<'_>, packet: &[u8]) -> Option<Destination> {
     }
 }
 
-/// How many packets on the wire this is.
-fn segments(batch: &Batch, packet: &Packet, judged: &Judged) -> u64 {
+/// How many packets on the wire this is, and of how many octets in all: the same whether a kernel has merged them or not.
+fn apart(batch: &Batch, packet: &Packet, judged: &Judged) -> (u64, u64) {
+    let alone = (1, packet.len as u64);
     if packet.offload.merged.is_none() {
-        return 1;
+        return alone;
     }
     let mtu = judged.tunnel.map_or(crate::update::MIN_MTU, |p| p.mtu);
-    Layout::of(batch.bytes(packet), &packet.offload, mtu).map_or(1, |l| l.segments() as u64)
+    let layout = Layout::of(batch.bytes(packet), &packet.offload, mtu);
+    layout.map_or(alone, |l| (l.segments() as u64, l.octets() as u64))
 }
 
 /// Lets packets of tunnels with a limit pass as far as that goes.
@@ -412,11 +436,17 @@ fn charge(meters: &Meters, batch: &Batch, judged: &mut [Judged], now: u64) {
         if !judgement.is_carried() {
             continue;
         }
+        let (packets, octets) = apart(batch, packet, judgement);
+        let mut paid = None;
         for path in judgement.carriers().filter(|p| p.manners.is_metered()) {
-            let packets = segments(batch, packet, judgement);
-            if let Err(reason) = meters.take(path.tunnel, packets, packet.len as u64, now) {
-                judgement.verdict = Verdict::over(reason);
-                break;
+            match meters.take(path.tunnel, packets, octets, now) {
+                Ok(()) => paid = Some(path.tunnel),
+                Err(reason) => {
+                    // It goes nowhere, so the tunnel that it came out of does not pay for it either.
+                    paid.inspect(|id| meters.give_back(*id, packets, octets));
+                    judgement.verdict = Verdict::over(reason);
+                    break;
+                }
             }
         }
     }

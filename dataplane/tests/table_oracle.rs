@@ -86,7 +86,8 @@ impl Twin {
                 self.reserved.remove(at);
                 Ok(())
             }
-            Update::Policy(_) | Update::Meter(..) | Update::Listen(_) | Update::Unlisten(_) => Ok(()),
+            Update::Policy(_) | Update::Meter(..) | Update::Address(..) => Ok(()),
+            Update::Listen(_) | Update::Unlisten(_) => Ok(()),
         }
     }
 

@@ -95,6 +95,107 @@ fn full_send_buffers_lose_packets_and_no_more() {
 }
 
 #[test]
+fn a_socket_that_takes_no_more_over_udp() {
+    takes_no_more("udp");
+}
+
+#[test]
+fn a_socket_that_takes_no_more_over_protocol_41() {
+    takes_no_more("proto41");
+}
+
+/// The queue behind the socket is long and hardly moves, so the socket's own buffer fills up and every send says EAGAIN:
+/// each is counted at its tunnel, nobody tries in a circle meanwhile, and all goes on when there is room.
+fn takes_no_more(encap: &str) {
+    let Some(rig) = Rig::new_or_skip(&format!("the outer socket's buffer is full, {encap}")) else { return };
+    let slow = rig.s.attempt("tc qdisc add dev s0 root tbf rate 100kbit burst 1600 limit 200000000");
+    if !slow.ok {
+        println!("SKIPPED: this kernel has no token bucket filter: {}", slow.text);
+        return;
+    }
+    let server = rig.server(&Rig::alice(encap, ""));
+    let alice = rig.alice_peer(encap);
+    assert!(alice.ping(U6, PATIENCE).is_some());
+    flood(&rig, 16_000);
+    let refused = wait_for("sends to be refused", PATIENCE, || {
+        Some(server.drops("send_failed")).filter(|refused| *refused > 100)
+    });
+    wait_for("the last of them to be counted", PATIENCE, || {
+        (server.tunnel_drops("alice", "send_failed") == server.drops("send_failed")).then_some(())
+    });
+    let before = ticks(server.pid());
+    for _ in 0..10 {
+        flood(&rig, 10);
+        thread::sleep(Duration::from_millis(100));
+    }
+    let used = ticks(server.pid()) - before;
+    assert!(used < 30, "{used} hundredths of a second spent in one that had nothing to do");
+    assert!(server.drops("send_failed") >= refused + 50, "what does not fit is counted all the time");
+    rig.s.run("tc qdisc del dev s0 root");
+    wait_for("forwarding to go on", PATIENCE, || alice.ping(U6, Duration::from_millis(300)));
+    let after = server.drops("send_failed");
+    assert_eq!(alice_hears(&alice, &rig), 10, "as before");
+    assert_eq!(server.drops("send_failed"), after);
+}
+
+/// Datagrams of 1200 octets to alice, no faster than the TUN device's queue takes them.
+fn flood(rig: &Rig, count: u32) {
+    let socket = rig.u.inside(|| std::net::UdpSocket::bind("[::]:0").unwrap());
+    for n in 0..count {
+        let _the_kernel_may_be_busy = socket.send_to(&[7; 1152], (ALICE, 9));
+        if n % 50 == 49 {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// How many of ten echo requests are answered.
+fn alice_hears(alice: &netns_tests::Client, rig: &Rig) -> u32 {
+    let serving = alice.serve();
+    let heard = netns_tests::pings(&rig.u, ALICE, 10, "-i 0.05");
+    drop(serving);
+    heard
+}
+
+/// Processor time of a process, in hundredths of a second.
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<u64> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|n| n.parse().unwrap())
+        .collect();
+    fields.iter().sum()
+}
+
+/// Another address in the place of the router's own: what was bound to any goes on from the new one.
+#[test]
+fn an_outer_address_that_changes() {
+    let Some(rig) = Rig::new_or_skip("the router's outer address changes") else { return };
+    let config = Rig::server_config("", &Rig::alice("udp", "")).replace("outer = \"10.71.0.1\"", "");
+    let server = netns_tests::Router::start(&rig.lab, &rig.s, &config);
+    let alice = rig.alice_peer("udp");
+    assert!(alice.ping(U6, PATIENCE).is_some());
+    rig.s.run("ip addr del 10.71.0.1/24 dev s0");
+    assert!(alice.ping(U6, Duration::from_millis(300)).is_none(), "nobody is there");
+    rig.s.run("ip addr add 10.71.0.9/24 dev s0");
+    drop(alice);
+    let socket = rig.c.inside(|| std::net::UdpSocket::bind("10.71.0.2:5555").unwrap());
+    socket.connect("10.71.0.9:3653").unwrap();
+    let moved = netns_tests::Client::over(&socket, ALICE);
+    wait_for("forwarding by the new address", PATIENCE, || moved.ping(U6, Duration::from_millis(300)));
+    rig.s.run("ip addr del 10.71.0.9/24 dev s0; ip addr add 10.71.0.1/24 dev s0");
+    drop((moved, socket));
+    let alice = rig.alice_peer("udp");
+    wait_for("forwarding by the old address again", PATIENCE, || alice.ping(U6, Duration::from_millis(300)));
+    server.stop();
+}
+
+#[test]
 fn an_early_sigterm_is_a_proper_end() {
     let Some(rig) = Rig::new_or_skip("SIGTERM while it starts") else { return };
     for delay in DELAYS {

@@ -215,6 +215,41 @@ fn hear(socket: &UdpSocket, over: &AtomicBool) -> u64 {
     got
 }
 
+/// What [`hear`] makes of these numbers, which really travel.
+fn heard(numbers: &[u32]) -> u64 {
+    let ear = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mouth = UdpSocket::bind("127.0.0.1:0").unwrap();
+    mouth.connect(ear.local_addr().unwrap()).unwrap();
+    ear.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    numbers.iter().for_each(|n| assert!(mouth.send(&datagram(*n, 0)).is_ok()));
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(200));
+            over.store(true, Ordering::Relaxed);
+        });
+        hear(&ear, &over)
+    })
+}
+
+/// What the stories rest on, beside their tolerance for losses: a gap is one, and nothing else is.
+#[test]
+fn a_gap_is_a_loss() {
+    assert_eq!(heard(&[1, 2, 5, 6]), 4);
+}
+
+#[test]
+#[should_panic(expected = "2 came after Some(3)")]
+fn what_comes_late_is_noticed() {
+    heard(&[1, 3, 2, 4]);
+}
+
+#[test]
+#[should_panic(expected = "2 came after Some(2)")]
+fn what_comes_twice_is_noticed() {
+    heard(&[1, 2, 2, 3]);
+}
+
 /// Everything that any of the programs, devices and sockets on the way says that it lost.
 fn lost_on_the_way(rig: &Rig, routers: &[&Router]) -> u64 {
     let mut lost = 0;

@@ -374,3 +374,28 @@ fn memory(router: &Router) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
     line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0)
 }
+
+/// What `[leased]` says holds for what is granted, and the audit finds it in force.
+#[test]
+fn a_granted_tunnel_has_the_limits_of_all() {
+    let Some(rig) = Rig::new_or_skip("TSP: limits of granted tunnels") else { return };
+    let server = broker(&rig, "[leased]\npackets_per_second = 20\nmss_clamp = true");
+    let (tsp, offer, peer) = tunnel(&rig.c, &format!("{C4}:0"), "v6udpv4", C4);
+    keeps_alive(&peer, &offer);
+    let packet = Ends::new(&offer.client6, U6).echo_request(1, 1, 64);
+    for _ in 0..300 {
+        peer.send(&packet);
+    }
+    wait_for("packets over the rate to be dropped", PATIENCE, || {
+        (server.drops("rate_limited") >= 100).then_some(())
+    });
+    let said = rig.s.attempt(&format!(
+        "{} audit --json --socket {}",
+        program().display(),
+        server.socket().display()
+    ));
+    let limits = "\"name\":\"tunnel_limits\",\"outcome\":\"pass\"";
+    assert!(said.text.contains(limits), "{}", said.text);
+    drop(tsp);
+    server.stop();
+}

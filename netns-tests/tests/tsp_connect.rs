@@ -6,6 +6,7 @@
 //! ```
 
 use std::fs;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use netns_tests::{C4, Client, Job, Rig, Router, S4, Space, U6, pings, program, t
 use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The first pair of the pool of pairs: our end and the client's.
+/// What the addresses of the pool of pairs begin with.
 const PAIRS: &str = "fd00:2:f::";
 /// Where the second broker is.
 const T4: &str = "10.72.0.2";
@@ -171,12 +172,22 @@ fn a_restart_of_the_broker_is_survived() {
     server.stop();
 }
 
+/// The client's end of the pair that it was given; which one, only the broker knows beforehand.
+fn own_address(rig: &Rig) -> Ipv6Addr {
+    let shown = rig.c.run("ip -6 -o addr show dev six0 scope global");
+    let found = shown.split_whitespace().find_map(|word| {
+        let addr = word.split('/').next()?.parse::<Ipv6Addr>().ok()?;
+        addr.to_string().starts_with(PAIRS).then_some(addr)
+    });
+    found.unwrap_or_else(|| panic!("{shown}"))
+}
+
 #[test]
 fn a_restarted_broker_sends_to_where_the_peer_was_found_last() {
     let Some(rig) = Rig::new_or_skip("connect tsp://: learned endpoints and a crash") else { return };
     let server = broker(&rig, &rig.s, "");
     let client = connect(&rig, &[&url("tunnel=v6udpv4&keepalive=60")]);
-    let address = format!("{PAIRS}6");
+    let address = own_address(&rig).to_string();
     assert_eq!(pings(&rig.u, &address, 1, ""), 1);
     // The client dies, its tunnel lasts; a NAT in between gives the same peer another port.
     client.job.end(Signal::SIGKILL, PATIENCE);
@@ -225,7 +236,9 @@ fn a_redirection_is_followed() {
     let gives = Router::start(&rig.lab, &rig.u, &second);
     let client = connect(&rig, &[&url("tunnel=v6udpv4")]);
     assert!(client.said().contains(T4), "{}", client.said());
-    assert_eq!(pings(&rig.c, &format!("{PAIRS}5"), 3, ""), 3, "the second broker's end");
+    // The two ends of a pair are ::1 and ::2 within it.
+    let end = Ipv6Addr::from(u128::from(own_address(&rig)) ^ 3);
+    assert_eq!(pings(&rig.c, &end.to_string(), 3, ""), 3, "the second broker's end");
     client.stop();
     for router in [gives, sends_on] {
         router.stop();

@@ -49,11 +49,30 @@ fn an_interface_cuts_them_as_the_router_would() {
 fn they_pass_an_interface_that_takes_them_whole() {
     let Some(rig) = Rig::new_or_skip("super-packets by protocol 41, whole all the way") else { return };
     let (server, client) = (rig.server(&Rig::alice("proto41", "mtu = 1480")), rig.client("proto41", 1480));
-    let seen = observe(&rig);
-    transfer(&rig.u, &rig.c, ALICE, BYTES);
-    assert!(seen.finish().iter().any(|p| p.len > 30_000), "nothing came whole");
-    transfer(&rig.c, &rig.u, U6, BYTES);
-    assert!(trains(&server) > 20 && trains(&client) > 20);
+    // How long trains become is the senders' TCP's business: on a busy machine it may take more than one connection.
+    whole_after_a_while("to the client", || {
+        let seen = observe(&rig);
+        transfer(&rig.u, &rig.c, ALICE, BYTES);
+        let longest = seen.finish().iter().map(|p| p.len).max().unwrap_or(0);
+        (longest > 30_000 && trains(&server) > 20).then_some(()).ok_or(longest)
+    });
+    whole_after_a_while("from the client", || {
+        transfer(&rig.c, &rig.u, U6, BYTES);
+        let moved = trains(&client);
+        (moved > 20).then_some(()).ok_or(moved as usize)
+    });
+}
+
+/// Tries a few times; panics with the last result.
+fn whole_after_a_while(way: &str, mut attempt: impl FnMut() -> Result<(), usize>) {
+    let mut last = 0;
+    for _ in 0..6 {
+        match attempt() {
+            Ok(()) => return,
+            Err(found) => last = found,
+        }
+    }
+    panic!("{way} nothing came whole: {last}");
 }
 
 /// RFC: E6 (RFC 4459 section 3.1)

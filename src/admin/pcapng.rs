@@ -1,9 +1,12 @@
 //! Packets as a pcapng file (draft-ietf-opsawg-pcapng): one section, IPv6 without a link header, verdicts as comments.
+//! Datagrams that are no IPv6 have an interface of their own, whose link type says nothing about their octets.
 //!
 //! Little endian throughout. Knows octets and times, not what they mean.
 
 /// Raw IPv6, LINKTYPE_IPV6 of the registry of link types.
 const LINK_IPV6: u16 = 229;
+/// For private use, LINKTYPE_USER0 there.
+const LINK_OTHER: u16 = 147;
 const SECTION: u32 = 0x0a0d_0d0a;
 const INTERFACE: u32 = 1;
 const PACKET: u32 = 6;
@@ -11,7 +14,8 @@ const COMMENT: u16 = 1;
 const NAME: u16 = 2;
 const APPLICATION: u16 = 4;
 
-/// The blocks before the first packet: the section, and one interface for each name, numbered from 0.
+/// The blocks before the first packet: the section, and one interface for each name, numbered from 0; the last one is for
+/// what is no IPv6.
 pub fn head(application: &str, interfaces: &[&str], longest: u32) -> Vec<u8> {
     let mut section = Vec::new();
     section.extend_from_slice(&0x1a2b_3c4d_u32.to_le_bytes());
@@ -21,9 +25,10 @@ pub fn head(application: &str, interfaces: &[&str], longest: u32) -> Vec<u8> {
     option(&mut section, APPLICATION, application.as_bytes());
     end_options(&mut section);
     let mut out = block(SECTION, &section);
-    for name in interfaces {
+    for (n, name) in interfaces.iter().enumerate() {
         let mut body = Vec::new();
-        body.extend_from_slice(&LINK_IPV6.to_le_bytes());
+        let link = if n + 1 == interfaces.len() { LINK_OTHER } else { LINK_IPV6 };
+        body.extend_from_slice(&link.to_le_bytes());
         body.extend_from_slice(&[0, 0]);
         body.extend_from_slice(&longest.to_le_bytes());
         option(&mut body, NAME, name.as_bytes());
@@ -86,13 +91,14 @@ mod tests {
 
     #[test]
     fn blocks_are_whole_and_padded() {
-        let mut file = head("sixway", &["kernel", "peer"], 2048);
+        let mut file = head("sixway", &["kernel", "datagram"], 2048);
         file.extend(packet(1, (7 << 32) + 9, &[0x60; 41], 1500, "dropped: too_big"));
         let all = blocks(&file);
         assert_eq!(
             all.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(),
             [SECTION, INTERFACE, INTERFACE, PACKET]
         );
+        assert_eq!((all[1].1[0], all[2].1[0]), (229, 147));
         let body = &all[3].1;
         assert_eq!(body[..20], [1, 0, 0, 0, 7, 0, 0, 0, 9, 0, 0, 0, 41, 0, 0, 0, 0xdc, 5, 0, 0]);
         assert_eq!(body[20..61], [0x60; 41]);

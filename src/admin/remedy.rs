@@ -45,6 +45,7 @@ pub fn remedy(reason: Reason) -> &'static str {
         Reason::SourceRouted => {
             "Nothing; where routing headers are wanted: [guard] source_routes = true (never type 0)."
         }
+        Reason::HeaderChain => "Nothing to do: such packets hide what is behind their headers.",
         Reason::Nested => "Look for a loop of tunnels; [guard] nesting allows more.",
         Reason::SixToFour => "Forged, or a 6to4 site that numbers itself from a private address.",
         Reason::RateLimited => {

@@ -11,7 +11,7 @@ use sixway_dataplane::update::{Ipv6Prefix, Outer, UdpRemote};
 
 use super::binding::Bindings;
 use super::choice::Choice;
-use super::pool::Places;
+use super::pool::{Order, Places};
 use super::{
     Account, Accounts, Binding, End, Grant, Keep, LeaseId, Limits, Outcome, Pair, Pool, PoolKind, Protocol,
     Record, Refusal, Route, Time, Told, UserName, Wish,
@@ -84,6 +84,8 @@ pub struct Broker {
     pub(super) accounts: Accounts,
     pub(super) terms: Terms,
     pub(super) pools: Vec<Places>,
+    /// In what order their places are given.
+    order: Order,
     /// What the pools were cut around, sorted.
     pub(super) fences: Vec<Ipv6Prefix>,
     /// What was given out of pools that the configuration no longer has.
@@ -113,6 +115,7 @@ impl Broker {
             accounts,
             terms,
             pools: Vec::new(),
+            order: Order::Counted,
             fences: Vec::new(),
             elsewhere: HashMap::new(),
             leases: HashMap::new(),
@@ -439,6 +442,13 @@ impl Broker {
         self.leases.insert(id, lease);
     }
 
+    /// Gives places that nobody had all over the pools instead of in order, by a secret: so nobody finds a client by counting
+    /// from another (RFC 6169 section 5.1). Who has a place keeps it.
+    pub fn strew(&mut self, key: u64) {
+        self.order = Order::Strewn(key);
+        self.cut_pools();
+    }
+
     /// Lays the pools out anew, with all that is remembered of them.
     fn cut_pools(&mut self) {
         for places in self.pools.drain(..) {
@@ -448,7 +458,7 @@ impl Broker {
         }
         self.fences = self.fences();
         let cut = self.terms.pools.iter().filter(|pool| pool.kind != PoolKind::Addresses);
-        self.pools = cut.map(|pool| Places::new(*pool, &self.fences)).collect();
+        self.pools = cut.map(|pool| Places::new(*pool, &self.fences, self.order)).collect();
         for (prefix, (user, at)) in std::mem::take(&mut self.elsewhere) {
             match self.place_of(prefix) {
                 Some((pool, n)) => {

@@ -1,7 +1,7 @@
 //! Pools: address space cut into places of one size, each free, in mind for an account, or in use.
 //!
-//! A place stays in mind for whoever had it last. New ones are taken in order; when there is none left, the one that was
-//! unused for longest changes hands. Each step takes logarithmic time, whatever the pool's size: only places that were
+//! A place stays in mind for whoever had it last. New ones are taken in order, or strewn by a key, so that nobody finds a
+//! neighbour by counting (RFC 6169 section 5.1); when there is none left, the one that was unused for longest changes hands. Each step takes logarithmic time, whatever the pool's size: only places that were
 //! ever given take memory. Fences (the router's own networks, static tunnels, prefixes of accounts) are never given.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -135,15 +135,59 @@ pub struct Places {
     idle: BTreeSet<(Time, u32)>,
     /// Ranges that are never given, by their first place, with their last; they do not touch.
     fenced: BTreeMap<u32, u32>,
-    /// Every place below is known, spare or fenced.
+    /// Every place that comes before in `order` is known, spare or fenced.
     next: u32,
+    order: Order,
     /// Places that were given and are in mind for nobody.
     spare: BTreeSet<u32>,
+    /// Places behind no fence that are not known.
+    untouched: u32,
+}
+
+/// In what order places are given for the first time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// From the first to the last.
+    #[default]
+    Counted,
+    /// All over the pool, by a secret. What was given is remembered as it is, so every start may have a key of its own.
+    Strewn(u64),
+}
+
+impl Order {
+    /// The `n`th of `places` places: each is met exactly once.
+    fn place(self, n: u32, places: u32) -> u32 {
+        let Self::Strewn(key) = self else { return n };
+        let half = (u32::BITS - places.saturating_sub(1).leading_zeros()).div_ceil(2).max(1);
+        let mut at = n;
+        // The permutation is of a power of four; where that is more than there are places, it is gone along further.
+        loop {
+            at = strew(at, key, half);
+            if at < places {
+                return at;
+            }
+        }
+    }
+}
+
+/// A permutation of the numbers of twice `half` bits by a key: a Feistel network of four rounds, which tells a client that
+/// knows some places nothing useful about others. No cipher: a place is no secret once it is in use.
+fn strew(n: u32, key: u64, half: u32) -> u32 {
+    let mask = (1u32 << half) - 1;
+    let (mut left, mut right) = (n >> half & mask, n & mask);
+    for round in 1..=4u64 {
+        // The finalizer of SplitMix64.
+        let mut mixed = (u64::from(right) ^ key.rotate_left(round as u32 * 16)).wrapping_add(round << 40);
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (left, right) = (right, left ^ (mixed ^ mixed >> 31) as u32 & mask);
+    }
+    left << half | right
 }
 
 impl Places {
     /// A pool of which nothing was given, and what of it never is.
-    pub fn new(pool: Pool, fences: &[Ipv6Prefix]) -> Self {
+    pub fn new(pool: Pool, fences: &[Ipv6Prefix], order: Order) -> Self {
         let mut ranges: Vec<_> = fences.iter().filter_map(|fence| pool.touched(*fence)).collect();
         ranges.sort_unstable();
         let mut fenced: BTreeMap<u32, u32> = BTreeMap::new();
@@ -157,7 +201,9 @@ impl Places {
             }
         }
         let (known, by_user, idle) = (HashMap::new(), HashMap::new(), BTreeSet::new());
-        Self { pool, known, by_user, idle, fenced, next: 0, spare: BTreeSet::new() }
+        let behind: u32 = fenced.iter().map(|(first, last)| last - first + 1).sum();
+        let untouched = pool.places().saturating_sub(behind);
+        Self { pool, known, by_user, idle, fenced, next: 0, spare: BTreeSet::new(), order, untouched }
     }
 
     /// The pool itself.
@@ -208,11 +254,14 @@ impl Places {
         if let Some(n) = self.spare.iter().copied().find(|n| self.fence(*n).is_none()) {
             return Some(n);
         }
-        while self.next < self.pool.places() {
-            match self.fence(self.next) {
-                Some(last) => self.next = last.saturating_add(1),
-                None if self.known.contains_key(&self.next) => self.next += 1,
-                None => return Some(self.next),
+        let places = self.pool.places();
+        while self.untouched > 0 && self.next < places {
+            let n = self.order.place(self.next, places);
+            match self.fence(n) {
+                Some(last) if self.order == Order::Counted => self.next = last.saturating_add(1),
+                Some(_) => self.next += 1,
+                None if self.known.contains_key(&n) => self.next += 1,
+                None => return Some(n),
             }
         }
         None
@@ -229,10 +278,12 @@ impl Places {
             self.idle.insert((since, n));
         }
         self.known.insert(n, Place { user, in_use, since });
+        self.untouched -= u32::from(self.is_within(n));
     }
 
     fn forget(&mut self, n: u32) {
         let Some(old) = self.known.remove(&n) else { return };
+        self.untouched += u32::from(self.is_within(n));
         self.idle.remove(&(old.since, n));
         let Some(user) = old.user else { return };
         if let Some(own) = self.by_user.get_mut(&user) {
@@ -318,20 +369,21 @@ mod tests {
     #[test]
     fn fences_are_walked_around() {
         let fences = ["2001:db8::/64", "2001:db8:0:2::1/128", "2001:db8:0:3::/64", "2001:db8:1::/48"];
-        let mut places = Places::new(networks("2001:db8::/61", 64), &fences.map(prefix));
+        let mut places = Places::new(networks("2001:db8::/61", 64), &fences.map(prefix), Order::Counted);
         let given: Vec<_> = (0..8).map_while(|n| take(&mut places, &format!("u{n}"))).collect();
         assert_eq!(given, [1, 4, 5, 6, 7]);
-        let all = Places::new(networks("2001:db8::/61", 64), &[prefix("2001:db8::/32")]);
+        let all = Places::new(networks("2001:db8::/61", 64), &[prefix("2001:db8::/32")], Order::Counted);
         assert!((0..8).all(|n| !all.is_open(n)), "the fence is around the pool");
         let pairs = Pool { prefix: prefix("2001:db8::/64"), kind: PoolKind::Pairs };
-        let mut pairs = Places::new(pairs, &[prefix("2001:db8::1/128"), prefix("2001:db8::a/128")]);
+        let mut pairs =
+            Places::new(pairs, &[prefix("2001:db8::1/128"), prefix("2001:db8::a/128")], Order::Counted);
         assert_eq!(take(&mut pairs, "a"), Some(0), "::1 belongs to no pair");
         assert_eq!(take(&mut pairs, "b"), Some(2), "::a is the client's end of pair 1");
     }
 
     #[test]
     fn the_same_user_has_the_same_place_until_it_is_needed() {
-        let mut places = Places::new(networks("2001:db8::/63", 64), &[]);
+        let mut places = Places::new(networks("2001:db8::/63", 64), &[], Order::Counted);
         assert_eq!((take(&mut places, "a"), take(&mut places, "b")), (Some(0), Some(1)));
         assert_eq!(take(&mut places, "c"), None, "all in use");
         places.leave(1, Time(5));
@@ -343,9 +395,50 @@ mod tests {
         assert_eq!(places.in_use(), 2);
     }
 
+    /// RFC: X1 (RFC 6169 section 5.1)
+    #[test]
+    fn strewn_places_are_all_given_once_and_in_another_order_for_each_key() {
+        let first = |key, pool: Pool, fences: &[Ipv6Prefix]| {
+            let mut places = Places::new(pool, fences, Order::Strewn(key));
+            (0..40).map_while(|n| take(&mut places, &format!("u{n}"))).collect::<Vec<_>>()
+        };
+        let wide = networks("2001:db8:100::/40", 56);
+        let (one, other) = (first(1, wide, &[]), first(2, wide, &[]));
+        assert!(one.len() == 40 && one != other, "{one:?}");
+        let steps: BTreeSet<_> = one.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+        assert!(steps.len() > 35, "no step comes again and again: {one:?}");
+        // All of them, fences apart, in pools of any size.
+        for (len, most) in [(61, 8), (62, 4), (63, 2), (64, 1)] {
+            let pool = networks(&format!("2001:db8::/{len}"), 64);
+            let mut given = first(7, pool, &[]);
+            given.sort_unstable();
+            assert_eq!(given, (0..most).collect::<Vec<u32>>());
+        }
+        let mut given =
+            first(7, networks("2001:db8::/61", 64), &["2001:db8:0:2::/63", "2001:db8::/64"].map(prefix));
+        given.sort_unstable();
+        assert_eq!(given, [1, 4, 5, 6, 7]);
+        for places in [1, 2, 3, 5, 1000, PAIRS] {
+            let all: BTreeSet<_> = (0..places).map(|n| Order::Strewn(99).place(n, places)).collect();
+            assert_eq!((all.len() as u32, all.last()), (places, Some(&(places - 1))));
+        }
+    }
+
+    /// RFC: X1 (RFC 6169 section 5.1)
+    #[test]
+    fn a_strewn_place_stays_its_users_under_another_key() {
+        let pool = networks("2001:db8:100::/40", 56);
+        let mut before = Places::new(pool, &[], Order::Strewn(1));
+        let own = take(&mut before, "a").unwrap();
+        let mut after = Places::new(pool, &[], Order::Strewn(2));
+        after.assign(own, Some(user("a")), false, Time(1));
+        assert_eq!(take(&mut after, "a"), Some(own));
+        assert_ne!(take(&mut after, "b"), Some(own));
+    }
+
     #[test]
     fn a_vacated_place_is_given_before_a_new_one() {
-        let mut places = Places::new(networks("2001:db8::/62", 64), &[]);
+        let mut places = Places::new(networks("2001:db8::/62", 64), &[], Order::Counted);
         assert_eq!((take(&mut places, "a"), take(&mut places, "b")), (Some(0), Some(1)));
         places.vacate(0);
         assert_eq!((places.in_use(), places.known().count()), (1, 1), "in mind for nobody");
@@ -354,7 +447,7 @@ mod tests {
 
     #[test]
     fn what_a_deleted_account_had_is_nobody_s() {
-        let mut places = Places::new(networks("2001:db8::/62", 64), &[]);
+        let mut places = Places::new(networks("2001:db8::/62", 64), &[], Order::Counted);
         take(&mut places, "a");
         places.leave(0, Time(1));
         assert_eq!(places.orphan(&user("a"), Time(2)), [0]);

@@ -15,7 +15,7 @@ use crate::admin::pcapng;
 /// Octets of a packet that are captured at most.
 const LONGEST: u32 = 2048;
 /// Sides a packet may come from, numbered as the file's interfaces.
-const SIDES: [&str; 2] = ["kernel", "peer"];
+const SIDES: [&str; 3] = ["kernel", "peer", "datagram"];
 
 /// Arguments of `sixway capture`.
 #[derive(Debug, Args)]
@@ -56,8 +56,8 @@ pub fn run(args: &CaptureArgs) -> anyhow::Result<()> {
         if seen.missed > 0 {
             comment += &format!("; {} packets before it are missing", seen.missed);
         }
-        let side = u32::from(seen.from != "kernel");
-        file.write_all(&pcapng::packet(side, seen.at_us, &seen.bytes(), seen.len, &comment))?;
+        let bytes = seen.bytes();
+        file.write_all(&pcapng::packet(side(&seen.from, &bytes), seen.at_us, &bytes, seen.len, &comment))?;
         file.flush()?;
         left = left.saturating_sub(1);
         Ok(left > 0)
@@ -66,4 +66,14 @@ pub fn run(args: &CaptureArgs) -> anyhow::Result<()> {
         eprintln!("sixway: {missed} packets passed too fast and are missing");
     }
     done
+}
+
+/// The interface of [`SIDES`] that a packet belongs to.
+fn side(from: &str, bytes: &[u8]) -> u32 {
+    let is_ipv6 = bytes.first().is_some_and(|octet| octet >> 4 == 6);
+    match (is_ipv6, from) {
+        (false, _) => 2,
+        (true, "kernel") => 0,
+        (true, _) => 1,
+    }
 }

@@ -38,9 +38,9 @@ pub struct Care {
 /// `[guard]`: what holds for all tunnels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guard {
-    /// ICMPv6 errors a second, for each worker.
+    /// ICMPv6 errors a second.
     pub icmp_errors: Rate,
-    /// ICMPv6 errors a second about packets of one tunnel, for each worker.
+    /// ICMPv6 errors a second about packets of one tunnel.
     pub icmp_errors_of_tunnel: Rate,
     /// Whether who sends from outside his prefixes is told.
     pub tell_source: bool,
@@ -48,6 +48,28 @@ pub struct Guard {
     pub source_routes: bool,
     /// How many tunnels a packet may carry inside itself.
     pub nesting: u8,
+}
+
+/// `[leased]`: what tunnels ask for that DTCP, TSP and other protocols grant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leased(Care);
+
+impl Leased {
+    /// What a tunnel asks for whose client is at this address inside, if it was given one: that is who answers probes. A
+    /// tunnel without has its MTU told by routers.
+    pub fn care(&self, client: Option<Ipv6Addr>) -> Care {
+        let pmtu = match (self.0.pmtu, client) {
+            (Pmtu::Probe, None) => Pmtu::Dynamic,
+            (pmtu, _) => pmtu,
+        };
+        Care { pmtu, echo: client.filter(|_| pmtu == Pmtu::Probe), ..self.0 }
+    }
+}
+
+/// Reads `[leased]`.
+pub(crate) fn leased(report: &mut Report<'_>, section: &Section<'_, '_>) -> Leased {
+    let pmtu = section.text(report, "pmtu", |text| choose(&PMTU, text)).unwrap_or_default();
+    Leased(Care { pmtu, echo: None, manners: manners(report, section), meter: meter(report, section) })
 }
 
 /// The largest MTU that a path of Ethernet carries, outer header included.

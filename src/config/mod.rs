@@ -29,7 +29,7 @@ mod tsp;
 mod tunnel;
 
 pub use aggregate::aggregate;
-pub use care::{Care, Guard, Pmtu};
+pub use care::{Care, Guard, Leased, Pmtu};
 pub use dtcp::{Dtcp, HostPrefix};
 pub use source::{ConfigError, ConfigErrors, Place, Position};
 pub use tsp::Tsp;
@@ -75,6 +75,8 @@ pub struct Config {
     pub offload: Knobs,
     /// What may not pass, and what is said about it.
     pub guard: Guard,
+    /// How tunnels that are granted treat their packets.
+    pub leased: Leased,
     /// All tunnels: those written out, then those of the ranges, each in the order of the file.
     pub tunnels: Vec<TunnelConfig>,
     /// What must survive the process.
@@ -343,6 +345,8 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
     let offload_section = root.table(report, "offload", &schema::OFFLOAD);
     let guard_section = root.table(report, "guard", &schema::GUARD);
     let guard = care::guard(report, &guard_section);
+    let leased_section = root.table(report, "leased", &schema::LEASED);
+    let leased = care::leased(report, &leased_section);
     let admin_section = root.table(report, "admin", &schema::ADMIN);
     let router = sections::router(report, &router_section);
     let udp = sections::udp(report, &udp_section);
@@ -378,6 +382,7 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
         proto41,
         offload,
         guard,
+        leased,
         tunnels: tunnels.list,
         store,
         pools: pools.list,

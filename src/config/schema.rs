@@ -54,6 +54,7 @@ pub(crate) const ROOT: Schema = Schema {
         key("proto41", "[proto41]"),
         key("offload", "[offload]"),
         key("guard", "[guard]"),
+        key("leased", "[leased]"),
         key("tunnel", "[[tunnel]]"),
         key("tunnel_range", "[[tunnel_range]]"),
         key("pool", "[[pool]]"),
@@ -280,6 +281,20 @@ pub(crate) const TUNNEL_RANGE: Schema = Schema {
     ],
 };
 
+/// `[leased]`: how tunnels that are granted treat their packets.
+pub(crate) const LEASED: Schema = Schema {
+    title: "[leased]",
+    keys: &[
+        key("pmtu", "pmtu = \"static\""),
+        key("dscp", "dscp = 0"),
+        key("ecn", "ecn = \"normal\""),
+        key("mss_clamp", "mss_clamp = false"),
+        key("packets_per_second", "packets_per_second = 100_000"),
+        key("kbit_per_second", "kbit_per_second = 1_000_000"),
+        key("quota_mib", "quota_mib = 100_000"),
+    ],
+};
+
 /// `[guard]`: what may not pass, and what is said about it.
 pub(crate) const GUARD: Schema = Schema {
     title: "[guard]",
@@ -304,7 +319,7 @@ pub(crate) const RA: Schema = Schema {
 };
 
 /// All of them.
-pub(crate) const ALL: [&Schema; 18] = [
+pub(crate) const ALL: [&Schema; 19] = [
     &ROOT,
     &ROUTER,
     &ADMIN,
@@ -319,6 +334,7 @@ pub(crate) const ALL: [&Schema; 18] = [
     &PROTO41,
     &OFFLOAD,
     &GUARD,
+    &LEASED,
     &TUNNEL,
     &TUNNEL_RANGE,
     &POOL,

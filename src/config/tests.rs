@@ -911,3 +911,18 @@ fn what_is_guarded_has_defaults_and_can_be_changed() {
 
 const TUNNEL: &str = "[[tunnel]]\nname = \"alice\"\nencap = \"proto41\"\nremote = \"10.71.0.2\"\n\
                       prefixes = [\"2001:db8:100:1::/64\"]\n";
+
+#[test]
+fn granted_tunnels_treat_their_packets_as_is_written_for_all_of_them() {
+    assert_eq!(good("").leased.care(None), Care::default());
+    let text = "[leased]\npmtu = \"probe\"\nmss_clamp = true\ndscp = 46\nquota_mib = 2\n";
+    let leased = good(text).leased;
+    let client = "2001:db8::2".parse().unwrap();
+    let care = leased.care(Some(client));
+    assert_eq!((care.pmtu, care.echo, care.meter.quota), (Pmtu::Probe, Some(client), 2 << 20));
+    assert_eq!(care.manners, Manners::PLAIN.with_dscp(Dscp::Pipe(46)).with_clamped(true));
+    let without = leased.care(None);
+    assert_eq!((without.pmtu, without.echo), (Pmtu::Dynamic, None), "nobody is there to answer probes");
+    one_mistake("[leased]\npmtu = \"often\"\n", 2, &["pmtu"]);
+    one_mistake("[leased]\necho = \"2001:db8::1\"\n", 2, &["echo"]);
+}

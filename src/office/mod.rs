@@ -173,6 +173,11 @@ impl Office {
         })
     }
 
+    /// Gives new places all over the pools from now on, by a secret of this process.
+    pub fn strew(&mut self, key: u64) {
+        self.broker.strew(key);
+    }
+
     /// A place to ask at, for a protocol's server.
     pub fn desk(&self) -> Desk {
         self.desk.clone()

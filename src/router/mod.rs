@@ -226,7 +226,9 @@ fn open_office(config: &Config, seed: [u8; 16]) -> anyhow::Result<Option<Office>
         dtcp.and_then(|dtcp| dtcp.routetable.as_deref()),
     )?;
     let store = Sqlite::open(&config.store.path)?;
-    Ok(Some(Office::open_with(Box::new(store), config.terms(), &config.hooks, lent, seed)?))
+    let mut office = Office::open_with(Box::new(store), config.terms(), &config.hooks, lent, seed)?;
+    office.strew(rand::random());
+    Ok(Some(office))
 }
 
 /// A router without an office waits for it in vain.
@@ -379,7 +381,8 @@ impl Control {
                 Move::Unbound(binding, _) => self.network.take_route_back(binding.prefix).await,
             }
         }
-        self.dispatch.note(&self.registry, &settled.gone, &settled.new);
+        let now = self.started.elapsed();
+        self.dispatch.note(&mut self.registry, &settled.gone, &settled.new, now);
         if let Some(server) = &mut self.dhcpv6 {
             for (id, packet) in server.settled(&self.registry, office.broker(), &settled.acted) {
                 self.dispatch.send(id, packet);

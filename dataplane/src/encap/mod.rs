@@ -81,7 +81,6 @@ mod tests {
         }
     }
 
-    /// RFC: E9, E10 (RFC 6040 section 4.1; RFC 2983 section 3.1)
     /// RFC: E11 (RFC 6040 section 4.2)
     #[test]
     fn the_cells_with_three_marks_are_odd() {
@@ -93,6 +92,7 @@ mod tests {
         assert_eq!(odd, [(NOT_ECT, ECT_1), (NOT_ECT, 2), (CE, ECT_1)]);
     }
 
+    /// RFC: E9, E10 (RFC 6040 section 4.1; RFC 2983 section 3.1)
     #[test]
     fn the_outer_header_carries_ecn_and_no_dscp() {
         assert_eq!(outer_tos(Manners::PLAIN, 0xb9), 1);

@@ -298,9 +298,26 @@ impl Proto41Port {
             let start = Batch::offset(first + n) + HEADROOM;
             if let Err(reason) = self.accept(inbox.message(n), start, batch, tally) {
                 tally.drop(reason, None, 1);
+                self.keep(reason, &inbox.message(n), start, batch, tally);
             }
         }
         got
+    }
+
+    /// Keeps a frame that was not taken, from its outer header on, for people to look at.
+    fn keep(&self, reason: Reason, m: &Received, start: usize, batch: &Batch, tally: &mut Tally) {
+        let before = match self.sockets.packet {
+            Some(_) => self.link_header(m).unwrap_or((vnet::LEN, 0)),
+            None => (0, 0),
+        };
+        let end = (start + m.len).min(batch.arena.len());
+        let outer = batch.arena[start..end].get(before.0 + before.1..).unwrap_or_default();
+        let from = outer.first_chunk::<20>().map(|header| {
+            let address =
+                |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]);
+            Arrival::Wire(Sender::proto41(address(12), address(16), header[1]))
+        });
+        tally.keep(reason, None, from, outer);
     }
 
     fn accept(

@@ -9,11 +9,13 @@
 //! and no tunnel; needs CAP_BPF and CAP_NET_ADMIN at the start and a kernel of 6.6 or later.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::sys;
+use crate::table::index::Seed;
 
 /// Octets of the link header of a frame: the secret, the interface's number, the EtherType.
 pub const LINK_HEADER: usize = 14;
@@ -22,6 +24,8 @@ pub const OUTER_HEADER: usize = 20;
 /// The loopback device's number in every network namespace.
 pub const LOOPBACK: u32 = 1;
 
+/// Counters of Identifications, shared by hash as the kernel shares its own.
+const COUNTERS: usize = 4096;
 /// What the kernel is told of the program's licence. It calls no function that is for GPL programs only.
 const LICENCE: &std::ffi::CStr = c"MIT OR Apache-2.0";
 
@@ -32,7 +36,8 @@ pub struct Forwarding {
     /// Looked at about once a second, never for a packet.
     link: Arc<Mutex<OwnedFd>>,
     secret: [u8; 8],
-    identification: Arc<AtomicU16>,
+    identifications: Arc<[AtomicU16]>,
+    seed: Seed,
 }
 
 impl Forwarding {
@@ -41,9 +46,14 @@ impl Forwarding {
         let secret = secret(seed);
         let program = sys::load_program("sixway_proto41", &program(secret), LICENCE)?;
         let link = sys::attach_egress(program.as_fd(), LOOPBACK)?;
-        // Far from where the kernel's own counters and other instances are likely to be.
-        let identification = Arc::new(AtomicU16::new((seed >> 24) as u16));
-        Ok(Self { program: Arc::new(program), link: Arc::new(Mutex::new(link)), secret, identification })
+        let seed = Seed(seed);
+        Ok(Self {
+            program: Arc::new(program),
+            link: Arc::new(Mutex::new(link)),
+            secret,
+            identifications: counters(seed),
+            seed,
+        })
     }
 
     /// Whether the program is still where it was attached: an administrator may detach it.
@@ -62,16 +72,29 @@ impl Forwarding {
         Ok(())
     }
 
-    /// Takes the Identifications of so many segments: segments may be fragmented on their way, so all workers count as one
-    /// (RFC 791 section 3.2; the kernel counts up from it when it cuts).
-    pub fn identify(&self, segments: usize) -> u16 {
-        self.identification.fetch_add(segments as u16, Ordering::Relaxed)
+    /// Takes the Identifications of so many segments from `source` to `peer`: they may be fragmented on their way, so all
+    /// workers count as one (RFC 791 section 3.2, RFC 6864 section 4; the kernel counts up from it when it cuts). A busy peer
+    /// does not use up another one's numbers, unless they share a counter.
+    pub fn identify(&self, source: Ipv4Addr, peer: Ipv4Addr, segments: usize) -> u16 {
+        identify(&self.identifications, self.seed, (source, peer), segments)
     }
 
     /// The link header of a frame that shall leave by `interface`.
     pub fn link_header(&self, interface: u32) -> [u8; LINK_HEADER] {
         link_header(self.secret, interface)
     }
+}
+
+/// Counters for pairs of addresses, each from a number of its own: far from where the kernel's and other instances' are
+/// likely to be.
+fn counters(seed: Seed) -> Arc<[AtomicU16]> {
+    (0..COUNTERS).map(|n| AtomicU16::new(seed.hash(u128::MAX - n as u128) as u16)).collect()
+}
+
+fn identify(all: &[AtomicU16], seed: Seed, (source, peer): (Ipv4Addr, Ipv4Addr), segments: usize) -> u16 {
+    let pair = u128::from(u32::from(source)) << 32 | u128::from(u32::from(peer));
+    let counter = &all[seed.hash(pair) as usize % COUNTERS];
+    counter.fetch_add(segments as u16, Ordering::Relaxed)
 }
 
 fn secret(seed: u64) -> [u8; 8] {
@@ -279,6 +302,20 @@ fn send(a: &mut Assembler) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// RFC: E7 (RFC 6864 section 4)
+    #[test]
+    fn every_pair_of_addresses_counts_by_itself() {
+        let seed = Seed(7);
+        let all = counters(seed);
+        let (us, peer) = (Ipv4Addr::new(192, 0, 2, 1), |n| Ipv4Addr::new(198, 51, 100, n));
+        let take = |n: u8, segments| identify(&all, seed, (us, peer(n)), segments);
+        let first = take(1, 40);
+        let others: Vec<u16> = (2..50).map(|n| take(n, 60_000)).collect();
+        assert_eq!(take(1, 3), first.wrapping_add(40), "the others have used up none of its numbers");
+        assert_eq!(take(1, 1), first.wrapping_add(43));
+        assert!(others.windows(2).any(|pair| pair[0] != pair[1]), "they begin apart");
+    }
 
     #[test]
     fn instructions_are_encoded_as_the_kernel_reads_them() {

@@ -157,7 +157,11 @@ impl TunQueue {
         tally.event(Event::TunReads, 1);
         let mut header = [0; vnet::LEN];
         header.copy_from_slice(&batch.arena[start..start + vnet::LEN]);
-        let Ok(offload) = vnet::parse(&header, 0) else { return tally.drop(Reason::BadOffload, None, 1) };
+        let Ok(offload) = vnet::parse(&header, 0) else {
+            let octets = &batch.arena[start + vnet::LEN..start + len];
+            tally.keep(Reason::BadOffload, None, Some(Arrival::Tun), octets);
+            return tally.drop(Reason::BadOffload, None, 1);
+        };
         if let Some((kind, _)) = offload.merged {
             tally.event(Event::TunMerged, 1);
             let knob = match kind {
@@ -170,6 +174,7 @@ impl TunQueue {
             Packet { start: start + vnet::LEN, len: len - vnet::LEN, arrival: Arrival::Tun, offload };
         if !batch.push(packet) {
             tally.drop(Reason::BatchFull, None, 1);
+            tally.keep(Reason::BatchFull, None, Some(Arrival::Tun), &batch.arena[packet.range()]);
         }
     }
 
@@ -180,6 +185,7 @@ impl TunQueue {
             return;
         };
         let Ok(layout) = Layout::of(bytes, offload, 0) else {
+            tally.keep(Reason::BadOffload, tunnel, None, bytes);
             return tally.drop(Reason::BadOffload, tunnel, 1);
         };
         let now = self.now;

@@ -144,11 +144,17 @@ impl UdpPort {
             self.lost = lost;
         }
         let Name::Inet(remote) = message.name else { return tally.drop(Reason::OddLink, None, 1) };
-        if message.truncated {
-            return tally.drop(Reason::Truncated, None, 1);
-        }
         let local = SocketAddrV4::new(message.local.unwrap_or(*self.at.ip()), self.at.port());
         let sender = Sender { encap: Encap::Udp, remote, local, tos: message.tos };
+        if message.truncated {
+            tally.keep(
+                Reason::Truncated,
+                None,
+                Some(Arrival::Wire(sender)),
+                &batch.arena[start..start + message.len],
+            );
+            return tally.drop(Reason::Truncated, None, 1);
+        }
         let slice = message.merged.map_or(message.len.max(1), usize::from);
         tally.event(Event::WireMerged, u64::from(message.merged.is_some()));
         tally.trains(Knob::UdpGro, u64::from(message.merged.is_some()));
@@ -163,6 +169,7 @@ impl UdpPort {
             };
             if !batch.push(packet) {
                 tally.drop(Reason::BatchFull, None, 1);
+                tally.keep(Reason::BatchFull, None, Some(packet.arrival), &batch.arena[packet.range()]);
             }
         }
     }

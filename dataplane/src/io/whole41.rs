@@ -131,7 +131,7 @@ impl WholeSender {
         let outside = Offload { partial: Some((start + shift, field)), ..*offload };
         let vnet = vnet::emit(&outside, usize::from(shift) + layout.headers, layout.has_cwr(packet));
         let link = self.forwarding.link_header(way.interface);
-        let identification = self.forwarding.identify(layout.segments());
+        let identification = self.forwarding.identify(way.source, peer, layout.segments());
         let outer = proto41::wrap((way.source, peer), (tos, self.ttl), total, identification, unfragmented);
         let frame = [&vnet[..], &link, &outer, packet].map(IoSlice::new);
         let fd = self.socket.as_raw_fd();

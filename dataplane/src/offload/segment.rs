@@ -64,6 +64,11 @@ impl Layout {
         (self.len - self.headers).div_ceil(self.size)
     }
 
+    /// Octets of all segments with their headers: what is on the wire, whoever merged them.
+    pub fn octets(&self) -> usize {
+        self.len + (self.segments() - 1) * self.headers
+    }
+
     /// Octets of the largest segment with its headers: what an MTU is compared with.
     pub fn largest(&self) -> usize {
         self.headers + self.size.min(self.len - self.headers)

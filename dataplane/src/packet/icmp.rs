@@ -171,7 +171,6 @@ mod tests {
         assert_eq!(error[24..40], PEER.octets());
     }
 
-    /// RFC: I8 (RFC 8200 section 5)
     /// RFC: I2 (RFC 2473 section 8.2)
     #[test]
     fn what_is_left_of_a_packet_is_quoted_as_far_as_it_goes() {
@@ -187,6 +186,7 @@ mod tests {
         }
     }
 
+    /// RFC: I8 (RFC 8200 section 5)
     #[test]
     fn the_mtu_told_is_never_below_1280() {
         let error = build(IcmpError::PacketTooBig(576), US, &udp(US, 10)).unwrap();

@@ -3,7 +3,7 @@
 //! Touches segments with SYN and nothing else; the checksum is mended by the difference (RFC 1624). Extension headers are
 //! walked. A segment without the option is left alone: its sender's peer takes 1220 octets then, which fit every tunnel.
 
-use super::view::{HEADER, TCP, UDP, upper_layer};
+use super::view::{HEADER, TCP, UDP, is_authenticated, upper_layer};
 
 /// Octets of an IPv6 and a TCP header without options.
 const HEADERS: u16 = 60;
@@ -20,7 +20,7 @@ pub fn clamp(packet: &mut [u8], mtu: u16, is_summed: bool) -> bool {
         return false;
     }
     let Some((tcp, TCP, false)) = upper_layer(packet) else { return false };
-    let Some(at) = size_option(packet, tcp) else { return false };
+    let Some(at) = size_option(packet, tcp).filter(|_| !is_authenticated(packet)) else { return false };
     let offered = u16::from_be_bytes([packet[at], packet[at + 1]]);
     let most = mtu.saturating_sub(HEADERS);
     if offered <= most {

@@ -13,8 +13,18 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// Protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;
+/// The UDP port by which tunnels inside are known (RFC 5572 section 4).
+pub const TUNNEL_PORT: u16 = 3653;
 const IPV6_INSIDE: u8 = 41;
 const IPV4_INSIDE: u8 = 4;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+const MOBILITY: u8 = 135;
+const HIP: u8 = 139;
+const SHIM6: u8 = 140;
 /// Most extension headers that are walked.
 const MOST_EXTENSIONS: usize = 8;
 
@@ -99,77 +109,113 @@ pub(crate) fn address(header: &[u8; HEADER], at: usize) -> Ipv6Addr {
     Ipv6Addr::from(octets)
 }
 
-/// Where the upper layer begins and which it is, behind hop-by-hop, routing, destination and fragment headers.
-/// `None` when the chain is cut short or longer than eight headers. The flag tells a fragment that is not the
-/// first: what stands at the offset is then no upper-layer header.
-pub fn upper_layer(packet: &[u8]) -> Option<(usize, u8, bool)> {
+/// Octets of the extension header `kind` at `at`; `None` when `kind` is none, so the upper layer begins there. The outer
+/// `None`: it is cut short. All have the shape of RFC 6564 section 4 but fragment (44) and authentication (51) headers.
+fn extension(packet: &[u8], kind: u8, at: usize) -> Option<Option<usize>> {
+    let words = || packet.get(at + 1).map(|len| usize::from(*len));
+    Some(match kind {
+        HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY | HIP | SHIM6 => Some(8 + 8 * words()?),
+        FRAGMENT => Some(8),
+        AUTHENTICATION => Some((words()? + 2) * 4),
+        _ => None,
+    })
+}
+
+/// Goes along the headers behind the fixed one and shows each to `each`, with its number and where it stands.
+fn walk(packet: &[u8], mut each: impl FnMut(u8, usize)) -> Option<(usize, u8, bool)> {
     let mut next = *packet.get(6)?;
     let mut at = HEADER;
-    let mut later_fragment = false;
-    for _ in 0..MOST_EXTENSIONS {
-        let length = match next {
-            0 | 43 | 60 => 8 + 8 * usize::from(*packet.get(at + 1)?),
-            44 => {
-                let offset = u16::from_be_bytes([*packet.get(at + 2)?, *packet.get(at + 3)?]);
-                later_fragment |= offset & 0xfff8 != 0;
-                8
+    for _ in 0..=MOST_EXTENSIONS {
+        let Some(length) = extension(packet, next, at)? else { return Some((at, next, false)) };
+        if at + length > packet.len() {
+            return None;
+        }
+        each(next, at);
+        if next == FRAGMENT {
+            let offset = u16::from_be_bytes([*packet.get(at + 2)?, *packet.get(at + 3)?]);
+            if offset & 0xfff8 != 0 {
+                return Some((at + length, *packet.get(at)?, true));
             }
-            _ => return Some((at, next, later_fragment)),
-        };
+        }
         next = *packet.get(at)?;
         at += length;
     }
     None
 }
 
-/// Whether a routing header with segments left stands in the chain: of type 0 (RFC 5095 section 3), or of `any` type but
-/// those of mobile nodes' home addresses (type 2, RFC 6275 section 6.4), which lead nowhere else.
-pub fn is_source_routed(packet: &[u8], any: bool) -> bool {
-    let mut next = packet.get(6).copied();
-    let mut at = HEADER;
-    for _ in 0..MOST_EXTENSIONS {
-        let field = |n: usize| packet.get(at + n).copied();
-        let (Some(kind), Some(following), Some(len)) = (next, field(0), field(1)) else { return false };
-        at += match kind {
-            43 if field(3).is_some_and(|left| left > 0)
-                && (field(2) == Some(0) || any && field(2) != Some(2)) =>
-            {
-                return true;
-            }
-            0 | 43 | 60 => 8 + 8 * usize::from(len),
-            44 => 8,
-            _ => return false,
-        };
-        next = Some(following);
-    }
-    false
+/// Where the upper layer begins and which it is, behind all extension headers. `None` when the chain is cut short or longer
+/// than eight headers. The flag tells a fragment that is not the first: what stands at the offset is then no header.
+pub fn upper_layer(packet: &[u8]) -> Option<(usize, u8, bool)> {
+    walk(packet, |_, _| {})
 }
 
-/// How many tunnels are inside this packet: IPv6 or IPv4 behind its headers, and so on inward (protocols 41 and 4). What
-/// cannot be followed ends the count.
-pub fn depth(packet: &[u8]) -> u8 {
-    let mut inside = packet;
-    let mut found = 0;
-    while let Some((at, protocol)) = carried(inside) {
-        match protocol {
-            IPV6_INSIDE | IPV4_INSIDE => found += 1,
-            _ => break,
-        }
-        match inside.get(at..) {
-            Some(rest) if !rest.is_empty() && found < u8::MAX => inside = rest,
-            _ => break,
-        }
-    }
+/// Whether an authentication header (RFC 4302) covers the packet: nothing in it may be changed on its way.
+pub fn is_authenticated(packet: &[u8]) -> bool {
+    let mut found = false;
+    walk(packet, |kind, _| found |= kind == AUTHENTICATION);
     found
 }
 
-/// Where the payload of an IPv6 or IPv4 packet begins and which protocol it is.
-fn carried(packet: &[u8]) -> Option<(usize, u8)> {
-    match packet.first()? >> 4 {
-        6 => upper_layer(packet).filter(|(_, _, later)| !later).map(|(at, protocol, _)| (at, protocol)),
-        4 => Some((usize::from(packet[0] & 0x0f).max(5) * 4, *packet.get(9)?)),
+/// What stands behind the fixed header and may be unwelcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inside {
+    /// A routing header of type 0 has segments left (RFC 5095 section 3).
+    pub source_route_0: bool,
+    /// One of another type has, but for those of mobile nodes' home addresses (type 2, RFC 6275 section 6.4), which lead
+    /// nowhere else.
+    pub source_route: bool,
+    /// How many tunnels are in each other: IPv6 or IPv4 behind the headers (protocols 41 and 4) or IPv6 in UDP on
+    /// [`TUNNEL_PORT`], and so on inward.
+    pub tunnels: u8,
+}
+
+/// Looks at all headers. `None` when they cannot be followed to their end: what is behind them nobody knows.
+pub fn inside(packet: &[u8]) -> Option<Inside> {
+    let mut found = Inside::default();
+    let end = walk(packet, |kind, at| {
+        let (route, left) = (packet.get(at + 2).copied(), packet.get(at + 3).copied());
+        if kind == ROUTING && left.is_some_and(|left| left > 0) {
+            found.source_route_0 |= route == Some(0);
+            found.source_route |= route != Some(0) && route != Some(2);
+        }
+    })?;
+    found.tunnels = tunnels(packet, end)?;
+    Some(found)
+}
+
+/// The tunnels behind the headers that end at `end`. A tunnel with rubbish in it counts, and ends the count.
+fn tunnels(packet: &[u8], mut end: (usize, u8, bool)) -> Option<u8> {
+    let (mut found, mut around) = (0, packet);
+    loop {
+        let (at, protocol, is_later) = end;
+        let payload = around.get(at..).filter(|_| !is_later);
+        let Some(inner) = payload.and_then(|payload| carried(protocol, payload)) else { return Some(found) };
+        found += 1;
+        end = match inner.first().map(|octet| octet >> 4) {
+            Some(6) if inner.len() >= HEADER && found < u8::MAX => upper_layer(inner)?,
+            Some(4) if inner.len() >= 20 && found < u8::MAX => {
+                let is_later = u16::from_be_bytes([inner[6], inner[7]]) & 0x1fff != 0;
+                (usize::from(inner[0] & 0x0f).max(5) * 4, inner[9], is_later)
+            }
+            _ => return Some(found),
+        };
+        around = inner;
+    }
+}
+
+/// The packet that this protocol carries.
+fn carried(protocol: u8, payload: &[u8]) -> Option<&[u8]> {
+    match protocol {
+        IPV6_INSIDE | IPV4_INSIDE => Some(payload),
+        UDP if is_tunnel_port(payload) => payload.get(8..).filter(|p| p.first().is_some_and(|b| b >> 4 == 6)),
         _ => None,
     }
+}
+
+/// Whether a UDP header is to or from [`TUNNEL_PORT`].
+pub fn is_tunnel_port(udp: &[u8]) -> bool {
+    let port = TUNNEL_PORT.to_be_bytes();
+    udp.first_chunk::<4>().is_some_and(|ports| ports[..2] == port || ports[2..] == port)
 }
 
 /// Overwrites the traffic class in place; no IPv6 checksum covers it.
@@ -233,14 +279,26 @@ mod tests {
             out
         };
         let (one, mut four) = (within(&packet(), 41), vec![0x45; 20]);
-        four[9] = 41;
+        (four[6], four[7], four[9]) = (0, 0, 41);
         four.extend_from_slice(&one);
+        let depth = |packet: &[u8]| inside(packet).unwrap().tunnels;
         assert_eq!((depth(&packet()), depth(&one), depth(&within(&one, 41))), (0, 1, 2));
         assert_eq!(depth(&within(&four, 4)), 3);
+        let mut later = four.clone();
+        later[7] = 1;
+        assert_eq!(depth(&within(&later, 4)), 1, "a later fragment holds no header");
+        let udp = |inner: &[u8], ports: [u8; 4]| {
+            let mut datagram = vec![ports[0], ports[1], ports[2], ports[3], 0, 0, 0, 0];
+            datagram.extend_from_slice(inner);
+            within(&datagram, UDP)
+        };
+        let (to, from) = ([9, 9, 0x0e, 0x45], [0x0e, 0x45, 9, 9]);
+        assert_eq!(depth(&udp(&udp(&one, from), to)), 3);
+        assert_eq!((depth(&udp(&one, [1, 2, 3, 4])), depth(&udp(&[0xf0; 50], to))), (0, 0));
         let mut behind_options = vec![41, 0, 1, 4, 0, 0, 0, 0];
         behind_options.extend_from_slice(&packet());
         assert_eq!(depth(&within(&behind_options, 60)), 1);
-        assert_eq!((depth(&one[..40]), depth(&[]), depth(&one[..41])), (1, 0, 1));
+        assert_eq!((depth(&one[..40]), inside(&[]), depth(&one[..41])), (1, None, 1));
     }
 
     /// RFC: D13 (RFC 5095 section 3)
@@ -253,11 +311,43 @@ mod tests {
             out.resize(out.len() + 20, 0);
             out
         };
-        let seen = |kind, left| [false, true].map(|any| is_source_routed(&routed(kind, left), any));
-        assert_eq!(seen(0, 1), [true, true]);
-        assert_eq!(seen(4, 1), [false, true]);
+        let seen = |kind, left| {
+            let inside = inside(&routed(kind, left)).unwrap();
+            [inside.source_route_0, inside.source_route]
+        };
+        assert_eq!((seen(0, 1), seen(4, 1)), ([true, false], [false, true]));
         assert_eq!((seen(0, 0), seen(2, 1)), ([false; 2], [false; 2]));
-        assert!(!is_source_routed(&packet(), true) && !is_source_routed(&routed(0, 1)[..50], true));
+        assert_eq!(inside(&packet()), Some(Inside::default()));
+    }
+
+    /// RFC: D13, L3 (RFC 8200 section 4)
+    #[test]
+    fn what_cannot_be_followed_is_not_taken_for_harmless() {
+        let behind = |count: usize, kind: u8| {
+            let mut out = packet()[..40].to_vec();
+            out[6] = if count == 0 { kind } else { DESTINATION };
+            for n in 1..=count {
+                out.extend_from_slice(&[if n == count { kind } else { DESTINATION }, 0, 1, 4, 0, 0, 0, 0]);
+            }
+            out.extend_from_slice(&[UDP, 0, 0, 1, 0, 0, 0, 0]);
+            out.extend_from_slice(&packet()[40..]);
+            out
+        };
+        for count in 0..8 {
+            assert!(inside(&behind(count, ROUTING)).unwrap().source_route_0, "{count} headers before it");
+        }
+        for count in 8..12 {
+            assert_eq!(inside(&behind(count, ROUTING)), None, "{count}");
+        }
+        assert_eq!(inside(&behind(3, ROUTING)[..70]), None, "cut short");
+        // Behind an authentication header, whose length counts in words of four octets.
+        let mut out = packet()[..40].to_vec();
+        out[6] = AUTHENTICATION;
+        out.extend_from_slice(&[ROUTING, 4, 0, 0]);
+        out.resize(64, 0);
+        out.extend_from_slice(&[UDP, 0, 0, 1, 0, 0, 0, 0]);
+        assert!(inside(&out).unwrap().source_route_0 && is_authenticated(&out));
+        assert!(!is_authenticated(&packet()));
     }
 
     #[test]

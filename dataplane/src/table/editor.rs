@@ -185,7 +185,8 @@ impl Editor {
                 }
                 Update::Remove(id) | Update::Watch(id, _) => *head = by_id.head(*id).unwrap_or(NONE),
                 Update::Reserve(prefix, _) | Update::Free(prefix) => seen ^= self.prefixes.touch(*prefix),
-                Update::Listen(_) | Update::Unlisten(_) | Update::Meter(..) | Update::Policy(_) => {}
+                Update::Listen(_) | Update::Unlisten(_) | Update::Meter(..) => {}
+                Update::Address(..) | Update::Policy(_) => {}
             }
         }
         let coming = self.free.iter().rev().take(updates.len());
@@ -217,7 +218,7 @@ impl Editor {
                 }
                 Update::Reserve(prefix, _) => coming.push(*prefix),
                 Update::Remove(_) | Update::Free(_) | Update::Listen(_) | Update::Unlisten(_) => {}
-                Update::Watch(..) | Update::Meter(..) | Update::Policy(_) => {}
+                Update::Watch(..) | Update::Meter(..) | Update::Address(..) | Update::Policy(_) => {}
             }
         }
         let mut changed = self.prefixes.expect(coming, &self.shared.slab);
@@ -246,6 +247,7 @@ impl Editor {
                 self.publish_root();
             }
             Update::Meter(id, meter) => self.shared.meters.set(*id, *meter),
+            Update::Address(id, address) => self.shared.ours.set(*id, *address),
             Update::Listen(_) | Update::Unlisten(_) => {}
         }
     }
@@ -348,6 +350,7 @@ impl Editor {
         }
         self.shared.by_id.publish(id, None);
         self.shared.meters.set(id, Meter::NONE);
+        self.shared.ours.set(id, None);
         self.waiting.extend(old.iter().map(|(n, _)| *n));
         self.old = old;
     }

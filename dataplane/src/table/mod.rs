@@ -10,6 +10,7 @@ pub mod editor;
 mod filled;
 pub mod index;
 mod level;
+mod ours;
 mod prefixes;
 pub mod qsbr;
 pub mod slab;
@@ -24,6 +25,7 @@ use crate::sync::{AtomicU32, Held, Ordering, Swap};
 use crate::update::{Policy, TunnelId};
 use index::{Index, MOST_NUMBERS, Seed};
 use level::Level;
+use ours::Ours;
 use qsbr::Quiescence;
 use slab::{Entry, NONE, OuterKey, Owner, Path, Slab};
 
@@ -71,6 +73,7 @@ struct Shared {
     by_id: ById,
     quiescence: Quiescence,
     meters: Meters,
+    ours: Ours,
     seed: Seed,
 }
 
@@ -87,6 +90,7 @@ pub fn tables(capacity: u32, readers: usize, seed: u64) -> (editor::Editor, Vec<
         by_id: ById::new(capacity),
         quiescence: Quiescence::new(readers),
         meters: Meters::new(capacity),
+        ours: Ours::new(capacity),
         seed: Seed(seed),
     });
     let readers = (0..readers).map(|who| Reader::new(shared.clone(), who)).collect();
@@ -231,6 +235,11 @@ impl View<'_> {
     pub fn tunnel(&self, id: TunnelId) -> Option<Path> {
         let head = self.shared.by_id.head(id)?;
         self.shared.slab.read(head)?.owner.path()
+    }
+
+    /// Our own address in a tunnel, where there is one.
+    pub fn ours(&self, id: TunnelId) -> Option<Ipv6Addr> {
+        self.shared.ours.of(id)
     }
 
     /// What of tunnels' limits is left.

@@ -138,7 +138,9 @@ impl Staged {
     pub(super) fn check(&mut self, table: &Editor, batch: &[Update], at: usize) -> Result<(), Rejected> {
         match &batch[at] {
             Update::Upsert(tunnel) => self.check_upsert(table, batch, at, tunnel),
-            Update::Remove(id) | Update::Watch(id, _) | Update::Meter(id, _) if !self.exists(table, *id) => {
+            Update::Remove(id) | Update::Watch(id, _) | Update::Meter(id, _) | Update::Address(id, _)
+                if !self.exists(table, *id) =>
+            {
                 Err(Rejected::NoTunnel(*id))
             }
             Update::Remove(id) => {
@@ -161,7 +163,8 @@ impl Staged {
                 }
                 Some(Claim::Tunnel(_)) | None => Err(Rejected::NotReserved(*prefix)),
             },
-            Update::Policy(_) | Update::Meter(..) | Update::Listen(_) | Update::Unlisten(_) => Ok(()),
+            Update::Policy(_) | Update::Meter(..) | Update::Address(..) => Ok(()),
+            Update::Listen(_) | Update::Unlisten(_) => Ok(()),
         }
     }
 
@@ -171,7 +174,8 @@ impl Staged {
         Some(at.and_then(|at| match batch.get(at)? {
             Update::Upsert(tunnel) => Some(tunnel),
             Update::Remove(_) | Update::Reserve(..) | Update::Free(_) | Update::Listen(_) => None,
-            Update::Unlisten(_) | Update::Watch(..) | Update::Meter(..) | Update::Policy(_) => None,
+            Update::Unlisten(_) | Update::Watch(..) | Update::Meter(..) => None,
+            Update::Address(..) | Update::Policy(_) => None,
         }))
     }
 

@@ -8,7 +8,7 @@ use crate::lab::{
     A, B, C, HOST_A, HOST_B, HOST_C, Kind, ROUTER, Row, UPLINK, WORLD, marked, peer, policy, prefix, row,
     sit, uplink,
 };
-use crate::packets::{class, hops, syn, udp, with_header, within};
+use crate::packets::{class, hops, syn, udp, with_header, within, within_udp};
 
 const SOURCE_POLICY: Kind = (1, 5, 0);
 
@@ -97,6 +97,10 @@ pub(crate) fn source_routed() -> Vec<Row> {
     let routed = |kind, left| with_header(udp(HOST_A, WORLD, 100), 43, [kind, left]);
     let lenient = Update::Policy(Policy { takes_source_routes: true, ..policy() });
     let out = |name, packet: &[u8]| row(name).wire(peer(A), packet);
+    let strict_behind = |count| {
+        let hidden = (0..count).fold(routed(0, 1), |packet, _| with_header(packet, 60, [1, 4]));
+        out("type 0 behind options", &hidden)
+    };
     let strict = |name, kind| out(name, &routed(kind, 1)).drops(Reason::SourceRouted, Some(A));
     vec![
         strict("type 0", 0),
@@ -107,6 +111,8 @@ pub(crate) fn source_routed() -> Vec<Row> {
             .with(lenient.clone())
             .kernel_gets(A, &routed(4, 1)),
         strict("type 0 never is", 0).with(lenient),
+        strict_behind(7).drops(Reason::SourceRouted, Some(A)),
+        strict_behind(8).drops(Reason::HeaderChain, Some(A)),
     ]
 }
 
@@ -116,9 +122,15 @@ pub(crate) fn nested() -> Vec<Row> {
     let (four, five) = (layers(HOST_A, WORLD, 4), layers(HOST_A, WORLD, 5));
     let (in_four, in_five) = (layers(WORLD, HOST_A, 4), layers(WORLD, HOST_A, 5));
     let none = Update::Policy(Policy { nesting: 0, ..policy() });
+    let datagrams = |n| (0..n).fold(udp(HOST_A, WORLD, 100), |inner, _| within_udp(HOST_A, WORLD, &inner));
+    let followed = |n| (0..n).fold(udp(WORLD, HOST_A, 100), |packet, _| with_header(packet, 60, [1, 4]));
     vec![
         row("four out").wire(peer(A), &four).kernel_gets(A, &four),
         row("five out").wire(peer(A), &five).drops(Reason::Nested, Some(A)),
+        row("four out by UDP").wire(peer(A), &datagrams(4)).kernel_gets(A, &datagrams(4)),
+        row("five out by UDP").wire(peer(A), &datagrams(5)).drops(Reason::Nested, Some(A)),
+        row("eight headers in").tun(&followed(8)).peer_gets(A, 0, &followed(8)),
+        row("nine headers in").tun(&followed(9)).drops(Reason::HeaderChain, Some(A)),
         row("four in").tun(&in_four).peer_gets(A, 0, &in_four),
         row("five in").tun(&in_five).drops(Reason::Nested, Some(A)),
         row("not one").with(none).tun(&layers(WORLD, HOST_A, 1)).drops(Reason::Nested, Some(A)),

@@ -149,6 +149,14 @@ pub(crate) fn with_header(packet: Vec<u8>, kind: u8, words: [u8; 2]) -> Vec<u8> 
     out
 }
 
+/// A packet in a datagram, as tunnels in UDP carry it (RFC 5572 section 4.5).
+pub(crate) fn within_udp(source: &str, destination: &str, inner: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let b = PacketBuilder::ipv6(ip(source).octets(), ip(destination).octets(), 64).udp(3653, 4000);
+    b.write(&mut out, inner).unwrap();
+    out
+}
+
 /// A packet in another: IPv6 in IPv6 (RFC 2473 section 3).
 pub(crate) fn within(source: &str, destination: &str, inner: &[u8]) -> Vec<u8> {
     let mut out = bare(source, destination)[..40].to_vec();

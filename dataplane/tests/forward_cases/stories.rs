@@ -15,7 +15,7 @@ use sixway_dataplane::worker::Inject;
 use crate::lab::{
     A, B, C, D, HOST_A, HOST_C, HOST_D, NOBODY, WORLD, drain, lab, over_udp, peer, policy, tunnel, udp_outer,
 };
-use crate::packets::{tcp, udp, unfinished};
+use crate::packets::{tcp, udp, udp_train, unfinished};
 
 /// Not IPv6: the first half octet says so.
 const DATAGRAM: &[u8] = b"\xf0 signal";
@@ -104,6 +104,46 @@ fn errors_are_limited_in_all() {
     }
     assert_limited(lab.counters.happened(Event::IcmpSent), 200, 1000, began);
     assert_eq!(lab.counters.happened(Event::IcmpSent) + lab.counters.happened(Event::IcmpLimited), 1000);
+}
+
+/// RFC: I6 (RFC 4443 section 2.2)
+#[test]
+fn an_error_comes_from_our_address_in_its_tunnel() {
+    let mut lab = lab();
+    let ours: std::net::Ipv6Addr = "2001:db8:c::1".parse().unwrap();
+    let sources = |lab: &mut InMemory| -> Vec<std::net::Ipv6Addr> {
+        let source = |packet: &[u8]| <[u8; 16]>::try_from(&packet[8..24]).unwrap().into();
+        lab.worker.io.wire_out.drain(..).map(|out| source(&out.packet)).collect()
+    };
+    lab.apply(&[Update::Address(TunnelId(C), Some(ours))]).unwrap();
+    wire(&mut lab, 1, "192.0.2.3:3333", &udp(HOST_C, NOBODY, 100));
+    assert_eq!(sources(&mut lab), [ours]);
+    wire(&mut lab, 1, "192.0.2.2:5555", &udp("2001:db8:a:b::9", NOBODY, 100));
+    assert_eq!(sources(&mut lab), [policy().error_source.unwrap()], "another tunnel has none");
+    lab.apply(&[Update::Address(TunnelId(C), None)]).unwrap();
+    wire(&mut lab, 1, "192.0.2.3:3333", &udp(HOST_C, NOBODY, 100));
+    assert_eq!(sources(&mut lab), [policy().error_source.unwrap()]);
+    lab.apply(&[Update::Address(TunnelId(C), Some(ours)), Update::Remove(TunnelId(C))]).unwrap();
+    let c = tunnel(C, udp_outer(UdpRemote::Fixed(peer(C).remote)), "2001:db8:c::/48", 1280);
+    lab.apply(&[c]).unwrap();
+    wire(&mut lab, 1, "192.0.2.3:3333", &udp(HOST_C, NOBODY, 100));
+    assert_eq!(sources(&mut lab), [policy().error_source.unwrap()], "a new tunnel of that number has none");
+    assert!(lab.apply(&[Update::Address(TunnelId(99), None)]).is_err());
+}
+
+/// The size of the segments is the client's choice, and no discount.
+#[test]
+fn a_quota_counts_what_is_on_the_wire_merged_or_not() {
+    let train = udp_train(HOST_C, WORLD, 2000, 100);
+    let octets: u64 = train.parts.iter().map(|part| part.len() as u64).sum();
+    for (quota, passes) in [(octets, true), (octets - 1, false)] {
+        let mut lab = limited(Meter { quota, ..Meter::NONE });
+        lab.worker.io.wire_in.push_back((peer(C), train.whole.clone(), train.offload));
+        drain(&mut lab);
+        assert_eq!(!lab.worker.io.tun_out.is_empty(), passes, "{quota} for {octets}");
+        let counted = if passes { octets } else { 0 };
+        assert_eq!(lab.counters.tunnel(TunnelId(C)).rx_bytes, counted);
+    }
 }
 
 #[test]

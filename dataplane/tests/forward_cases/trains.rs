@@ -63,7 +63,7 @@ fn to_kernel() -> Vec<Row> {
 fn hairpin() -> Vec<Row> {
     let turned = |name, from, to, train: Train| {
         let row = row(name).wire_as(peer(from), &train.whole, train.offload);
-        let row = row.received(from, train.parts.len() as u64, train.whole.len());
+        let row = row.received(from, train.parts.len() as u64, train.parts.iter().map(Vec::len).sum());
         sent(row, to, 0, &train.change(|p| hops(p, 63)))
     };
     let big = tcp_train(HOST_E, HOST_A, 4000, 1400);
@@ -93,7 +93,7 @@ fn size_hidden() -> Vec<Row> {
     let short_across = tcp_train(HOST_A, HOST_C, 900, 300).size_hidden();
     let wide = tcp_train(HOST_E, HOST_C, 3000, 1220).size_hidden();
     let turned =
-        row("cut by the tunnel's MTU").wire_as(peer(A), &across.whole, across.offload).received(A, 3, 3060);
+        row("cut by the tunnel's MTU").wire_as(peer(A), &across.whole, across.offload).received(A, 3, 3180);
     vec![
         row("longer than the MTU").wire_as(peer(A), &long.whole, long.offload).kernel_gets_as(
             A,
