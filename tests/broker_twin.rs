@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sixway::broker::{
-    Account, Accounts, Broker, End, Grant, Keep, Limits, Mechanisms, Memory, NetworkWish, Outcome, Pool,
-    PoolKind, Protocol, Record, Refusal, Route, Secret, Terms, Time, UserName, Wants, Wish,
+    Account, Accounts, Broker, End, Grant, Keep, Limits, Mechanisms, Memory, NetworkWish, Offered, Outcome,
+    Pool, PoolKind, Protocol, Record, Refusal, Route, Secret, Terms, Time, Told, UserName, Wants, Wish,
 };
 use sixway_dataplane::update::{Ipv6Prefix, Outer};
 use zeroize::Zeroizing;
@@ -23,6 +23,7 @@ const PER_ADDRESS: u32 = 3;
 #[derive(Clone, Debug)]
 enum Step {
     Grant { user: u8, peer: u8, local: u8, pair: bool, network: Option<Option<u8>>, lasts: Option<u16> },
+    Offer { user: u8, peer: u8, local: u8, pair: bool, network: Option<Option<u8>>, take: bool },
     Renew { nth: u8, lasts: u16 },
     End { nth: u8 },
     Wait { millis: u16 },
@@ -34,6 +35,15 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let network = prop::option::weighted(0.8, prop::option::of(prop_oneof![Just(64), Just(62), Just(48)]));
+    let offer = (0..USERS, 0..3u8, 0..4u8, any::<bool>(), network.clone(), any::<bool>());
+    let offer = offer.prop_map(|(user, peer, local, pair, network, take)| Step::Offer {
+        user,
+        peer,
+        local,
+        pair,
+        network,
+        take,
+    });
     let grant = (0..USERS, 0..3u8, 0..4u8, any::<bool>(), network, prop::option::of(1..2000u16));
     let grant = grant.prop_map(|(user, peer, local, pair, network, lasts)| Step::Grant {
         user,
@@ -45,6 +55,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     });
     let step = prop_oneof![
         10 => grant,
+        8 => offer,
         2 => (any::<u8>(), 1..2000u16).prop_map(|(nth, lasts)| Step::Renew { nth, lasts }),
         4 => any::<u8>().prop_map(|nth| Step::End { nth }),
         3 => (0..1500u16).prop_map(|millis| Step::Wait { millis }),
@@ -216,6 +227,18 @@ impl World {
                     keep,
                 });
             }
+            Step::Offer { user, peer, local, pair, network, take } => {
+                let network = network.map(|len| len.map_or(NetworkWish::Any, NetworkWish::Length));
+                let keep =
+                    Keep::WhileHeard { lasts: Duration::from_secs(1), told: Told::default(), proven: true };
+                let outer = Outer::Proto41 {
+                    local: Some(Ipv4Addr::new(198, 51, 100, local)),
+                    remote: Ipv4Addr::new(192, 0, 2, peer),
+                };
+                let wants = Wants { pair, network };
+                let wish = Wish { user: name(user), protocol: Protocol::Tsp, outer, mtu: 1280, wants, keep };
+                self.offer(&wish, take);
+            }
             Step::Renew { nth, lasts } => {
                 let Some(grant) = self.twin.nth(nth).cloned() else { return };
                 let lasts = Duration::from_millis(lasts.into());
@@ -307,6 +330,37 @@ impl World {
         }
     }
 
+    /// An offer changes no tunnel before it is taken, and is taken as it was made.
+    fn offer(&mut self, wish: &Wish, take: bool) {
+        let barred = self.barred();
+        let before: Vec<usize> = self.terms.pools.iter().map(|pool| self.twin.free(*pool, &barred)).collect();
+        let in_mind = self.in_mind(&wish.user, &barred);
+        let tables = self.twin.tables.clone();
+        let offered = match self.broker.offer_tunnel(self.now, wish) {
+            Err(why) => return self.check_refusal(&why, wish, &before),
+            Ok((Offered::Same(grant), _)) => panic!("nobody is anonymous here: {grant:?}"),
+            Ok((Offered::Granted(grant), outcome)) => {
+                self.twin.take(outcome);
+                assert_eq!(self.twin.tables.len(), tables.len() + 1, "nobody has given way");
+                return self.check_grant(&grant, wish, &barred, &in_mind);
+            }
+            Ok((Offered::Waiting(grant), outcome)) => {
+                assert!(outcome.routes.is_empty(), "{outcome:?}");
+                self.twin.take(outcome);
+                grant
+            }
+        };
+        self.check_grant(&offered, wish, &barred, &in_mind);
+        if take {
+            let (grant, outcome) = self.broker.take_offered(self.now, wish, &offered).unwrap();
+            self.twin.take(outcome);
+            assert_eq!((grant.pair, &grant.networks), (offered.pair, &offered.networks));
+            assert_eq!(self.twin.tables.iter().filter(|one| one.lease == grant.lease).count(), 1);
+        } else {
+            assert_eq!(self.twin.tables, tables);
+        }
+    }
+
     /// Places that were this user's last, and that nobody has now but the user or whoever gives way.
     fn in_mind(&self, user: &UserName, barred: &[Ipv6Prefix]) -> Vec<Ipv6Prefix> {
         let theirs = self.twin.memory.assigned.iter().filter(|(_, who, _)| who.as_ref() == Some(user));
@@ -336,7 +390,14 @@ impl World {
 
     fn check_refusal(&self, why: &Refusal, wish: &Wish, before: &[usize]) {
         match why {
-            Refusal::TooManyAnonymous { .. } | Refusal::EndpointTaken => panic!("nobody is anonymous here"),
+            Refusal::TooManyAnonymous { .. } => panic!("nobody is anonymous here"),
+            Refusal::EndpointTaken => {
+                let theirs = |grant: &&Grant| grant.user != wish.user && grant.outer == wish.outer;
+                assert!(
+                    matches!(wish.keep, Keep::WhileHeard { .. })
+                        && self.twin.tables.iter().any(|g| theirs(&g))
+                );
+            }
             Refusal::Exhausted(pool) => {
                 let at = self.terms.pools.iter().position(|p| p.prefix == *pool).unwrap();
                 assert_eq!(before[at], 0, "{why}");
