@@ -6,6 +6,7 @@
 
 mod dhcp6;
 mod dhcpv6;
+mod dhcpv6_client;
 mod dtcp;
 mod forward;
 mod offload;
@@ -31,6 +32,7 @@ pub(crate) const ALL: &[(&str, Body)] = &[
     ("dhcp6ctl", dhcp6::dhcp6ctl),
     ("dhcp6sconf", dhcp6::dhcp6sconf),
     ("dhcpv6", dhcpv6::dhcpv6),
+    ("dhcpv6_client", dhcpv6_client::dhcpv6_client),
     ("dtcp", dtcp::dtcp),
     ("forward", forward::forward),
     ("icmp", packets::icmp),

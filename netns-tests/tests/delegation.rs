@@ -113,6 +113,7 @@ fn is_clean(rig: &Rig) {
     assert!(!routes.contains("fd00:2:"), "{routes}");
 }
 
+/// RFC: X3 (RFC 7084 WPD-5)
 #[test]
 fn a_host_behind_a_dtcp_tunnel_has_a_network_over_a_crash_of_the_server() {
     let Some((rig, h)) = rig("delegation: DTCP tunnelonly, a host behind, a crash, the end") else { return };
@@ -283,6 +284,31 @@ fn dhcp6ctl_stops_and_starts_it() {
     assert!(status.success(), "{}", fs::read_to_string(log).unwrap_or_default());
     is_clean(&rig);
     assert_eq!(bindings(&server), 0);
+    server.stop();
+}
+
+#[test]
+fn a_prefix_that_the_server_takes_back_is_replaced_at_once() {
+    let Some((rig, h)) = rig("delegation: renumbered by Reconfigure") else { return };
+    let duid = "00:04:00:01:02:03:04:05:06:07:08:09:0a:0b:0c:0d:0e:0f";
+    fs::create_dir_all(rig.lab.path("client")).unwrap_or_else(|why| panic!("{why}"));
+    rig.lab.write("client/duid", duid);
+    let after = static_server(&rig);
+    let before = format!("{after}[[dhcpv6_host]]\nduid = \"{duid}\"\nprefixes = [\"fd00:2:9::/48\"]\n");
+    let server = Router::start(&rig.lab, &rig.s, &before);
+    let (config, radvd) = (static_config(&rig), rig.lab.path("radvd.conf"));
+    let file = radvd.to_string_lossy();
+    let client = connect(&rig, &["--config", &config, "--pd", "--pd-to", "c1", "--pd-radvd", &file]);
+    assert_eq!(given(&rig, &client, "fd00:2:"), "fd00:2:9::1/64");
+    assert!(server.reload(&after).ok);
+    let router = given(&rig, &client, "fd00:2:4");
+    let text = fs::read_to_string(&radvd).unwrap_or_default();
+    let old = text.split("prefix ").find(|part| part.starts_with("fd00:2:9::/64")).unwrap_or_default();
+    assert!(old.contains("AdvPreferredLifetime 0"), "{text}");
+    let host = settle(&h, &router);
+    reach(&rig, &h, &host);
+    client.stop();
+    is_clean(&rig);
     server.stop();
 }
 

@@ -41,7 +41,9 @@ pub fn line(tunnel: &str) -> (Port, Line) {
 impl Line {
     /// Sends a message to all servers of the link. What finds no room is lost, as any datagram may be.
     pub fn say(&self, message: Vec<u8>) {
-        let _as_on_any_link = self.said.try_send(message);
+        if self.said.try_send(message).is_err() {
+            tracing::debug!("a DHCPv6 message is lost on its way into the tunnel, which is away or busy");
+        }
     }
 }
 
@@ -51,8 +53,10 @@ impl Port {
         if !is_to(packet, CLIENT_PORT) || registry.by_name(&self.tunnel) != Some(id) {
             return false;
         }
-        if let Some(datagram) = unwrap(packet) {
-            let _as_on_any_link = self.heard.try_send(datagram.payload.to_vec());
+        match unwrap(packet).map(|datagram| self.heard.try_send(datagram.payload.to_vec())) {
+            Some(Ok(())) => {}
+            Some(Err(_)) => tracing::debug!("a DHCPv6 message is lost: the client is busy or gone"),
+            None => tracing::debug!("a DHCPv6 message is lost: its packet is damaged"),
         }
         true
     }

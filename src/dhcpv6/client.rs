@@ -207,7 +207,7 @@ impl<R: Rng> Client<R> {
                 self.soonest(|one| one.renew).into_iter().chain(self.soonest(|one| one.rebind)).min()
             }
         };
-        own.into_iter().chain(self.first_end()).min()
+        own.into_iter().chain(self.first_end().filter(|_| !self.is_releasing())).min()
     }
 
     /// What is held now.

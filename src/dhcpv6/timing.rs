@@ -132,6 +132,7 @@ mod tests {
         waits
     }
 
+    /// RFC: V71 (RFC 8415 section 15)
     #[test]
     fn waits_double_within_a_tenth_up_to_the_longest() {
         for seed in 0..200 {
@@ -147,6 +148,7 @@ mod tests {
         }
     }
 
+    /// RFC: V71 (RFC 8415 section 18.2.1)
     #[test]
     fn the_first_wait_of_a_solicit_is_longer_than_a_second() {
         for seed in 0..200 {
@@ -155,6 +157,7 @@ mod tests {
         }
     }
 
+    /// RFC: V71 (RFC 8415 section 15)
     #[test]
     fn a_message_with_an_end_fails_then_and_not_later() {
         let mut rng = StdRng::seed_from_u64(1);

@@ -8,8 +8,11 @@ use dhcproto::v6::{DhcpOption, MessageType, Status, StatusCode};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use sixway::dhcpv6::auth::Ring;
+use sixway::dhcpv6::calls::Called;
 use sixway::dhcpv6::client::{Client, Ignored, Lease, Output, Want, Wish};
 use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Value};
+use sixway::dhcpv6::session::Origin;
 use sixway_dataplane::update::Ipv6Prefix;
 
 use crate::lab::{Lab, octets};
@@ -92,8 +95,10 @@ impl Pair {
         if self.deaf {
             return;
         }
-        if let Some(answer) = self.lab.ask(octets) {
-            let _changes_something = self.client.handle_message(&answer, self.now);
+        let from = Some("fe80::2".parse().unwrap());
+        let origin = Origin { tunnel: "t", user: None, fixed: &[], is_unicast: false, from };
+        if let Some(answer) = self.lab.ask_from(&origin, octets) {
+            let _changes_something = self.client.handle_message(&answer.octets, self.now);
         }
     }
 
@@ -129,6 +134,7 @@ fn message(octets: &[u8]) -> Message {
 
 use MessageType as M;
 
+/// RFC: V60 (RFC 8415 section 18.2.1)
 #[test]
 fn four_messages_bring_what_is_asked_for_and_renewals_keep_it() {
     let mut pair = Pair::new(CONFIG, &[PREFIX, ADDRESS]);
@@ -149,7 +155,7 @@ fn four_messages_bring_what_is_asked_for_and_renewals_keep_it() {
     assert_eq!(pair.prefixes(), given);
 }
 
-/// RFC 8415 section 18.2.1.
+/// RFC: V61 (RFC 8415 section 18.2.1)
 #[test]
 fn rapid_commit_needs_two_messages() {
     let rapid = CONFIG.replace("preferred = 60", "rapid_commit = true\npreferred = 60");
@@ -159,7 +165,7 @@ fn rapid_commit_needs_two_messages() {
     assert_eq!(pair.prefixes().len(), 1);
 }
 
-/// RFC 8415 sections 18.2.4 and 18.2.5.
+/// RFC: V62 (RFC 8415 section 18.2.4)
 #[test]
 fn a_server_that_is_silent_is_renewed_until_t2_then_all_are_asked_and_what_is_over_is_gone() {
     let mut pair = Pair::bound(CONFIG, &[PREFIX]);
@@ -181,7 +187,7 @@ fn a_server_that_is_silent_is_renewed_until_t2_then_all_are_asked_and_what_is_ov
     assert_eq!(pair.prefixes().len(), 1);
 }
 
-/// RFC 8415 section 18.2.10.1.
+/// RFC: V63 (RFC 8415 section 18.2.10.1)
 #[test]
 fn a_server_that_has_forgotten_is_requested_at_once() {
     let mut pair = Pair::bound(CONFIG, &[PREFIX]);
@@ -194,6 +200,7 @@ fn a_server_that_has_forgotten_is_requested_at_once() {
     assert_eq!(pair.lab.routes.keys().copied().collect::<Vec<_>>(), given);
 }
 
+/// RFC: V64 (RFC 8415 section 18.2.12)
 #[test]
 fn a_tunnel_that_comes_back_is_asked_whether_all_is_as_it_was() {
     let mut pair = Pair::bound(CONFIG, &[PREFIX]);
@@ -222,7 +229,7 @@ fn a_tunnel_that_comes_back_is_asked_whether_all_is_as_it_was() {
     assert_eq!(pair.prefixes(), given);
 }
 
-/// RFC 8415 section 18.2.7.
+/// RFC: V65 (RFC 8415 section 18.2.7)
 #[test]
 fn what_is_given_back_is_not_held_any_more_when_it_is_said() {
     let mut pair = Pair::bound(CONFIG, &[PREFIX, ADDRESS]);
@@ -237,6 +244,9 @@ fn what_is_given_back_is_not_held_any_more_when_it_is_said() {
 
     pair.deaf = true;
     pair.is_idle = false;
+    // What would end meanwhile makes no haste.
+    pair.wait(s(29 + 58));
+    pair.said.clear();
     pair.client.stop(pair.now);
     pair.wait(s(60));
     assert_eq!((pair.said(), pair.is_idle), (vec![M::Release; 4], true), "nobody hears it");
@@ -252,6 +262,33 @@ fn a_server_with_nothing_is_asked_later_and_its_words_are_passed_on() {
     pair.lab.change(|terms| terms.most = 8);
     pair.wait(s(60));
     assert_eq!(pair.prefixes().len(), 1);
+}
+
+/// RFC: V70 (RFC 8415 section 18.2.11)
+#[test]
+fn a_server_that_proves_itself_may_say_that_something_has_changed() {
+    let mut pair = Pair::new(CONFIG, &[PREFIX]);
+    pair.lab.session.trust(Ring::new([9; 32], 0));
+    pair.lab.session.set_clock((1_800_000_000, 0));
+    pair.wait(s(3));
+    pair.said.clear();
+    let summons = |pair: &mut Pair, renew| {
+        let who = Called { tunnel: "t".into(), client: US.into() };
+        pair.lab.session.call(pair.now, who, "fe80::2".parse().unwrap(), renew);
+        pair.lab.session.poll_call(pair.now + s(10)).unwrap().2
+    };
+    let said = summons(&mut pair, true);
+    let mut forged = said.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    assert_eq!(pair.client.handle_message(&forged, pair.now), Err(Ignored::Unproven));
+    assert_eq!(pair.client.handle_message(&said, pair.now), Ok(()));
+    pair.wait(s(1));
+    assert_eq!(pair.said(), [M::Renew]);
+    assert_eq!(pair.client.handle_message(&said, pair.now), Err(Ignored::Unproven), "once");
+    let said = summons(&mut pair, false);
+    assert_eq!(pair.client.handle_message(&said, pair.now), Ok(()));
+    pair.wait(s(1));
+    assert_eq!(pair.said(), [M::Renew], "information comes with it");
 }
 
 /// What a client that asks for a prefix under 7 hears.
@@ -281,7 +318,7 @@ fn next_said(client: &mut Client<StdRng>) -> Option<Message> {
     }
 }
 
-/// RFC 8415 sections 18.2.1 and 18.2.9.
+/// RFC: V66 (RFC 8415 section 18.2.9)
 #[test]
 fn the_best_offer_within_the_first_second_is_taken_and_a_certain_one_at_once() {
     let preference = |n| vec![Opt::Leaf(DhcpOption::Preference(n))];
@@ -312,7 +349,7 @@ fn the_best_offer_within_the_first_second_is_taken_and_a_certain_one_at_once() {
     assert_eq!(next_said(&mut client).unwrap().kind, M::Request);
 }
 
-/// RFC 8415 sections 16.3, 16.10 and 18.2.9.
+/// RFC: V67 (RFC 8415 section 16.10)
 #[test]
 fn what_is_not_an_answer_changes_nothing() {
     let mut client = alone(&[PREFIX]);
@@ -338,7 +375,8 @@ fn what_is_not_an_answer_changes_nothing() {
     assert_eq!((next_said(&mut client), client.lease()), (None, Lease::default()));
 }
 
-/// RFC 8415 section 18.2.10: a server that fails is asked again at the pace of the message, and no faster.
+/// RFC: V68 (RFC 8415 section 18.2.10)
+/// A server that fails is asked again at the pace of the message, and no faster.
 #[test]
 fn a_failing_server_is_not_asked_faster() {
     let mut client = alone(&[PREFIX]);
@@ -355,7 +393,7 @@ fn a_failing_server_is_not_asked_faster() {
     assert!(client.poll_timeout() > Some(Duration::from_millis(1800)));
 }
 
-/// RFC 8415 section 21.24.
+/// RFC: V69 (RFC 8415 section 21.24)
 #[test]
 fn servers_may_slow_solicits_down_within_bounds() {
     let longest = |seconds: u32| {
