@@ -288,6 +288,30 @@ fn dhcp6ctl_stops_and_starts_it() {
 }
 
 #[test]
+fn a_killed_client_comes_back_to_what_it_had() {
+    let Some((rig, h)) = rig("delegation: kill -9 of the client") else { return };
+    let server = Router::start(&rig.lab, &rig.s, &static_server(&rig));
+    let config = static_config(&rig);
+    let words = ["--config", &config, "--pd", "--pd-to", "c1"];
+    let client = connect(&rig, &words);
+    let router = given(&rig, &client, "fd00:2:4");
+    let host = settle(&h, &router);
+    reach(&rig, &h, &host);
+    client.job.end(Signal::SIGKILL, PATIENCE);
+    // What it has left behind ends by itself, or is the next one's.
+    let left = rig.c.run("ip -6 -o addr show dev c1 scope global");
+    assert!(left.contains(&router) && !left.contains("valid_lft forever"), "{left}");
+    let client = connect(&rig, &words);
+    client.says("delegated:", 2);
+    assert_eq!((given(&rig, &client, "fd00:2:4"), bindings(&server)), (router, 1));
+    reach(&rig, &h, &host);
+    client.stop();
+    is_clean(&rig);
+    assert_eq!(bindings(&server), 0);
+    server.stop();
+}
+
+#[test]
 fn a_prefix_that_the_server_takes_back_is_replaced_at_once() {
     let Some((rig, h)) = rig("delegation: renumbered by Reconfigure") else { return };
     let duid = "00:04:00:01:02:03:04:05:06:07:08:09:0a:0b:0c:0d:0e:0f";

@@ -372,6 +372,7 @@ impl<R: Rng> Client<R> {
             self.pause(now);
             return Ok(());
         }
+        self.all.iter_mut().for_each(|one| one.postpone(now));
         (self.stage, self.failures) = (Stage::Bound, 0);
         Ok(())
     }

@@ -11,6 +11,8 @@ use super::codec::{INFINITY, Ia, IaKind, Message, Part, Value};
 
 /// The most values of one identity association that are taken.
 pub const MOST_VALUES: usize = 16;
+/// How long a client waits where a server has not said how long: REN_TIMEOUT (RFC 8415 section 7.6).
+const PAUSE: Duration = Duration::from_secs(10);
 /// A server is not asked again sooner than this, whatever it says.
 const SOONEST: Duration = Duration::from_secs(1);
 
@@ -95,7 +97,7 @@ impl Association {
     pub fn take(&mut self, message: &Message, anew: bool, now: Duration) -> Option<Fate> {
         let ia = self.find(message)?;
         let status = status(ia);
-        if status == Status::NoBinding {
+        if status == Status::NoBinding && !anew {
             return Some(Fate::Unknown);
         }
         // No other code leaves anything to be held, whichever it is.
@@ -160,6 +162,13 @@ impl Association {
         (self.renew, self.rebind) = (said(ia.t1, 5), said(ia.t2, 8));
         // One of them said and the other left to us may cross.
         self.renew = self.renew.into_iter().chain(self.rebind).min();
+    }
+
+    /// A server that has said nothing of when to ask again, or nonsense, is not asked at once.
+    pub fn postpone(&mut self, now: Duration) {
+        let later = |at: Option<Duration>, pause| at.map(|at| if at <= now { now + pause } else { at });
+        self.renew = later(self.renew, PAUSE);
+        self.rebind = later(self.rebind, 2 * PAUSE);
     }
 
     /// Forgets what is over; true if there was anything.

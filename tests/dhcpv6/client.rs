@@ -393,6 +393,41 @@ fn a_failing_server_is_not_asked_faster() {
     assert!(client.poll_timeout() > Some(Duration::from_millis(1800)));
 }
 
+/// A server that answers each question with nothing of use is not asked as fast as it answers.
+#[test]
+fn a_server_that_says_nothing_of_use_makes_no_storm() {
+    type Answer = fn(&Message) -> Vec<Part>;
+    let nothing: Answer = |_| Vec::new();
+    let unknown: Answer = |_| vec![Part::Status(Status::NoBinding, String::new())];
+    let over: Answer = |_| {
+        let addr = "2001:db8:900::".parse().unwrap();
+        vec![Part::Value(Value { addr, len: 56, preferred: 0, valid: 0, options: Vec::new() })]
+    };
+    for parts in [nothing, unknown, over] {
+        let mut client = alone(&[PREFIX]);
+        let (mut now, mut said) = (s(1), 0);
+        while now < s(85) {
+            while let Some(asked) = next_said(&mut client) {
+                said += 1;
+                assert!(said < 60, "at {now:?}");
+                let full = said <= 2;
+                let kind = if asked.kind == M::Solicit { M::Advertise } else { M::Reply };
+                let certain = vec![Opt::Leaf(DhcpOption::Preference(255))];
+                let mut answer = message(&offer(kind, asked.xid, 1, "2001:db8:200::/56", certain));
+                for option in answer.options.iter_mut().filter(|_| !full) {
+                    if let Opt::Ia(ia) = option {
+                        ia.parts = parts(&asked);
+                    }
+                }
+                let _either = client.handle_message(&answer.emit(), now);
+            }
+            let Some(due) = client.poll_timeout() else { break };
+            now = due.max(now);
+            client.handle_timeout(now);
+        }
+    }
+}
+
 /// RFC: V69 (RFC 8415 section 21.24)
 #[test]
 fn servers_may_slow_solicits_down_within_bounds() {
