@@ -105,7 +105,7 @@ pub fn make_room(connections: u32) {
             "open files: {now} at most (limit at the start: {was}); [limits] connections would need {wanted}, what is beyond is \
              refused"
         ),
-        Ok((was, now)) => tracing::info!("open files: {now} at most (limit at the start: {was})"),
+        Ok((was, now)) => tracing::debug!("open files: {now} at most (limit at the start: {was})"),
         Err(why) => tracing::warn!(%why, "the limit of open files cannot be raised"),
     }
 }

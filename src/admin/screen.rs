@@ -27,6 +27,7 @@ pub fn screen(s: &Status) -> Vec<String> {
     }
     lines.push(String::new());
     lines.extend(s.broker.iter().flat_map(broker));
+    lines.extend(s.tsp.as_ref().filter(|c| is_draining(c)).map(|_| DRAINING.to_owned()));
     lines.extend(s.dhcpv6_links.iter().flatten().map(|(interface, c)| link(interface, c)));
     lines.push(format!("all drops  {}", counts(&s.drops)));
     lines
@@ -72,8 +73,15 @@ fn broker(b: &BrokerStatus) -> Vec<String> {
     let (accounts, leases, connections) = (b.accounts, b.leases, b.connections);
     let bound = b.bindings;
     let counts =
-        format!("granted    {leases} tunnels, {bound} bindings; {accounts} users, {connections} connections");
+        format!("granted    tunnels {leases}, bindings {bound}; users {accounts}, connections {connections}");
     std::iter::once(counts).chain(b.pools.iter().map(pool)).collect()
+}
+
+/// What an operator must not forget.
+const DRAINING: &str = "draining   new clients are sent elsewhere; `sixway drain --stop` ends it";
+
+fn is_draining(tsp: &BTreeMap<String, u64>) -> bool {
+    tsp.get("draining").is_some_and(|on| *on > 0)
 }
 
 /// One line for a link that is served by DHCPv6.

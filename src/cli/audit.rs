@@ -12,7 +12,7 @@ use crate::audit::{Finding, Outcome};
 /// Arguments of `sixway audit`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Packets that must not pass are judged on the live tables; files and switches are looked at. Nothing is changed.\nExit code 1 when a requirement fails. docs/diagnose.md lists them."
+    after_help = "Packets that must not pass are judged on the live tables; files and switches are looked at. Nothing is changed. Exit code 1 when a requirement fails. docs/diagnose.md lists them."
 )]
 pub struct AuditArgs {
     /// JSON instead of text

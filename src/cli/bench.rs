@@ -42,7 +42,7 @@ enum What {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The tunnels are beside the configured ones, in ranges set aside for measurements: 2001:2::/48 (RFC 5180)\nand 198.18.0.0/15 (RFC 2544); an instance that uses those refuses. They go at the end, at Ctrl-C, and two to\nthree seconds after this command has died. They need room in [router] capacity. A reload removes them too."
+    after_help = "The tunnels are beside the configured ones, in ranges set aside for measurements: 2001:2::/48 (RFC 5180) and 198.18.0.0/15 (RFC 2544); an instance that uses those refuses. They go at the end, at Ctrl-C, and two to three seconds after this command has died. They need room in [router] capacity. A reload removes them too."
 )]
 struct ChurnArgs {
     #[command(flatten)]

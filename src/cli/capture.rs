@@ -20,7 +20,7 @@ const SIDES: [&str; 3] = ["kernel", "peer", "datagram"];
 /// Arguments of `sixway capture`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Ends with Ctrl-C, after --count packets, or when the tunnel goes; the file is whole at every moment.\nOf long (merged) packets the first 2048 octets are kept. Look at it with\n`tshark -r FILE -T fields -e frame.comment -e ipv6.src -e ipv6.dst`."
+    after_help = "Ends with Ctrl-C, after --count packets, or when the tunnel goes; the file is whole at every moment. Of long (merged) packets the first 2048 octets are kept. Look at it with `tshark -r FILE -T fields -e frame.comment -e ipv6.src -e ipv6.dst`."
 )]
 pub struct CaptureArgs {
     /// The tunnel

@@ -34,7 +34,7 @@ const PID_FILE: &str = "/var/run/dhcp6s.pid";
 #[derive(Debug, Args)]
 #[command(
     disable_version_flag = true,
-    after_help = "Files: /etc/wide-dhcpv6/dhcp6s.conf, /etc/wide-dhcpv6/dhcp6sctlkey, /var/lib/dhcpv6/dhcp6s_duid,\n/var/lib/dhcpv6/dhcp6s_leases_INTERFACE.db (leases outlive the process), /var/run/dhcp6s.pid.\nSIGHUP, and `dhcp6ctl -S reload`, read the configuration again; SIGTERM stops.\nSIGUSR1 has clients that let themselves be told ask anew (Reconfigure).\nExit codes: 0 stopped as it was told to, 1 anything else."
+    after_help = "Files: /etc/wide-dhcpv6/dhcp6s.conf, /etc/wide-dhcpv6/dhcp6sctlkey, /var/lib/dhcpv6/dhcp6s_duid, /var/lib/dhcpv6/dhcp6s_leases_INTERFACE.db (leases outlive the process), /var/run/dhcp6s.pid.\n\nSIGHUP, and `dhcp6ctl -S reload`, read the configuration again; SIGTERM stops.\nSIGUSR1 has clients that let themselves be told ask anew (Reconfigure).\nExit codes: 0 stopped as it was told to, 1 anything else."
 )]
 pub struct Dhcp6sArgs {
     /// The interface whose link is served

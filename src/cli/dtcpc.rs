@@ -119,7 +119,7 @@ pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
     }
     let user = match &args.user {
         Some(user) => user.clone(),
-        None => std::env::var("USER").context("who are you? -u names the user")?,
+        None => std::env::var("USER").map_err(|_| anyhow::anyhow!("who asks? give the user with -u NAME"))?,
     };
     let target = Target {
         host: args.server.clone(),

@@ -18,7 +18,7 @@ use crate::router::Reread;
 #[derive(Debug, Args)]
 #[command(
     disable_version_flag = true,
-    after_help = "Users and their passwords: `dtcpauth`, or `sixway user`. Prefixes: /usr/local/etc/routetable, or\n[dtcp] routetable in the configuration file, whose other keys hold too where no flag says otherwise.\n-U gives IPv6 in UDP to clients who ask in sixway's own words: how dtcpc asks is not known."
+    after_help = "Users and their passwords: `dtcpauth`, or `sixway user`. Prefixes: /usr/local/etc/routetable, or [dtcp] routetable in the configuration file, whose other keys hold too where no flag says otherwise.\n\n-U gives IPv6 in UDP to clients who ask in sixway's own words: how dtcpc asks is not known."
 )]
 pub struct DtcpsArgs {
     /// Address pairs of `host` tunnels begin so, as in 2001:db8:ffff::
@@ -99,7 +99,6 @@ fn over(flags: &Flags, file: Option<&Path>) -> anyhow::Result<Config> {
 }
 
 fn flags(args: &DtcpsArgs) -> Flags {
-    let there = |path: &str| Path::new(path).exists().then(|| path.to_owned());
     Flags {
         port: args.port,
         prefix: args.prefix.clone(),
@@ -110,7 +109,7 @@ fn flags(args: &DtcpsArgs) -> Flags {
         udp: args.udp,
         udp_port: args.udp_port,
         udp_interface: args.udp_interface.clone(),
-        routetable: there(ROUTETABLE),
-        popauth: there(POPAUTH),
+        routetable: Some(ROUTETABLE.to_owned()),
+        popauth: Some(POPAUTH.to_owned()),
     }
 }

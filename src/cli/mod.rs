@@ -1,6 +1,6 @@
 //! The command line: one file for each command, which parses, calls and prints; no logic of its own.
 //!
-//! Exit codes: 0 done; 1 it could not be done, and why is on standard error; 2 the command line was wrong; 130 Ctrl-C.
+//! Exit codes: 0 done; 1 it could not be done, and why is on standard error; 2 the command line was wrong; 130 Ctrl-C in the demo.
 
 pub mod audit;
 mod background;
@@ -48,7 +48,7 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, max_term_width = 100)]
 #[command(
-    after_help = "See it work:      sixway demo\nRun a router:     sixway run --config /etc/sixway/sixway.toml\nLook at it:       sixway status\n\nExit codes: 0 done, 1 could not be done, 2 wrong command line, 130 Ctrl-C."
+    after_help = "See it work:      sixway demo\nRun a router:     sixway run --config /etc/sixway/sixway.toml\nLook at it:       sixway status\n\nExit codes: 0 done, 1 could not be done, 2 wrong command line, 130 Ctrl-C in the demo."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -69,7 +69,7 @@ enum Command {
     Show(show::ShowArgs),
     /// One tunnel's packets as they pass, with what becomes of each
     Trace(trace::TraceArgs),
-    /// The same into a file for Wireshark
+    /// One tunnel's packets into a file for Wireshark, with what becomes of each
     Capture(capture::CaptureArgs),
     /// Pass or fail for everything that must hold of a running router
     Audit(audit::AuditArgs),
@@ -79,13 +79,13 @@ enum Command {
     User(user::UserArgs),
     /// What a user pastes to have the tunnel: for Linux, FreeBSD, gogoc, dtcpc, networkd, OpenWrt
     Snippet(snippet::SnippetArgs),
-    /// End a user's tunnels; he may log in again
+    /// End a user's tunnels, one tunnel, or the binding of a prefix; the user may come back
     Kick(kick::KickArgs),
     /// Send new clients to other brokers: tunnels that are up stay
     Drain(drain::DrainArgs),
     /// Have DHCPv6 clients ask anew, in one tunnel or everywhere
     Reconfigure(reconfigure::ReconfigureArgs),
-    /// Measure what a running router stands: tunnels that come and go at a pace
+    /// Measure what a running router stands: changes at a pace, or many clients at once
     Bench(bench::BenchArgs),
     /// Have a tunnel from a TSP or DTCP server, for as long as this runs
     Connect(connect::ConnectArgs),
@@ -161,6 +161,8 @@ fn words(mut words: Vec<OsString>) -> Vec<OsString> {
     let name = words.first().map(PathBuf::from).and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
     if let Some(name) = name.filter(|name| NAMES.contains(&name.as_str())) {
         words.insert(1, name.into());
+        // Usage is told as `sixway dtcpc`, which is right by either name.
+        words[0] = "sixway".into();
     }
     if words.get(1).is_some_and(|word| word == "dtcpauth") {
         let long =

@@ -48,13 +48,15 @@ pub(super) fn ask_twice(prompt: &str) -> anyhow::Result<Zeroizing<Vec<u8>>> {
 
 /// Asks a question that is answered by yes or no.
 pub(super) fn agree(prompt: &str) -> anyhow::Result<bool> {
-    let answer = prompted(&terminal()?, prompt)?;
+    let terminal = terminal()
+        .map_err(|_| anyhow::anyhow!("there is no terminal to ask at; say --yes if it is meant"))?;
+    let answer = prompted(&terminal, prompt)?;
     Ok(matches!(answer.first(), Some(b'y' | b'Y')))
 }
 
 fn terminal() -> anyhow::Result<File> {
     let opened = OpenOptions::new().read(true).write(true).open("/dev/tty");
-    opened.context("there is no terminal to ask at; give the password in a file")
+    opened.context("there is no terminal to ask at; give the password in a file: --password-file FILE (-: standard input)")
 }
 
 fn prompted(mut terminal: &File, prompt: &str) -> anyhow::Result<Zeroizing<Vec<u8>>> {

@@ -11,7 +11,7 @@ use crate::admin::{Request, Response};
 /// Arguments of `sixway reload`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Only what differs is changed; tunnels that stay as they were lose no packet. A file with errors\nchanges nothing."
+    after_help = "Only what differs is changed; tunnels that stay as they were lose no packet. A file with errors changes nothing."
 )]
 pub struct ReloadArgs {
     #[command(flatten)]

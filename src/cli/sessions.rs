@@ -36,7 +36,7 @@ enum Protocol {
 /// Arguments of `sixway bench sessions`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Without --rate all sessions are opened as fast as the server lets them, pinged, held, and dropped. With\n--rate they come at that pace for --seconds, and each is given back at once.\n\nOne address for each client needs addresses: in a namespace of its own,\n  ip route add local 10.64.0.0/10 dev lo\nmakes 10.64.0.1 and the next four million its own. `scripts/bench-control` does all that.\n\nExample: sixway bench sessions 10.0.0.1:20200 --count 1000 --from 10.64.0.1 --users u --secret-file secret"
+    after_help = "Without --rate all sessions are opened as fast as the server lets them, pinged, held, and dropped. With --rate they come at that pace for --seconds, and each is given back at once.\n\nOne address for each client needs addresses: in a namespace of its own,\n  ip route add local 10.64.0.0/10 dev lo\nmakes 10.64.0.1 and the next four million its own. `scripts/bench-control` does all that.\n\nExample: sixway bench sessions 10.0.0.1:20200 --count 1000 --from 10.64.0.1 --users u --secret-file secret"
 )]
 pub struct SessionsArgs {
     /// The server, as 10.0.0.1:20200

@@ -24,7 +24,7 @@ use crate::store::{Sqlite, Store};
 /// Arguments of `sixway snippet`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What is printed says where to put it. Without --show-secret it reads the secret from a file, or has a word in\nits place. Users of sixway itself need none of this: sixway connect dtcp://alice@broker.example?type=network\n\nExample: sixway snippet alice --for linux >six0"
+    after_help = "What is printed says where to put it. Without --show-secret it reads the secret from a file, or has a word in its place. Users of sixway itself need none of this: sixway connect dtcp://alice@broker.example?type=network\n\nExample: sixway snippet alice --for linux >six0"
 )]
 pub struct SnippetArgs {
     /// Whose tunnel

@@ -11,7 +11,7 @@ use crate::admin::{PAGE, Request, Response};
 /// Arguments of `sixway status`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Tunnels come in pages of 1000 (see --page, --limit); the JSON names `page`, `pages` and\n`tunnels_total`. docs/counters.md explains every drop reason."
+    after_help = "Tunnels come in pages of 1000 (see --page, --limit); the JSON names `page`, `pages` and `tunnels_total`. docs/counters.md explains every drop reason."
 )]
 pub struct StatusArgs {
     #[command(flatten)]

@@ -10,7 +10,7 @@ use crate::admin::packet::Seen;
 /// Arguments of `sixway trace`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Ends with Ctrl-C, after --count packets, or when the tunnel goes. A merged packet is one line. Packets that\nthe router itself sends (answers, errors, probes) are not shown. What passes too fast to be shown is\ncounted and told."
+    after_help = "Ends with Ctrl-C, after --count packets, or when the tunnel goes. A merged packet is one line. Packets that the router itself sends (answers, errors, probes) are not shown. What passes too fast to be shown is counted and told."
 )]
 pub struct TraceArgs {
     /// The tunnel

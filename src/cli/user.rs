@@ -17,16 +17,18 @@ use crate::admin::table::columns;
 use crate::broker::account::MAX_SECRET;
 use crate::broker::roll::Roll;
 use crate::broker::{Account, Mechanisms, Memory, Record, Secret, UserName, roll};
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_PATH};
 use crate::store::{Sqlite, Store};
 
+/// Where a router without a configuration of its own keeps accounts.
+const USUAL_STORE: &str = "/var/lib/sixway/six0.db";
 /// The longest file of accounts, in octets.
 const MOST_IMPORTED: u64 = 64 * 1024 * 1024;
 
 /// Arguments of `sixway user`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Secrets are kept in clear, because the login digests of DTCP and TSP are computed from them: the store is\nits owner's alone to read (mode 0600); keep its backups so too."
+    after_help = "Secrets are kept in clear, because the login digests of DTCP and TSP are computed from them: the store is its owner's alone to read (mode 0600); keep its backups so too."
 )]
 pub struct UserArgs {
     #[command(subcommand)]
@@ -96,7 +98,8 @@ struct SecretArgs {
 pub fn run(args: &UserArgs) -> anyhow::Result<()> {
     let path = match &args.store {
         Some(path) => path.clone(),
-        None => Config::load(&args.config)?.store.path,
+        None => usual_store(&args.config)
+            .map_or_else(|| Ok(Config::load(&args.config)?.store.path), Ok::<_, anyhow::Error>)?,
     };
     let mut store = Sqlite::open_beside(&path)?;
     // What is asked for or read from elsewhere is so before anybody else has to wait for us.
@@ -110,6 +113,7 @@ pub fn run(args: &UserArgs) -> anyhow::Result<()> {
             change(&mut store, |memory| Ok(vec![Roll::new(memory).add(&account)?]))?;
             print_line(&format!("added: {}", account.name));
             print_made(&secret, made);
+            tell_if_idle(args);
         }
         What::Passwd { name, secret } => {
             let (secret, made) = secret.read()?;
@@ -136,6 +140,23 @@ pub fn run(args: &UserArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Without a configuration file at the usual place: the store that a bare `dtcps` keeps, if there is one.
+fn usual_store(config: &Path) -> Option<PathBuf> {
+    let store = Path::new(USUAL_STORE);
+    (config == Path::new(DEFAULT_PATH) && !config.exists() && store.exists()).then(|| store.to_owned())
+}
+
+/// A user of a router that gives nothing to anybody will wait in vain.
+fn tell_if_idle(args: &UserArgs) {
+    let idle = |config: &Config| config.pools.is_empty() && config.dtcp.is_none() && config.tsp.is_none();
+    if args.store.is_none() && Config::load(&args.config).is_ok_and(|config| idle(&config)) {
+        eprintln!(
+            "sixway: {} has no [dtcp], no [tsp] and no [[pool]]: nobody is given anything by a router with it",
+            args.config.display()
+        );
+    }
 }
 
 /// Two commands at the same time give nobody's prefix away twice.

@@ -34,9 +34,9 @@ pub struct Flags {
     pub udp_port: Option<u16>,
     /// `-I`.
     pub udp_interface: Option<String>,
-    /// [`ROUTETABLE`], where it exists.
+    /// [`ROUTETABLE`]; it need not exist yet.
     pub routetable: Option<String>,
-    /// [`POPAUTH`], where it exists.
+    /// [`POPAUTH`]; it need not exist yet.
     pub popauth: Option<String>,
 }
 

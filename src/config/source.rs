@@ -433,7 +433,9 @@ pub(crate) fn choose<T: Copy>(choices: &[(&str, T)], text: &str) -> Result<T, Co
     }
     let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
     let why = format!("known are '{}'", words.join("', '"));
-    Err(Complaint::new(why, format!("did you mean '{}'?", nearest(text, &words))))
+    let cure = nearest(text, &words)
+        .map_or("write one of them".to_owned(), |word| format!("did you mean '{word}'?"));
+    Err(Complaint::new(why, cure))
 }
 
 fn unknown_key(report: &mut Report<'_>, schema: &Schema, key: &str, at: usize) {
@@ -449,11 +451,16 @@ fn unknown_key(report: &mut Report<'_>, schema: &Schema, key: &str, at: usize) {
     }
     let names: Vec<&str> = schema.keys.iter().map(|key| key.name).collect();
     let why = format!("known are {}", names.join(", "));
-    report.add(at, what, why, format!("did you mean `{}`?", nearest(key, &names)));
+    let cure =
+        nearest(key, &names).map_or("take it out".to_owned(), |name| format!("did you mean `{name}`?"));
+    report.add(at, what, why, cure);
 }
 
-fn nearest<'w>(written: &str, words: &[&'w str]) -> &'w str {
-    words.iter().min_by_key(|word| strsim::damerau_levenshtein(written, word)).copied().unwrap_or("")
+/// The word that was probably meant: not more than a third of it is written otherwise, and two letters in a short one.
+fn nearest<'w>(written: &str, words: &[&'w str]) -> Option<&'w str> {
+    let distance = |word: &str| strsim::damerau_levenshtein(written, word);
+    let near = words.iter().copied().min_by_key(|word| distance(word))?;
+    (distance(near) <= (near.len() / 3).max(2)).then_some(near)
 }
 
 fn kind(value: &DeValue<'_>) -> &'static str {

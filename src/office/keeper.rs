@@ -12,7 +12,7 @@ use crate::broker::Record;
 use crate::store::{Changed, Store, StoreError};
 
 /// How often accounts are looked after.
-const WATCH: Duration = Duration::from_millis(500);
+const WATCH: Duration = Duration::from_millis(200);
 
 /// What the keeper says.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::broker::Account;
 use crate::compat::accounts::merge;
+use crate::compat::dtcps::{POPAUTH, ROUTETABLE};
 use crate::compat::popauth::PopAuth;
 use crate::compat::routetable::RouteTable;
 
@@ -67,8 +68,8 @@ impl Lent {
     /// # Errors
     /// [`LentError`].
     pub fn open(popauth: Option<&Path>, routetable: Option<&Path>) -> Result<Self, LentError> {
-        let popauth = popauth.map(|path| File::open(path, secrets)).transpose()?;
-        let routetable = routetable.map(|path| File::open(path, routes)).transpose()?;
+        let popauth = popauth.map(|path| File::open_or_await(path, POPAUTH, secrets)).transpose()?;
+        let routetable = routetable.map(|path| File::open_or_await(path, ROUTETABLE, routes)).transpose()?;
         Ok(Self { popauth, routetable, own: Vec::new() })
     }
 
@@ -102,6 +103,21 @@ impl Lent {
         let table = self.routetable.iter().flat_map(|file| file.content.iter());
         pins.extend(table.filter_map(|(user, entry)| Some((user.into(), entry.interface.clone()?))));
         Arc::new(pins)
+    }
+}
+
+impl<T: Default> File<T> {
+    /// A file at its usual place may come later; one that somebody has named must be there.
+    fn open_or_await(
+        path: &Path,
+        usual: &str,
+        read: impl Fn(&[u8]) -> Result<T, String>,
+    ) -> Result<Self, LentError> {
+        if path != Path::new(usual) || path.exists() {
+            return Self::open(path, read);
+        }
+        tracing::info!("{usual} is not there yet; it is read when it comes");
+        Ok(Self { path: path.to_owned(), stamp: None, seen: None, content: Arc::default() })
     }
 }
 
@@ -201,6 +217,24 @@ mod tests {
         lent.own(vec![Account { pair: Some(3), ..account("eve", b"x").unwrap() }]);
         assert_eq!(lent.accounts().len(), 2);
         assert_eq!(lent.pins().get("eve").map(String::as_str), Some("gif3"));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_file_at_its_usual_place_may_come_later() {
+        let folder = std::env::temp_dir().join(format!("sixway-lent-later-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let usual = folder.join("routetable");
+        let elsewhere = folder.join("another");
+        assert!(
+            File::open_or_await(&elsewhere, &usual.to_string_lossy(), routes).is_err(),
+            "somebody named it"
+        );
+        let mut table = File::open_or_await(&usual, &usual.to_string_lossy(), routes).unwrap();
+        assert!(!table.look(routes) && table.content.iter().next().is_none());
+        fs::write(&usual, "foo 2001:db8::/48\n").unwrap();
+        assert!(!table.look(routes) && table.look(routes));
+        assert_eq!(table.content.iter().count(), 1);
         fs::remove_dir_all(&folder).unwrap();
     }
 }

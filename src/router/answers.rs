@@ -1,5 +1,7 @@
 //! The answers to what is asked over the admin socket. How questions arrive is `admin/server.rs`'s business.
 
+use std::collections::BTreeMap;
+
 use crate::admin::server::Question;
 use crate::admin::status::{BrokerStatus, Sources};
 use crate::admin::{Reply, Request, Response};
@@ -154,9 +156,16 @@ impl Control {
             unclaimed: self.dispatch.unclaimed(),
             broker: self.office.as_ref().map(BrokerStatus::new),
             dtcp: self.dtcp.as_ref().map(|dtcp| dtcp.server.hall().counts()),
-            tsp: self.dispatch.tsp.as_ref().map(tsp::server::Server::counts),
+            tsp: self.dispatch.tsp.as_ref().map(tsp_counts),
             dhcpv6: self.dhcpv6.as_ref().map(dhcpv6::Server::counts),
             dhcpv6_links: None,
         }
     }
+}
+
+/// What the TSP server has counted, and whether it sends new clients elsewhere.
+fn tsp_counts(server: &tsp::server::Server) -> BTreeMap<String, u64> {
+    let mut counts = server.counts();
+    counts.insert("draining".to_owned(), u64::from(server.is_draining()));
+    counts
 }

@@ -394,7 +394,7 @@ impl Control {
     /// One line for each listener, and which rung was taken.
     fn announce(&self) {
         let Facts { workers, offload, proto41, udp_spread } = &self.facts;
-        tracing::info!("TUN {}: {workers} queues", self.config.router.tun);
+        tracing::debug!("TUN {}: {workers} queues", self.config.router.tun);
         for knob in Knob::ALL {
             let name = knob.name();
             match offload.of(*knob) {

@@ -288,7 +288,7 @@ impl Facts {
         let fixed = match (self.is_fixed, *kind) {
             (true, _) | (_, Kind::TunnelOnly) => "",
             (false, Kind::Host | Kind::Network) => {
-                "\n# It is not set aside: it is this user's from the first login on. Make this anew if that gives something else."
+                "\n# It is not set aside: until this user's first login somebody else may be given it. Then make this anew, or set a\n# network aside: sixway user add NAME --prefix PREFIX"
             }
         };
         // Room for all: a text that grows leaves copies of the secret behind.

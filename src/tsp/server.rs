@@ -186,6 +186,11 @@ impl Server {
         self.house.draining.store(draining, Ordering::Relaxed);
     }
 
+    /// Whether it does.
+    pub fn is_draining(&self) -> bool {
+        self.house.is_draining()
+    }
+
     /// How often to call [`Self::look`] for each tunnel.
     pub fn round(&self) -> Duration {
         self.house.life.round()
