@@ -12,11 +12,11 @@ use sixway_dataplane::packet::view::View;
 use sixway_dataplane::punt::Punt;
 use sixway_dataplane::start::Injector;
 use sixway_dataplane::update::{Outer, TunnelId};
-use sixway_dataplane::verdict::PuntClass;
+use sixway_dataplane::verdict::{PuntClass, Verdict};
 use sixway_dataplane::worker::Inject;
 use tokio::sync::mpsc;
 
-use crate::endpoint::session::{Candidate, Output, Prober};
+use crate::endpoint::session::{Candidate, Origin, Output, Prober};
 use crate::nd::server::NdServer;
 use crate::pmtu::server::PathServer;
 use crate::pmtu::wrap::Wraps;
@@ -49,12 +49,11 @@ pub struct Dispatch {
     prober: Prober<StdRng>,
     injector: Injector,
     counters: CounterReader,
-    /// Packets that had come from a tunnel's peer when its last probe began: one for each tunnel that ever was probed.
+    /// Packets that had come from a tunnel's peer when somebody else began to contend for it: one for each tunnel that ever was
+    /// contended for.
     heard: HashMap<TunnelId, u64>,
     /// Tunnels whose peers have moved since that was asked last.
     movers: Vec<TunnelId>,
-    alive: u64,
-    moved: u64,
     unclaimed: u64,
     inject_full: u64,
 }
@@ -79,8 +78,6 @@ impl Dispatch {
             counters,
             heard,
             movers: Vec::new(),
-            alive: 0,
-            moved: 0,
             unclaimed: 0,
             inject_full: 0,
         }
@@ -104,6 +101,9 @@ impl Dispatch {
     /// Once a second: what nobody tells of.
     pub fn look(&mut self, registry: &mut Registry, now: Duration) {
         self.paths.look(now);
+        for id in self.counters.take_too_long() {
+            self.paths.look_at(id, now);
+        }
         self.hear(registry, now);
         let counters = &self.counters;
         self.wraps.look(registry.slots(), |id| {
@@ -147,9 +147,11 @@ impl Dispatch {
                     self.inject(Inject::Tunnel { id, packet });
                 }
             }
-            (PuntClass::EchoReply, id) => {
-                if !self.prober.handle_packet(now, id, sender.remote, sender.local, punt.bytes()) {
-                    self.paths.handle_reply(now, id, punt.bytes());
+            (PuntClass::EchoReply, Some(id)) => {
+                let is_the_peers = matches!(punt.verdict(), Verdict::ToTunAndPunt(_));
+                let origin = origin(registry, id, &sender, is_the_peers);
+                if !self.prober.handle_packet(now, &origin, punt.bytes()) {
+                    self.paths.handle_reply(now, Some(id), punt.bytes());
                     self.drain_paths(registry);
                 }
             }
@@ -160,9 +162,14 @@ impl Dispatch {
                 }
             }
             (PuntClass::Datagram, _) if self.pass_on(&sender, punt.bytes()) => {}
-            (PuntClass::Link | PuntClass::Candidate | PuntClass::Datagram | PuntClass::Watched, _) => {
-                self.unclaimed += 1;
-            }
+            (
+                PuntClass::Link
+                | PuntClass::EchoReply
+                | PuntClass::Candidate
+                | PuntClass::Datagram
+                | PuntClass::Watched,
+                _,
+            ) => self.unclaimed += 1,
         }
         self.drain_prober(registry, now);
     }
@@ -240,36 +247,50 @@ impl Dispatch {
         let mut moved = Vec::new();
         while let Some(output) = self.prober.poll_output() {
             match output {
-                Output::Probe { tunnel, remote, local, packet } => {
+                Output::Listen { tunnel } => {
                     let heard = self.counters.tunnel(tunnel).rx_packets;
                     self.heard.insert(tunnel, heard);
+                }
+                Output::Probe { tunnel, remote, local, packet } => {
                     self.inject(Inject::TunnelAt { id: tunnel, remote, local: *local.ip(), packet });
                 }
-                Output::Move { tunnel, remote, local } => {
-                    let name = registry.tunnel(tunnel).map(|l| l.config.name.to_string()).unwrap_or_default();
+                Output::Move { tunnel, remote, local, inner, unless_heard } => {
                     // Echo may be filtered; packets that the tunnel took from its peer meanwhile are a sign of life too.
-                    let heard = self.heard.remove(&tunnel);
+                    let heard = self.heard.remove(&tunnel).filter(|_| unless_heard);
                     if heard.is_some_and(|before| self.counters.tunnel(tunnel).rx_packets > before) {
-                        self.alive += 1;
+                        self.prober.is_alive(now, tunnel, remote);
                         continue;
                     }
-                    match registry.move_endpoint(tunnel, remote, local) {
-                        Some(Ok(())) => {
-                            self.moved += 1;
-                            self.movers.push(tunnel);
-                            moved.push(tunnel);
-                            tracing::info!("tunnel {name}: its peer is at {remote}, proven by echo");
-                        }
-
-                        Some(Err(why)) => {
-                            tracing::warn!("tunnel {name}: its peer cannot move to {remote}: {why}")
-                        }
-                        None => {}
+                    if self.relocate(registry, tunnel, (remote, local)) {
+                        self.prober.has_moved(tunnel, inner);
+                        moved.push(tunnel);
                     }
                 }
             }
         }
         self.follow_moved(registry, moved, now);
+    }
+
+    /// Sends a tunnel's traffic to where its peer has proven to be. Returns whether it goes there now.
+    fn relocate(
+        &mut self,
+        registry: &mut Registry,
+        tunnel: TunnelId,
+        (remote, local): (SocketAddrV4, SocketAddrV4),
+    ) -> bool {
+        let name = registry.tunnel(tunnel).map(|l| l.config.name.to_string()).unwrap_or_default();
+        match registry.move_endpoint(tunnel, remote, local) {
+            Some(Ok(())) => {
+                self.movers.push(tunnel);
+                tracing::info!("tunnel {name}: its peer is at {remote}, proven by echo");
+                true
+            }
+            Some(Err(why)) => {
+                tracing::warn!("tunnel {name}: its peer cannot move to {remote}: {why}");
+                false
+            }
+            None => false,
+        }
     }
 
     /// Paths to new places have MTUs of their own.
@@ -311,8 +332,8 @@ impl Dispatch {
         let c = self.prober.counters();
         let all = [
             ("probes_sent", c.probes_sent),
-            ("moved", self.moved),
-            ("stayed_alive", c.stayed_alive + self.alive),
+            ("moved", c.moved),
+            ("stayed_alive", c.stayed_alive),
             ("unanswered", c.unanswered),
             ("busy", c.busy),
             ("full", c.full),
@@ -321,6 +342,19 @@ impl Dispatch {
         ];
         all.into_iter().map(|(name, n)| (name.to_owned(), n)).collect()
     }
+}
+
+/// Where an echo reply came from. Unless it came from the tunnel's peer, an endpoint in use that looks the same is the same
+/// peer at another address of ours, and nobody to be asked.
+fn origin(registry: &Registry, tunnel: TunnelId, sender: &Sender, is_the_peers: bool) -> Origin {
+    let live = registry.tunnel(tunnel);
+    let current = live.and_then(|live| match live.outer {
+        Outer::Udp { remote, .. } => remote.endpoint(),
+        Outer::Proto41 { .. } => None,
+    });
+    let current = current.filter(|at| is_the_peers || *at != sender.remote);
+    let echo = live.and_then(|live| live.config.care().echo);
+    Origin { tunnel, sender: sender.remote, local: sender.local, current, echo }
 }
 
 /// The source address in an IPv6 header, of a packet that may have been cut short behind it.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
 use crate::knobs::{self, Knob};
@@ -19,6 +20,8 @@ use crate::verdict::Reason;
 const CHUNK: usize = 4096;
 const DROP_SLOTS: usize = 1 << 16;
 const DROP_PROBES: usize = 16;
+/// Tunnels remembered whose packets were too long; more are found by looking at all of them in turn.
+const TOO_LONG: usize = 256;
 
 macro_rules! events {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal,)+) => {
@@ -113,6 +116,8 @@ struct Counts {
     tunnels: Box<[OnceLock<Chunk>]>,
     notes: Box<[DropNote]>,
     samples: Arc<Board>,
+    /// Tunnels of whose packets one was too long for our own interface.
+    too_long: ArrayQueue<TunnelId>,
 }
 
 impl Counts {
@@ -126,6 +131,7 @@ impl Counts {
             tunnels: (0..(capacity as usize).div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
             notes: (0..DROP_SLOTS).map(note).collect(),
             samples: Arc::new(Board::new()),
+            too_long: ArrayQueue::new(TOO_LONG),
         }
     }
 
@@ -191,6 +197,14 @@ impl Tally {
     /// From now on it is this late for [`Self::keep`], in milliseconds since the start.
     pub fn set_time(&mut self, now_ms: u64) {
         self.1.set_time(now_ms);
+    }
+
+    /// Counts a packet with DF that is longer than our own interface takes, which whoever knows paths should look at.
+    pub fn too_long(&mut self, tunnel: TunnelId) {
+        self.drop(Reason::TooBig, Some(tunnel), 1);
+        self.keep(Reason::TooBig, Some(tunnel), None, &[]);
+        // Full: others wait to be looked at, and this one's next packet says it again.
+        let _noted = self.0.too_long.push(tunnel);
     }
 
     /// Counts an event.
@@ -279,6 +293,15 @@ impl CounterReader {
     /// All drops of one reason.
     pub fn dropped(&self, reason: Reason) -> u64 {
         self.0.iter().map(|w| w.drops[reason as usize].load(Ordering::Relaxed)).sum()
+    }
+
+    /// The tunnels of whose packets one was too long for our own interface since this was asked last.
+    pub fn take_too_long(&self) -> Vec<TunnelId> {
+        let all = self.0.iter().flat_map(|w| std::iter::from_fn(|| w.too_long.pop()).take(TOO_LONG));
+        let mut all: Vec<_> = all.collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// The reasons that have dropped anything.
@@ -378,6 +401,16 @@ mod tests {
         tallies[1].pause(Knob::UdpGso, Duration::from_secs(65));
         assert_eq!((reader.paused(Knob::UdpGso, 10), reader.paused(Knob::UdpGso, 70)), (Some(60), None));
         assert_eq!((reader.paused(Knob::MergeTcp, 10), reader.happened(Event::OffloadPaused)), (None, 2));
+    }
+
+    #[test]
+    fn tunnels_whose_packets_are_too_long_are_named_once() {
+        let (reader, mut tallies) = counters(2, 10);
+        for n in 0..1000 {
+            tallies[n % 2].too_long(TunnelId(3));
+        }
+        assert_eq!((reader.take_too_long(), reader.take_too_long()), (vec![TunnelId(3)], vec![]));
+        assert_eq!(reader.dropped(Reason::TooBig), 1000);
     }
 
     #[test]

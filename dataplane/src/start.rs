@@ -25,6 +25,7 @@ use crate::knobs::{Knob, Knobs, Standings};
 use crate::offload::coalesce::Coalescer;
 use crate::punt::{self, PuntReader};
 use crate::table::editor::Editor;
+use crate::table::owners::Owners;
 use crate::table::slab::{Encap, OuterKey};
 use crate::table::tables;
 use crate::update::{Generation, Rejected, TunnelId, Update};
@@ -163,9 +164,9 @@ impl Prepared {
         let used = standings.in_use();
         let facts =
             Facts { workers: settings.workers, offload: standings, proto41: rung, udp_spread: spread };
-        let (editor, mut readers) = tables(settings.capacity, settings.workers + 1, seed);
-        // The last one is no worker's.
-        let Some(beside) = readers.pop() else {
+        let (editor, mut readers) = tables(settings.capacity, settings.workers + 2, seed);
+        // The last two are no worker's.
+        let (Some(beside), Some(owners)) = (readers.pop(), readers.pop().map(Owners::new)) else {
             return Err(io::Error::from(io::ErrorKind::Other).into());
         };
         let (counters, tallies) = counters(settings.workers, settings.capacity);
@@ -209,6 +210,7 @@ impl Prepared {
             ears,
             facts,
             explainer,
+            owners,
             started,
         })
     }
@@ -233,6 +235,8 @@ pub struct Dataplane {
     pub facts: Facts,
     /// Says what would become of packets.
     pub explainer: Explainer,
+    /// Says whose inner addresses are.
+    pub owners: Owners,
     /// When it started: `last_seen` counts from here.
     pub started: Instant,
 }

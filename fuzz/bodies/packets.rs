@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use sixway::endpoint::session::{Candidate, Output, Prober};
+use sixway::endpoint::session::{Candidate, Origin, Output, Prober};
 use sixway::nd::codec;
 use sixway::nd::session::{Link, RaPolicy, advertisement, answer};
 use sixway_dataplane::encap::{inner_class, outer_tos, proto41};
@@ -144,13 +144,14 @@ pub(crate) fn probe(octets: &[u8]) {
     let mut prober = Prober::new(StdRng::seed_from_u64(octets.len() as u64));
     let at = |n: u8| SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, n), 3653);
     let (tunnel, local) = (TunnelId(1), at(200));
+    let current = octets.first().filter(|b| *b & 1 == 1).map(|_| at(2));
     prober.handle_candidate(
         Duration::ZERO,
         Candidate {
             tunnel,
             sender: at(1),
             local,
-            current: octets.first().filter(|b| *b & 1 == 1).map(|_| at(2)),
+            current,
             inner_source: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 9),
             probe_source: ROUTER,
         },
@@ -162,7 +163,8 @@ pub(crate) fn probe(octets: &[u8]) {
             marked[HEADER + 4..HEADER + 6].copy_from_slice(&prober.ident().to_be_bytes());
         }
         for packet in [packet, &marked] {
-            prober.handle_packet(now, Some(tunnel), at(1), local, packet);
+            let origin = Origin { tunnel, sender: at(1), local, current, echo: None };
+            prober.handle_packet(now, &origin, packet);
         }
     }
     prober.handle_timeout(Duration::from_secs(60));

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use sixway::pmtu::codec::{Carrier, Kind, Report, parse, parse_reply};
-use sixway::pmtu::session::{Mode, Output, Paths, Terms};
+use sixway::pmtu::codec::{Carrier, Kind, Quote, Report, parse, parse_reply};
+use sixway::pmtu::doubt;
+use sixway::pmtu::session::{Inside, Mode, Output, Paths, Terms};
 use sixway_dataplane::packet::icmp::{LARGEST, build_quoted};
 use sixway_dataplane::packet::view::{HEADER, View, upper_layer};
 use sixway_dataplane::update::TunnelId;
@@ -73,7 +74,8 @@ fn check_report(report: &Report<'_>, whole: &[u8]) {
     assert!(quote.carrier == Carrier::Udp || (quote.local.port(), quote.remote.port()) == (0, 0));
 }
 
-/// What a router makes of it: an MTU within its bounds, forgotten in time, and an error for the sender inside.
+/// What a router makes of it: nothing but a question; and when the same is said about that, an MTU within its bounds, forgotten
+/// in time, and an error for the sender inside.
 fn believe(report: &Report<'_>) {
     let mut paths = Paths::new(StdRng::seed_from_u64(7));
     let second = Duration::from_secs;
@@ -83,11 +85,22 @@ fn believe(report: &Report<'_>) {
     }
     while paths.poll_output().is_some() {}
     let owner = owner(report.quote.carrier, report.quote.remote);
-    paths.handle_error(second(2), owner, report.kind, &report.quote);
+    let inside = if report.quote.inner.len() < HEADER { Inside::Cut } else { Inside::Plausible };
+    paths.handle_error(second(2), owner, report.kind, &report.quote, inside);
     let mut lowered = None;
+    let mut is_true = false;
     while let Some(output) = paths.poll_output() {
         match output {
+            Output::Ask { tunnel, size, secret, .. } => {
+                assert!(!is_true && owner == Some(tunnel) && size <= CEILING, "one question, about its own");
+                is_true = true;
+                let inner = doubt::question(ROUTER, &secret, size);
+                let overhead = if report.quote.carrier == Carrier::Udp { 28 } else { 20 };
+                let quote = Quote { total: size + overhead, whole: true, inner: &inner, ..report.quote };
+                paths.handle_error(second(2), owner, report.kind, &quote, Inside::Wrong);
+            }
             Output::Set { tunnel, mtu, whole } => {
+                assert!(is_true, "nothing is believed that nobody repeats");
                 assert!(matches!(report.kind, Kind::TooBig(_)) && owner == Some(tunnel), "only its own");
                 assert!((1280..=CEILING).contains(&mtu) && whole == (mtu > 1280));
                 assert!(report.quote.whole, "a packet that may be cut is not too long");

@@ -23,6 +23,8 @@ pub struct Client {
     wire: Arc<Wire>,
     inner: Ipv6Addr,
     answers: bool,
+    /// Only packets to its inner address reach it; else all that come out of the tunnel do.
+    alone: bool,
 }
 
 /// A client that answers echo requests on a thread of its own until dropped.
@@ -79,12 +81,17 @@ impl Client {
     }
 
     fn with(wire: Wire, inner: &str) -> Self {
-        Self { wire: Arc::new(wire), inner: address(inner), answers: true }
+        Self { wire: Arc::new(wire), inner: address(inner), answers: true, alone: false }
     }
 
     /// The same socket as a peer that answers no echo request.
     pub fn mute(self) -> Self {
         Self { answers: false, ..self }
+    }
+
+    /// The same socket as a host that answers for its own inner address only, not for all that come out of the tunnel.
+    pub fn alone(self) -> Self {
+        Self { alone: true, ..self }
     }
 
     /// From now on the same UDP socket speaks to another address of the router, and hears nobody else.
@@ -172,7 +179,8 @@ impl Client {
 
     fn answer(&self, got: &Inner<'_>) {
         let Some((id, seq)) = got.echo().filter(|_| self.answers) else { return };
-        if got.icmp_type() != Some(icmp::ECHO_REQUEST) || got.dst.is_multicast() {
+        let is_nobodys = got.dst.is_multicast() || self.alone && got.dst != self.inner;
+        if got.icmp_type() != Some(icmp::ECHO_REQUEST) || is_nobodys {
             return;
         }
         let ([a, b], [c, d]) = (id.to_be_bytes(), seq.to_be_bytes());

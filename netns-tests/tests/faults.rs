@@ -10,9 +10,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use netns_tests::{ALICE, Job, Rig, U6, program, tunnel, wait_for};
+use netns_tests::{ALICE, Job, Rig, Router, S4, U6, pings, program, tunnel, wait_for};
 use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -71,6 +71,57 @@ fn down_and_up(encap: &str) {
     assert_eq!(server.tunnel_drops("alice", "send_failed"), server.drops("send_failed"));
     rig.s.run("ip link set s0 up");
     wait_for("forwarding to go on", Duration::from_secs(10), || alice.ping(U6, Duration::from_millis(300)));
+}
+
+/// The host gets another outer address while it runs: tunnels go on from there, and the MTU of the new way is found.
+#[test]
+fn an_outer_address_that_changes_and_a_link_that_narrows() {
+    let Some(rig) = Rig::new_or_skip("the router's outer address changes") else { return };
+    let config = Rig::server_config("", &Rig::alice("udp", "pmtu = \"dynamic\""));
+    let server = Router::start(&rig.lab, &rig.s, &config.replace(&format!("outer = \"{S4}\"\n"), ""));
+    let alice = rig.alice_peer("udp");
+    assert!(alice.ping(U6, PATIENCE).is_some());
+    assert_eq!(server.count("alice", "mtu"), 1472);
+    rig.s.run(&format!("ip addr del {S4}/24 dev s0; ip addr add 10.71.0.9/24 dev s0"));
+    alice.turn_to("10.71.0.9");
+    wait_for("forwarding to go on", Duration::from_secs(10), || alice.ping(U6, Duration::from_millis(300)));
+    let serving = alice.serve();
+    assert_eq!(pings(&rig.u, ALICE, 3, "-M do -s 1424"), 3, "{}", server.status());
+    rig.s.run("ip link set s0 mtu 1400");
+    let mtu = |wanted| {
+        wait_for("the MTU to follow", Duration::from_secs(10), || {
+            (server.count("alice", "mtu") == wanted).then_some(())
+        });
+    };
+    mtu(1372);
+    assert_eq!(pings(&rig.u, ALICE, 3, "-M do -s 1324"), 3, "{}", server.status());
+    rig.s.run("ip link set s0 mtu 1500");
+    mtu(1472);
+    drop(serving);
+}
+
+/// The interface narrows under many tunnels whose MTU is found: the one that sends is looked at first.
+///
+/// RFC: E4 (RFC 4213 section 3.2.2)
+#[test]
+fn a_packet_too_long_for_our_own_link_has_its_tunnel_looked_at() {
+    let Some(rig) = Rig::new_or_skip("our own link narrows, 5001 tunnels") else { return };
+    let range = "\n[[tunnel_range]]\nname = \"r\"\nencap = \"proto41\"\nremote = \"10.90.0.0\"\n\
+                 prefix = \"fd00:2:1000::/64\"\ncount = 5000\npmtu = \"dynamic\"\n";
+    let server = rig.server(&(range.to_owned() + &Rig::alice("udp", "pmtu = \"dynamic\"")));
+    let alice = rig.alice_peer("udp");
+    let serving = alice.serve();
+    assert_eq!(pings(&rig.u, ALICE, 2, "-M do -s 1424"), 2, "{}", server.tunnel("alice"));
+    rig.s.run("ip link set s0 mtu 1400");
+    let begin = Instant::now();
+    wait_for("a long packet's sender to be told", Duration::from_secs(10), || {
+        pings(&rig.u, ALICE, 1, "-M do -s 1424");
+        (server.count("alice", "mtu") == 1372).then_some(())
+    });
+    // A round over all takes twenty seconds.
+    assert!(begin.elapsed() < Duration::from_secs(5), "after {:?}", begin.elapsed());
+    assert_eq!(server.drops("send_failed"), 0);
+    drop(serving);
 }
 
 /// A link much slower than what is to be sent: the kernel's buffers fill up, and what it refuses is counted.

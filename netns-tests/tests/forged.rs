@@ -10,7 +10,8 @@
 use std::time::Duration;
 
 use netns_tests::{
-    ALICE, C4, C4_OTHER, CLIENT_PORT, Ends, IPV4, Observer, Rig, Router, S4, U6, UDP_PORT, forge, pings,
+    ALICE, C4, C4_OTHER, CLIENT_PORT, Ends, IPV4, IPV6, Inner, Observer, Rig, Router, S4, U6, UDP_PORT,
+    forge, pings,
 };
 
 /// What somebody writes who knows the outer addresses and guesses the rest: total octets, DF, what is inside.
@@ -68,4 +69,61 @@ fn a_static_tunnels_packets_stay_whole() {
         assert!(!said.contains("mtu"), "{said}");
         drop(serving);
     }
+}
+
+/// RFC: E4, I1 (RFC 5927 section 7, RFC 8899 section 4.6.1)
+#[test]
+fn a_dynamic_tunnels_packets_stay_as_long() {
+    for encap in ["proto41", "udp"] {
+        let Some(rig) = Rig::new_or_skip(&format!("forged errors about a dynamic tunnel over {encap}"))
+        else {
+            return;
+        };
+        let server = rig.server(&Rig::alice(encap, "pmtu = \"dynamic\""));
+        let alice = rig.alice_peer(encap);
+        let serving = alice.serve();
+        let most = server.count("alice", "mtu");
+        for _ in 0..3 {
+            forge_all(&rig, encap);
+            std::thread::sleep(Duration::from_millis(400));
+        }
+        assert_eq!(server.count("alice", "mtu"), most, "{}", server.status());
+        let whole = format!("-M do -s {}", most - 48);
+        assert_eq!(pings(&rig.u, ALICE, 5, &whole), 5, "{}", server.status());
+        let counts = server.status()["pmtu"].clone();
+        assert!(counts["questions"].as_u64() >= Some(1), "{counts}");
+        assert_eq!((counts["lowered"].as_u64(), counts["told"].as_u64()), (Some(0), Some(0)), "{counts}");
+        drop(serving);
+    }
+}
+
+/// Nobody makes the router tell anybody anything: neither about packets that no tunnel carries, nor about those that one
+/// could have carried.
+///
+/// RFC: I2 (RFC 4213 section 3.4)
+#[test]
+fn nobody_is_told_what_nobody_on_the_path_has_said() {
+    let Some(rig) = Rig::new_or_skip("forged errors quote anything inside") else { return };
+    let server = rig.server(&Rig::alice("proto41", ""));
+    // Somebody is there: else her kernel would say the truth.
+    let _alice = rig.alice_peer("proto41");
+    let told = Observer::start(&rig.u, IPV6, |frame| {
+        let kind = Inner::parse(frame)?.icmp_type()?;
+        (kind < 128).then_some::<u8>(kind)
+    });
+    let ends =
+        [(U6, ALICE), (U6, "2001:db8:dead::1"), ("2001:db8:7::7", ALICE), (ALICE, ALICE), ("fe80::1", ALICE)];
+    for (from, to) in ends {
+        let inner = Ends::new(from, to).udp(1, 2, &[7; 100]);
+        for code in [0, 1, 3, 4, 13] {
+            let quote = forge::quote((S4, C4), None, 168, true, &inner);
+            forge::unreachable(&rig.c, (C4_OTHER, S4), code, 100, &quote);
+        }
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let counts = server.status()["pmtu"].clone();
+    assert!(counts["unbelievable"].as_u64() >= Some(16), "{counts}");
+    assert_eq!(counts["told"], 0, "{counts}");
+    let told = told.finish();
+    assert!(told.is_empty(), "errors for U: {told:?}");
 }

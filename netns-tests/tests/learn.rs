@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -191,6 +192,87 @@ fn who_still_sends_keeps_the_tunnel_though_he_filters_echo() {
     assert_eq!(server.tunnel("alice")["remote"], before);
     let endpoints = server.status()["endpoints"].clone();
     assert!(endpoints["stayed_alive"].as_u64() >= Some(1), "{endpoints}");
+}
+
+/// The thief chooses an inner source that no host has: alice cannot answer for it, but she lives.
+///
+/// RFC: D12 (RFC 8085 section 3.5)
+#[test]
+fn a_thief_with_an_unused_inner_source_does_not_get_an_idle_peers_tunnel() {
+    let Some((rig, server)) = begin("a thief names a host that is not there", "learn") else { return };
+    let alice = at(&rig, C4).alone();
+    prove(&alice);
+    // She sends nothing by herself, and answers.
+    let serving = alice.serve();
+    let before = server.tunnel("alice")["remote"].clone();
+    let thief = Client::udp(&rig.c, &format!("{C4_OTHER}:0"), "fd00:2:1::dead");
+    let until = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < until {
+        assert!(thief.ping(U6, Duration::from_millis(400)).is_none(), "the thief was served");
+        assert_eq!(server.tunnel("alice")["remote"], before);
+    }
+    assert_eq!(pings(&rig.u, ALICE, 5, ""), 5);
+    assert!(serving.answered() >= 5);
+    assert!(server.status()["endpoints"]["stayed_alive"].as_u64() >= Some(1), "{}", server.status());
+}
+
+/// The same to one who answers no echo and sends something every second and a half.
+///
+/// RFC: D12 (RFC 8085 section 3.5)
+#[test]
+fn a_thief_with_an_unused_inner_source_does_not_get_a_slow_peers_tunnel() {
+    let Some((rig, server)) = begin("a thief while alice sends now and then", "learn") else { return };
+    let alice = at(&rig, C4);
+    prove(&alice);
+    let before = server.tunnel("alice")["remote"].clone();
+    let (alice, thief) = (alice.mute(), Client::udp(&rig.c, &format!("{C4_OTHER}:0"), "fd00:2:1::dead"));
+    let end = Instant::now() + Duration::from_secs(14);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while Instant::now() < end {
+                alice.send(&Ends::new(ALICE, U6).udp(7, 9, b"still here"));
+                thread::sleep(Duration::from_millis(1500));
+            }
+        });
+        while Instant::now() < end {
+            assert!(thief.ping(U6, Duration::from_millis(400)).is_none(), "the thief was served");
+        }
+    });
+    assert_eq!(server.tunnel("alice")["remote"], before);
+}
+
+/// Somebody sends with her inner address from two hundred ports, a hundred a second, and answers nothing.
+///
+/// RFC: D12 (RFC 8085 section 3.5)
+#[test]
+fn a_flood_of_candidates_does_not_keep_who_moved() {
+    let Some((rig, server)) = begin("alice's port changes in a flood", "learn") else { return };
+    prove(&at(&rig, C4));
+    let forgers: Vec<_> = (0..200).map(|_| at(&rig, C4_OTHER).mute()).collect();
+    let alice = at(&rig, C4);
+    let (begin, done) = (Instant::now(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for forger in forgers
+                .iter()
+                .cycle()
+                .take_while(|_| !done.load(Ordering::Relaxed) && begin.elapsed() < PATIENCE * 2)
+            {
+                forger.send(&Ends::new(ALICE, U6).echo_request(SPOOFED, 1, 64));
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        thread::sleep(Duration::from_secs(1));
+        // One packet only: a client that sends a sign of life every 30 s has no other.
+        alice.send(&Ends::new(ALICE, U6).udp(7, 9, b"here I am"));
+        let _serving = alice.serve();
+        let here = format!("{C4}:{}", alice.port());
+        wait_for("the tunnel to follow her", PATIENCE, || {
+            server.tunnel("alice")["remote"].as_str().is_some_and(|at| at == here).then_some(())
+        });
+        done.store(true, Ordering::Relaxed);
+    });
+    println!("    she was followed after {:?}", begin.elapsed() - Duration::from_secs(1));
 }
 
 #[test]

@@ -7,27 +7,31 @@
 //! the peer needs to know nothing of this.
 //!
 //! ```text
-//!            candidate                    nonce back from the candidate, and no current endpoint,
-//!   idle ───────────────► probing ──────► or the current one silent for 1 s, or proven the same peer ──► MOVE
-//!    ▲   (1 a second)        │
-//!    │                       ├── current endpoint answers its own probe: alive, tunnel held off for 10 s
-//!    └───── resting ◄────────┴── nothing for 3 s: unanswered, this candidate held off for 10 s
+//!   candidate ──► asked, nothing remembered ──► answers: a contender, and the endpoint in use is asked, five times
+//!                 (1 a second)                     │
+//!                                                  ├── it answers, or packets come from it: it stays;
+//!                                                  │   the contender's address is held off for 10 s
+//!                                                  ├── its answer comes from the contender: one peer, MOVE at once
+//!                                                  └── nothing for 4 s (1.5 s where only the port is another one): MOVE
 //! ```
 //!
-//! Two probes go out together: one to the candidate, one with another nonce to the current endpoint. If the latter's
-//! nonce comes back *from the candidate*, old and new are one peer whose NAT still delivers to the old port.
+//! The endpoint in use is asked by inner addresses that it has shown itself (those that have answered there before), by the
+//! one in the configuration (`echo`), and by the contender's: who chooses an inner source that no host has does not
+//! silence the peer by it. A tunnel that has no endpoint yet takes the first who answers.
 //!
 //! What the caller owes: the forwarder must hand up packets from unknown senders whose inner source lies in a
-//! tunnel's prefix, and echo replies from a tunnel to the address that probes come from. The latter are ordinary
-//! traffic for the router's own address; [`Prober::is_reply`] tells them from the kernel's by the identifier.
-//! Offer a packet to [`Prober::handle_packet`] first and, if it was not consumed, to
+//! tunnel's prefix, and echo replies from a tunnel to the address that questions come from. The latter are ordinary
+//! traffic for the router's own address. Offer those to [`Prober::handle_packet`] and the former to
 //! [`Prober::handle_candidate`]; then empty [`Prober::poll_output`].
 //!
-//! Left out: a peer that filters echo never moves, and one that was configured rather than learned and filters
-//! echo looks silent when a candidate proves itself. A flood of candidates from ever new forged addresses takes
-//! most of the slots, because no candidate looks better than another before it has answered; it delays a move and
-//! never causes one. Whether the tunnel may move at all (`UdpRemote::may_move_to`) is decided before this.
+//! Left out: a peer that filters echo never moves, and one that filters echo, sends nothing for four seconds, and lets no
+//! router of its own speak, looks silent when a contender proves itself. Who receives at an address of his own and comes at
+//! the very time when a peer has really moved to another address may be first; behind the peer's own NAT address, and
+//! with an inner address that the peer has not shown, he is not. Whether the tunnel may move at all
+//! (`UdpRemote::may_move_to`) is decided before this.
 
+pub mod pace;
+pub mod proof;
 pub mod session;
 
-pub use session::{Candidate, EndpointCounters, MAX_PROBING, Output, Prober};
+pub use session::{Candidate, EndpointCounters, MOST_TUNNELS, Origin, Output, Prober};

@@ -19,14 +19,18 @@
 //!              └──── the size in use has 3 times no answer: a black hole, 1280 ─────┘
 //! ```
 //!
-//! An error is believed only when what it quotes is a packet of a tunnel of ours, to its peer, long enough to be too long,
-//! and with DF set. Errors of other kinds tell the inner sender *address unreachable* (RFC 4213 section 3.4) and change
-//! nothing.
+//! Anybody can write an error, so none is believed. One that quotes what could be a packet of a tunnel of ours, to its peer,
+//! between inner addresses that it carries, and (about its length) with DF set, is a reason to ask: a packet of ours with a
+//! secret in it takes the same way, and what is said about that packet is believed ([`doubt`]). Then the MTU is lowered, or
+//! the inner sender told *address unreachable* (RFC 4213 section 3.4). This takes as long as the error took, and nobody
+//! off the path can do it. In `probe` mode an error about a probe is one about a secret of ours already.
 //!
-//! Left out: the length of one single packet that a link on the way takes but does not carry on. Anybody on the path can
-//! forge what is believed here; the worst that comes of it is an MTU of 1280 for ten minutes.
+//! Left out: the length of one single packet that a link on the way takes but does not carry on. Routers that quote no
+//! more than RFC 792 asks for leave nothing of a packet in UDP that could be known again: they are not believed. Whoever is
+//! on the path can still forge; the worst that comes of it is an MTU of 1280 for ten minutes.
 
 pub mod codec;
+pub mod doubt;
 pub mod probe;
 pub mod server;
 pub mod session;

@@ -8,14 +8,18 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use sixway_dataplane::io::ears::{Ears, LARGEST};
 use sixway_dataplane::packet::icmp;
+use sixway_dataplane::packet::view::{HEADER, View};
+use sixway_dataplane::table::owners::Owners;
 use sixway_dataplane::table::slab::Encap;
 use sixway_dataplane::update::{MIN_MTU, Outer, TunnelId};
 use sixway_dataplane::worker::Inject;
 
 use super::codec::{self, Carrier, Quote};
-use super::session::{Mode, Output, Paths, Terms};
+use super::doubt::{self, About};
+use super::session::{Inside, Mode, Output, Paths, Terms};
 use crate::config::Pmtu;
 use crate::nd::codec::{Echo, Header, Outgoing, emit};
+use crate::nd::server::link_local;
 use crate::registry::{Live, Registry};
 
 /// Errors read before anything else gets its turn: more than wait at once.
@@ -38,6 +42,7 @@ struct Begun {
 pub struct PathServer {
     paths: Paths<StdRng>,
     ears: Ears,
+    owners: Owners,
     begun: BTreeMap<TunnelId, Begun>,
     looked_at: Option<TunnelId>,
     ident: u16,
@@ -46,9 +51,9 @@ pub struct PathServer {
 
 impl PathServer {
     /// With randomness that is secret; `ident` marks the echo replies that the forwarder hands up.
-    pub fn new(ears: Ears, rng: StdRng, ident: u16) -> Self {
+    pub fn new(ears: Ears, owners: Owners, rng: StdRng, ident: u16) -> Self {
         let (begun, looked_at) = (BTreeMap::new(), None);
-        Self { paths: Paths::new(rng), ears, begun, looked_at, ident, malformed: 0 }
+        Self { paths: Paths::new(rng), ears, owners, begun, looked_at, ident, malformed: 0 }
     }
 
     /// What to wait on for [`Self::hear`], if errors are heard at all.
@@ -89,9 +94,8 @@ impl PathServer {
 
     /// A tunnel is gone.
     pub fn leave(&mut self, id: TunnelId) {
-        if self.begun.remove(&id).is_some() {
-            self.paths.forget(id);
-        }
+        self.begun.remove(&id);
+        self.paths.forget(id);
     }
 
     /// The largest inner packet: what is configured, or less where this host's way to the peer takes less.
@@ -106,13 +110,18 @@ impl PathServer {
     pub fn look(&mut self, now: Duration) {
         let next: Vec<_> = self.paths.after(self.looked_at).take(LOOKED_AT).map(|(id, _)| id).collect();
         for id in &next {
-            if let Some(begun) = self.begun.get(id).copied() {
-                let ceiling = self.ceiling(&begun);
-                self.paths.set_ceiling(now, *id, ceiling);
-            }
+            self.look_at(*id, now);
         }
         // Fewer than asked for: the round is over.
         self.looked_at = next.last().copied().filter(|_| next.len() == LOOKED_AT);
+    }
+
+    /// This host has refused packets of this tunnel as too long: its first link has changed.
+    pub fn look_at(&mut self, id: TunnelId, now: Duration) {
+        if let Some(begun) = self.begun.get(&id).copied() {
+            let ceiling = self.ceiling(&begun);
+            self.paths.set_ceiling(now, id, ceiling);
+        }
     }
 
     /// Deals with errors that have come.
@@ -123,7 +132,8 @@ impl PathServer {
             match codec::parse(packet) {
                 Ok(report) => {
                     let tunnel = owner(registry, &report.quote);
-                    self.paths.handle_error(now, tunnel, report.kind, &report.quote);
+                    let inside = inside(&mut self.owners, registry, tunnel, &report.quote);
+                    self.paths.handle_error(now, tunnel, report.kind, &report.quote, inside);
                 }
                 Err(_) => self.malformed += 1,
             }
@@ -152,22 +162,24 @@ impl PathServer {
     /// Tells the tables what was found; returns what is to be sent.
     pub fn drain(&mut self, registry: &mut Registry) -> Vec<Inject> {
         let mut out = Vec::new();
-        let Some(source) = registry.local().first().copied() else {
-            while let Some(output) = self.paths.poll_output() {
-                set(registry, &output);
-            }
-            return out;
-        };
+        let source = registry.local().first().copied();
         while let Some(output) = self.paths.poll_output() {
             set(registry, &output);
-            match output {
-                Output::Set { .. } => {}
-                Output::Tell { error, packet } => {
+            match (output, source) {
+                (Output::Ask { tunnel, about, size, secret }, _) => {
+                    let Some(live) = registry.tunnel(tunnel) else { continue };
+                    let packet = doubt::question(link_local(&live.outer), &secret, size);
+                    out.push(match about {
+                        About::Length => Inject::Whole { id: tunnel, packet },
+                        About::Way => Inject::Tunnel { id: tunnel, packet },
+                    });
+                }
+                (Output::Tell { error, packet }, Some(source)) => {
                     let mut built = [0; icmp::LARGEST];
                     let len = icmp::build_quoted(error, source, &packet, &mut built);
                     out.extend(len.map(|len| Inject::Toward { packet: built[..len].to_vec() }));
                 }
-                Output::Probe { tunnel, peer, size, nonce } => {
+                (Output::Probe { tunnel, peer, size, nonce }, Some(source)) => {
                     let header = Header { source, destination: peer, hop_limit: HOPS };
                     let mut data = vec![0; usize::from(size).saturating_sub(48)];
                     data[..16].copy_from_slice(&nonce);
@@ -175,6 +187,8 @@ impl PathServer {
                     let packet = emit(&header, &Outgoing::EchoRequest(echo));
                     out.push(Inject::Whole { id: tunnel, packet });
                 }
+                // Without an address of its own the router can neither tell nor probe.
+                (Output::Set { .. } | Output::Tell { .. } | Output::Probe { .. }, _) => {}
             }
         }
         out
@@ -190,6 +204,7 @@ impl PathServer {
             ("told_too_often", c.told_too_often),
             ("unbelievable", c.unbelievable),
             ("malformed", self.malformed),
+            ("questions", c.questions),
             ("probes", c.probes),
             ("answered", c.answered),
         ];
@@ -225,4 +240,22 @@ fn owner(registry: &Registry, quote: &Quote<'_>) -> Option<TunnelId> {
     };
     let (local, remote): (SocketAddrV4, SocketAddrV4) = (quote.local, quote.remote);
     registry.tunnel_to(encap, local, remote)
+}
+
+/// Whether what is quoted inside can have been sent through this tunnel: to an address behind it, from one that is not, and
+/// as long as the outer header says.
+fn inside(owners: &mut Owners, registry: &Registry, tunnel: Option<TunnelId>, quote: &Quote<'_>) -> Inside {
+    let Some(live) = tunnel.and_then(|id| registry.tunnel(id)) else { return Inside::Wrong };
+    if quote.inner.len() < HEADER {
+        return Inside::Cut;
+    }
+    let Ok(view) = View::parse_cut(quote.inner) else { return Inside::Wrong };
+    let from = view.source;
+    let is_scoped =
+        from.is_multicast() || from.is_unspecified() || from.is_loopback() || from.is_unicast_link_local();
+    let fits = view.len + usize::from(live.outer.overhead()) == usize::from(quote.total);
+    let is_behind = owners.of(view.destination).map(|(id, _)| id) == tunnel;
+    let is_before = owners.of(from).is_none_or(|(id, len)| len == 0 || Some(id) != tunnel);
+    let goes_there = is_behind && is_before;
+    if fits && goes_there && !is_scoped { Inside::Plausible } else { Inside::Wrong }
 }

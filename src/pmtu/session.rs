@@ -3,7 +3,7 @@
 //! Pure: `now` and randomness are given, what shall be done is fetched. Decides by RFC 4213 sections 3.2.2 and 3.4, RFC 1191
 //! and RFC 8899; the search by probes is [`super::probe`]'s. Refuses to know tables, sockets and packets' headers.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::ops::Bound;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use sixway_dataplane::packet::icmp::IcmpError;
 use sixway_dataplane::update::TunnelId;
 
 use super::codec::{Kind, Quote, Reply};
+use super::doubt::{About, Doubts, SHORTEST, Secret};
 use super::probe::{BASE, Search};
 
 /// How a tunnel's MTU is found, where it is not what is written.
@@ -65,6 +66,28 @@ pub enum Output {
         /// What must come back.
         nonce: [u8; 16],
     },
+    /// Send the peer a packet of this length that has nothing inside but a secret: an error about it is a true one.
+    Ask {
+        /// Through which tunnel.
+        tunnel: TunnelId,
+        /// About what; about the length it goes with DF set.
+        about: About,
+        /// Octets of the whole inner packet.
+        size: u16,
+        /// The secret.
+        secret: Secret,
+    },
+}
+
+/// What an error's quote has inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inside {
+    /// A packet between addresses that the tunnel carries, of the length that the outer header says.
+    Plausible,
+    /// Too little to see.
+    Cut,
+    /// Something that was never sent.
+    Wrong,
 }
 
 /// What became of errors and probes.
@@ -80,6 +103,8 @@ pub struct PathCounters {
     pub told_too_often: u64,
     /// Errors that quote no packet of ours, or say what cannot be.
     pub unbelievable: u64,
+    /// Packets sent to see whether an error is true.
+    pub questions: u64,
     /// Probes sent.
     pub probes: u64,
     /// Probes answered.
@@ -88,6 +113,8 @@ pub struct PathCounters {
 
 /// Errors told on in a second, and at once: a flood of errors makes no flood of ours (RFC 4443 section 2.4(f)).
 pub const TOLD_A_SECOND: u32 = 100;
+/// The same about packets of one tunnel.
+pub const TOLD_OF_TUNNEL: u32 = 10;
 /// How long an error is believed (RFC 1191 section 6.3).
 pub const BELIEVED: Duration = Duration::from_secs(600);
 /// The least MTU of an IPv4 link (RFC 791 section 3.2).
@@ -119,9 +146,10 @@ pub struct Paths<R> {
     paths: BTreeMap<TunnelId, Path>,
     timers: BTreeSet<(Duration, TunnelId)>,
     outputs: VecDeque<Output>,
+    doubts: Doubts,
     counters: PathCounters,
-    /// What may still be told in this second.
-    tokens: u32,
+    /// What was told in this second, of which tunnels.
+    told: HashMap<TunnelId, u32>,
     second: u64,
 }
 
@@ -129,8 +157,8 @@ impl<R: CryptoRng> Paths<R> {
     /// No tunnels yet. The generator must be unpredictable: an answer is believed for what nobody guesses.
     pub fn new(rng: R) -> Self {
         let counters = PathCounters::default();
-        let (paths, timers, outputs) = Default::default();
-        Self { rng, paths, timers, outputs, counters, tokens: TOLD_A_SECOND, second: 0 }
+        let (paths, timers, outputs, doubts, told) = Default::default();
+        Self { rng, paths, timers, outputs, doubts, counters, told, second: 0 }
     }
 
     /// Begins with a tunnel, or begins anew where its terms are other ones now.
@@ -151,6 +179,7 @@ impl<R: CryptoRng> Paths<R> {
 
     /// The tunnel is gone, or its MTU is what is written.
     pub fn forget(&mut self, tunnel: TunnelId) {
+        self.doubts.forget(tunnel);
         if let Some(Path { deadline: Some(at), .. }) = self.paths.remove(&tunnel) {
             self.timers.remove(&(at, tunnel));
         }
@@ -185,24 +214,103 @@ impl<R: CryptoRng> Paths<R> {
     }
 
     /// An error about a packet of `tunnel`, whose peer and port the caller has compared; `None`: of no tunnel.
-    pub fn handle_error(&mut self, now: Duration, tunnel: Option<TunnelId>, kind: Kind, quote: &Quote<'_>) {
-        let Some(tunnel) = tunnel else {
-            self.counters.unbelievable += 1;
-            return;
-        };
+    pub fn handle_error(
+        &mut self,
+        now: Duration,
+        tunnel: Option<TunnelId>,
+        kind: Kind,
+        quote: &Quote<'_>,
+        inside: Inside,
+    ) {
+        let Some(tunnel) = tunnel else { return self.counters.unbelievable += 1 };
+        if let Some(about) = self.doubts.answers(tunnel, quote.inner) {
+            return self.handle_truth(now, tunnel, about, kind, quote);
+        }
         match kind {
-            Kind::Unreachable => self.tell(now, IcmpError::AddressUnreachable, quote),
-            Kind::TooBig(mtu) => self.handle_too_big(now, tunnel, mtu, quote),
+            Kind::TooBig(mtu) if self.is_own_probe(tunnel, quote) => {
+                self.lower(now, tunnel, mtu, quote.total);
+            }
+            Kind::Unreachable if inside == Inside::Plausible => self.handle_unreachable(now, tunnel, quote),
+            Kind::TooBig(mtu) if inside != Inside::Wrong => {
+                self.handle_too_big(now, tunnel, mtu, quote, inside)
+            }
+            Kind::Unreachable | Kind::TooBig(_) => self.counters.unbelievable += 1,
         }
     }
 
-    fn handle_too_big(&mut self, now: Duration, tunnel: TunnelId, mtu: u16, quote: &Quote<'_>) {
+    /// A probe of the search has a secret in it already.
+    fn is_own_probe(&self, tunnel: TunnelId, quote: &Quote<'_>) -> bool {
+        let path = self.paths.get(&tunnel);
+        path.is_some_and(|path| {
+            matches!(path.found, Found::Searched(_)) && Reply::is_probe(quote.inner, &path.nonce)
+        })
+    }
+
+    fn handle_unreachable(&mut self, now: Duration, tunnel: TunnelId, quote: &Quote<'_>) {
+        if self.doubts.is_away(now, tunnel) {
+            return self.tell(now, tunnel, IcmpError::AddressUnreachable, quote.inner.to_vec());
+        }
+        self.doubt(now, (tunnel, About::Way), SHORTEST, Some(quote.inner));
+    }
+
+    fn handle_too_big(
+        &mut self,
+        now: Duration,
+        tunnel: TunnelId,
+        mtu: u16,
+        quote: &Quote<'_>,
+        inside: Inside,
+    ) {
+        let Some(path) = self.paths.get(&tunnel) else { return self.counters.unbelievable += 1 };
         let mtu = if mtu == 0 { plateau_below(quote.total) } else { mtu };
-        // A packet that could be fragmented, or that fits what is said, was not too long.
-        let is_possible = quote.whole && (LEAST..quote.total).contains(&mtu);
-        let Some(path) = self.paths.get_mut(&tunnel).filter(|_| is_possible) else {
+        let inner = mtu.saturating_sub(path.terms.overhead).max(BASE);
+        let sent = quote.total.saturating_sub(path.terms.overhead);
+        // A packet that could be fragmented, that fits what is said, or that is longer than any of ours, was not too long.
+        let is_possible = quote.whole && (LEAST..quote.total).contains(&mtu) && sent <= path.terms.ceiling;
+        let mtu = path.set.0;
+        let quoted = Some(quote.inner).filter(|_| inside == Inside::Plausible);
+        match quoted {
+            _ if !is_possible => self.counters.unbelievable += 1,
+            _ if inner < mtu => self.doubt(now, (tunnel, About::Length), mtu, quoted),
+            // It was on its way when this was found: its sender is told what the next one would be told.
+            Some(packet) if sent > mtu => {
+                self.tell(now, tunnel, IcmpError::PacketTooBig(mtu), packet.to_vec())
+            }
+            Some(_) | None => self.counters.unbelievable += 1,
+        }
+    }
+
+    /// Somebody says so: ask.
+    fn doubt(&mut self, now: Duration, (tunnel, about): (TunnelId, About), size: u16, packet: Option<&[u8]>) {
+        if let Some(secret) = self.doubts.raise(now, (tunnel, about), size, packet, &mut self.rng) {
+            self.counters.questions += 1;
+            self.outputs.push_back(Output::Ask { tunnel, about, size, secret });
+        }
+    }
+
+    /// Somebody on the path says so, about a question of ours.
+    fn handle_truth(&mut self, now: Duration, tunnel: TunnelId, about: About, kind: Kind, quote: &Quote<'_>) {
+        let error = match (about, kind) {
+            (About::Way, Kind::Unreachable) => IcmpError::AddressUnreachable,
+            (About::Length, Kind::TooBig(mtu)) => {
+                let Some(inner) = self.lower(now, tunnel, mtu, quote.total) else { return };
+                IcmpError::PacketTooBig(inner)
+            }
+            (About::Way, Kind::TooBig(_)) | (About::Length, Kind::Unreachable) => {
+                return self.counters.unbelievable += 1;
+            }
+        };
+        for packet in self.doubts.settle(now, tunnel, about) {
+            self.tell(now, tunnel, error, packet);
+        }
+    }
+
+    /// The path takes no longer packets than this: returns the largest inner packet, at least 1280.
+    fn lower(&mut self, now: Duration, tunnel: TunnelId, mtu: u16, total: u16) -> Option<u16> {
+        let mtu = if mtu == 0 { plateau_below(total) } else { mtu };
+        let Some(path) = self.paths.get_mut(&tunnel).filter(|_| (LEAST..total).contains(&mtu)) else {
             self.counters.unbelievable += 1;
-            return;
+            return None;
         };
         let inner = mtu.saturating_sub(path.terms.overhead);
         let now_set = path.set.0;
@@ -219,25 +327,23 @@ impl<R: CryptoRng> Paths<R> {
             }
         };
         self.counters.lowered += u64::from(lower.is_some());
-        let is_probe = Reply::is_probe(quote.inner, &path.nonce);
         self.settle(tunnel, lower);
-        // A probe has no sender inside.
-        if !is_probe {
-            self.tell(now, IcmpError::PacketTooBig(inner.max(BASE)), quote);
-        }
+        Some(inner.max(BASE))
     }
 
-    fn tell(&mut self, now: Duration, error: IcmpError, quote: &Quote<'_>) {
+    fn tell(&mut self, now: Duration, tunnel: TunnelId, error: IcmpError, packet: Vec<u8>) {
         if self.second != now.as_secs() {
-            (self.second, self.tokens) = (now.as_secs(), TOLD_A_SECOND);
+            self.second = now.as_secs();
+            self.told.clear();
         }
-        if self.tokens == 0 {
+        let (all, of_tunnel) = (self.told.values().sum::<u32>(), self.told.get(&tunnel).copied());
+        if all >= TOLD_A_SECOND || of_tunnel.unwrap_or_default() >= TOLD_OF_TUNNEL {
             self.counters.told_too_often += 1;
             return;
         }
-        self.tokens -= 1;
+        *self.told.entry(tunnel).or_default() += 1;
         self.counters.told += 1;
-        self.outputs.push_back(Output::Tell { error, packet: quote.inner.to_vec() });
+        self.outputs.push_back(Output::Tell { error, packet });
     }
 
     /// An echo reply out of `tunnel`; `true` when it answers a probe.
@@ -346,6 +452,7 @@ impl Reply {
 mod tests {
     use super::super::codec::Carrier;
     use super::super::codec::tests::{LOCAL, PEER, inner};
+    use super::super::doubt::question;
     use super::*;
     use rand::SeedableRng;
     use rand::rngs::StdRng;
@@ -385,9 +492,21 @@ mod tests {
         }
     }
 
+    /// What comes of an error by a router on the path, which says the same about our question.
     fn too_big(paths: &mut Paths<StdRng>, now: Duration, packet: &[u8], mtu: u16) -> Vec<Output> {
-        paths.handle_error(now, Some(T), Kind::TooBig(mtu), &quote(packet, true));
-        outputs(paths)
+        paths.handle_error(now, Some(T), Kind::TooBig(mtu), &quote(packet, true), Inside::Plausible);
+        confirmed(paths, now, Kind::TooBig(mtu))
+    }
+
+    fn confirmed(paths: &mut Paths<StdRng>, now: Duration, kind: Kind) -> Vec<Output> {
+        let mut all = outputs(paths);
+        if let Some(Output::Ask { tunnel, size, secret, .. }) = all.last().cloned() {
+            all.pop();
+            let question = question(Ipv6Addr::LOCALHOST, &secret, size);
+            paths.handle_error(now, Some(tunnel), kind, &quote(&question, true), Inside::Wrong);
+            all.extend(outputs(paths));
+        }
+        all
     }
 
     fn told(mtu: u16, packet: &[u8]) -> Output {
@@ -431,10 +550,64 @@ mod tests {
         for mtu in [1420, 9000, 67, 1] {
             assert_eq!(too_big(&mut paths, s(2), &packet, mtu), [], "{mtu}");
         }
-        paths.handle_error(s(2), Some(T), Kind::TooBig(1300), &quote(&packet, false));
-        paths.handle_error(s(2), Some(TunnelId(6)), Kind::TooBig(1300), &quote(&packet, true));
-        paths.handle_error(s(2), None, Kind::Unreachable, &quote(&packet, true));
-        assert_eq!((outputs(&mut paths), paths.counters().unbelievable), (vec![], 7));
+        let fine = Inside::Plausible;
+        let said = Kind::TooBig(1300);
+        paths.handle_error(s(2), Some(T), said, &quote(&packet, false), fine);
+        paths.handle_error(s(2), Some(T), said, &quote(&packet, true), Inside::Wrong);
+        paths.handle_error(s(2), Some(T), said, &quote(&inner(1481), true), fine);
+        paths.handle_error(s(2), Some(TunnelId(6)), said, &quote(&packet, true), fine);
+        paths.handle_error(s(2), None, Kind::Unreachable, &quote(&packet, true), fine);
+        for inside in [Inside::Cut, Inside::Wrong] {
+            paths.handle_error(s(2), Some(T), Kind::Unreachable, &quote(&packet, true), inside);
+        }
+        assert_eq!((outputs(&mut paths), paths.counters().unbelievable), (vec![], 11));
+    }
+
+    /// Whatever an error says that nobody repeats about our question, and however often: one question a second.
+    ///
+    /// RFC: I1 (RFC 8899 section 4.6.1)
+    #[test]
+    fn what_nobody_repeats_is_not_believed() {
+        let mut paths = paths(Mode::Dynamic);
+        outputs(&mut paths);
+        for n in 0..100 {
+            let now = s(2) + Duration::from_millis(n * 50);
+            paths.handle_error(
+                now,
+                Some(T),
+                Kind::TooBig(576),
+                &quote(&inner(1480), true),
+                Inside::Plausible,
+            );
+            paths.handle_error(
+                now,
+                Some(T),
+                Kind::Unreachable,
+                &quote(&inner(1480), true),
+                Inside::Plausible,
+            );
+        }
+        let all = outputs(&mut paths);
+        let long = |o: &&Output| matches!(o, Output::Ask { about: About::Length, size: 1480, .. });
+        let short = |o: &&Output| matches!(o, Output::Ask { about: About::Way, size: SHORTEST, .. });
+        let counted = (all.len(), all.iter().filter(long).count(), all.iter().filter(short).count());
+        assert_eq!(counted, (10, 5, 5), "{all:?}");
+        assert_eq!((paths.counters().lowered, paths.counters().told), (0, 0));
+    }
+
+    /// A router that quotes 28 octets (RFC 792) says it about our question too.
+    #[test]
+    fn short_quotes_are_enough_to_ask() {
+        let mut paths = paths(Mode::Dynamic);
+        outputs(&mut paths);
+        let packet = inner(1480);
+        let short = |packet| Quote { inner: &[], ..quote(packet, true) };
+        paths.handle_error(s(2), Some(T), Kind::TooBig(1400), &short(&packet), Inside::Cut);
+        let Some(Output::Ask { secret, size, .. }) = paths.poll_output() else { panic!("nobody was asked") };
+        let question = question(Ipv6Addr::LOCALHOST, &secret, size);
+        let eight = Quote { inner: &question[..8], ..quote(&question, true) };
+        paths.handle_error(s(2), Some(T), Kind::TooBig(1400), &eight, Inside::Cut);
+        assert_eq!(outputs(&mut paths), [set(1380, true)], "and nobody inside is told");
     }
 
     #[test]
@@ -453,9 +626,13 @@ mod tests {
         let mut paths = paths(Mode::Dynamic);
         outputs(&mut paths);
         let packet = inner(600);
-        paths.handle_error(s(2), Some(TunnelId(77)), Kind::Unreachable, &quote(&packet, false));
+        let (quoted, fine) = (quote(&packet, false), Inside::Plausible);
+        paths.handle_error(s(2), Some(TunnelId(77)), Kind::Unreachable, &quoted, fine);
         let error = IcmpError::AddressUnreachable;
-        assert_eq!(outputs(&mut paths), [Output::Tell { error, packet: packet[..200].to_vec() }]);
+        assert_eq!(
+            confirmed(&mut paths, s(2), Kind::Unreachable),
+            [Output::Tell { error, packet: packet[..200].to_vec() }]
+        );
     }
 
     #[test]
@@ -463,13 +640,22 @@ mod tests {
         let mut paths = paths(Mode::Dynamic);
         outputs(&mut paths);
         let packet = inner(600);
-        for _ in 0..1000 {
-            paths.handle_error(s(2), Some(T), Kind::Unreachable, &quote(&packet, true));
-        }
-        assert_eq!(outputs(&mut paths).len(), TOLD_A_SECOND as usize);
-        assert_eq!(paths.counters().told_too_often, 1000 - u64::from(TOLD_A_SECOND));
-        paths.handle_error(s(3), Some(T), Kind::Unreachable, &quote(&packet, true));
-        assert_eq!(outputs(&mut paths).len(), 1);
+        let away = |paths: &mut Paths<StdRng>, now, tunnel| {
+            paths.handle_error(
+                now,
+                Some(tunnel),
+                Kind::Unreachable,
+                &quote(&packet, true),
+                Inside::Plausible,
+            );
+            confirmed(paths, now, Kind::Unreachable).len()
+        };
+        let of_one: usize = (0..1000).map(|_| away(&mut paths, s(2), T)).sum();
+        assert_eq!(of_one, TOLD_OF_TUNNEL as usize);
+        let others: usize = (0..1000).map(|n| away(&mut paths, s(2), TunnelId(100 + n % 20))).sum();
+        assert_eq!(others, (TOLD_A_SECOND - TOLD_OF_TUNNEL) as usize);
+        assert_eq!(paths.counters().told_too_often, 2000 - u64::from(TOLD_A_SECOND));
+        assert_eq!(away(&mut paths, s(3), T), 1);
     }
 
     /// RFC: P1 (RFC 8899 section 5)

@@ -173,7 +173,7 @@ async fn live(
     let plane = prepared.start(rng.next_u64()).map_err(explain)?;
     let path_rng = StdRng::from_rng(&mut rand::rng());
     let prober = Prober::new(rng);
-    let paths = PathServer::new(plane.ears, path_rng, prober.ident());
+    let paths = PathServer::new(plane.ears, plane.owners, path_rng, prober.ident());
     let registry = Registry::new(plane.writer, plane.counters.clone(), prober.ident());
     let mut control = Control {
         config,

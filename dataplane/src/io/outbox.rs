@@ -221,6 +221,11 @@ impl Outbox {
                     self.split(at..if suspect { self.outgoing.len() } else { at + 1 }, tally);
                     tried_again = false;
                 }
+                Err(e) if self.outgoing[at].segment == 0 && e.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    tally.too_long(self.tickets[at].tunnel);
+                    at += 1;
+                    (tried_again, suspect) = (false, false);
+                }
                 Err(_) => {
                     let lost = self.tickets[at];
                     tally.drop(Reason::SendFailed, Some(lost.tunnel), u64::from(lost.packets));

@@ -11,6 +11,7 @@ mod filled;
 pub mod index;
 mod level;
 mod ours;
+pub mod owners;
 mod prefixes;
 pub mod qsbr;
 pub mod slab;
