@@ -20,6 +20,7 @@
 //! | [`dhcp6s`] | DHCPv6 on one real link, by dhcp6s.conf |
 //! | [`compat`] | the old programs' files, read as they are |
 //! | [`nd`] | neighbour discovery and echo inside each tunnel |
+//! | [`entrance`] | TCP sockets that control protocols listen at |
 //! | [`endpoint`] | proves where a peer is before its tunnel moves there |
 //! | [`pmtu`] | how long packets in a tunnel may be |
 //! | [`broker`] | who may have which tunnel and prefix, until when; pure |
@@ -57,6 +58,7 @@ pub mod dhcp6s;
 pub mod dhcpv6;
 pub mod dtcp;
 pub mod endpoint;
+pub mod entrance;
 pub mod explain;
 pub mod link;
 pub mod load;

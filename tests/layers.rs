@@ -138,6 +138,7 @@ const RULES: &[(&str, &str, &[&str])] = &[
     ("src/tsp/keepalive.rs", "", PURE_CONTROL),
     ("src/tsp/setup.rs", "", PURE_CONTROL),
     ("src/tsp/flows.rs", "", PURE_CONTROL),
+    ("src/tsp/allowance.rs", "", PURE_CONTROL),
     ("src/tsp/life.rs", "", PURE_CONTROL),
     ("src/tsp/framing.rs", "", PURE_CONTROL),
     ("src/tsp/header.rs", "", PURE_CONTROL),

@@ -140,11 +140,9 @@ fn the_running_office_sees_what_the_operator_changes() {
         let given = desk.grant(wish(1, HOUR)).await.unwrap();
         assert_eq!(given.grant.networks, [prefix("2001:db8:7::/48")]);
         let proof = |s: &sixway::broker::Secret| (s.expose() == b"hush").then_some(());
-        assert!(desk.login([192, 0, 2, 1].into(), "u1", Mechanism::Apop, proof).is_ok());
-        assert_eq!(
-            desk.login([192, 0, 2, 1].into(), "u0", Mechanism::Apop, proof),
-            Err(Refusal::LoginFailed)
-        );
+        let peer = std::net::Ipv4Addr::new(192, 0, 2, 1);
+        assert!(desk.login(peer, "u1", Mechanism::Apop, proof).is_ok());
+        assert_eq!(desk.login(peer, "u0", Mechanism::Apop, proof), Err(Refusal::LoginFailed));
     });
 }
 

@@ -57,7 +57,7 @@ impl Drop for Desk {
     }
 }
 
-const ROUTER: &str = "[router]\nouter = \"192.0.2.1\"\n[dtcp]\nprefix = \"2001:db8:ffff::\"\n[[pool]]\nprefix = \"2001:db8:8000::/40\"\nassign = 56\n";
+const ROUTER: &str = "[router]\nouter = \"192.0.2.1\"\n[dtcp]\nprefix = \"2001:db8:ffff::\"\n[tsp]\n[[pool]]\nprefix = \"2001:db8:8000::/40\"\nassign = 56\n";
 const CLIENTS: [&str; 6] = ["linux", "freebsd", "gogoc", "dtcpc", "networkd", "openwrt"];
 
 fn golden(name: &str) -> PathBuf {
@@ -133,6 +133,9 @@ fn it_says_what_would_be_granted_and_what_stands_against_it() {
         desk.snippet(&["alice", "--for", "linux", "--server", "broker.example"])
             .contains("server=broker.example")
     );
+    let only = Desk::new("dtcp", &ROUTER.replace("[tsp]\n", ""));
+    only.add("alice", &[]);
+    only.refused(&["alice", "--for", "gogoc"], "has no [tsp]: gogoc would be given no tunnel there");
     let nowhere = Desk::new("nowhere", "[dtcp]\n");
     nowhere.add("alice", &[]);
     nowhere.refused(&["alice", "--for", "linux"], "names no address");

@@ -160,7 +160,7 @@ impl Play {
 
     fn flows(&mut self) -> &mut Flows {
         let flows = self.flows.get_or_insert_with(|| Flows::new(Arc::new(self.offer.clone()), 100));
-        flows.set_draining(self.draining);
+        flows.set_terms(Arc::new(self.offer.clone()), self.draining);
         flows
     }
 

@@ -80,8 +80,9 @@ pub fn queue() -> std::io::Result<(PuntSender, PuntReader)> {
 }
 
 impl PuntSender {
-    /// Copies a packet into the queue. `false` when there is no frame left; copies of watched packets leave half of
-    /// the frames to those that somebody waits for.
+    /// Copies a packet into the queue. `false` when there is no frame left for its class; copies of watched packets leave
+    /// half of the frames to those that somebody waits for, and datagrams that anybody may send leave a quarter to what
+    /// comes out of tunnels.
     pub fn send(
         &self,
         class: PuntClass,
@@ -90,7 +91,12 @@ impl PuntSender {
         verdict: Verdict,
         packet: &[u8],
     ) -> bool {
-        if class == PuntClass::Watched && self.0.empty.len() < FRAMES / 2 {
+        let kept_free = match class {
+            PuntClass::Watched => FRAMES / 2,
+            PuntClass::Datagram => FRAMES / 4,
+            PuntClass::Link | PuntClass::Candidate | PuntClass::EchoReply => 0,
+        };
+        if kept_free > 0 && self.0.empty.len() <= kept_free {
             return false;
         }
         let Some(mut frame) = self.0.empty.pop() else { return false };
@@ -199,5 +205,18 @@ mod tests {
         assert_eq!(std::iter::from_fn(|| reader.take()).count(), FRAMES);
         assert!(!reader.arm());
         assert!(send(7) && reader.arm());
+    }
+
+    #[test]
+    fn what_anybody_may_send_leaves_room_for_what_comes_out_of_tunnels() {
+        let (sender, _reader) = queue().unwrap();
+        let send = |class| sender.send(class, None, Arrival::Tun, Verdict::ToTun, &[0; 9]);
+        let mut taken = 0;
+        while send(PuntClass::Datagram) {
+            taken += 1;
+        }
+        assert_eq!(taken, FRAMES * 3 / 4);
+        assert!(!send(PuntClass::Watched));
+        assert_eq!((0..FRAMES).filter(|_| send(PuntClass::Link)).count(), FRAMES / 4);
     }
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Floods a TSP server by UDP: sessions that never go on, and datagrams that mean nothing, from many addresses and ports.
+A third of all begins a login, so that the server has more sessions than room for them before long.
 
     tspflood.py SERVER SECONDS [FIRST_ADDRESS] [ADDRESSES]
 
@@ -18,11 +19,11 @@ def main():
     sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(16)]
     rng = random.Random(1)
     header = bytes.fromhex("f00000f000000001")
-    hello = header + b"VERSION=2.0.2\r\n"
+    hello, login = header + b"VERSION=2.0.2\r\n", header + b"AUTHENTICATE DIGEST-MD5\r\n\0"
     kinds = [
         hello, hello, hello, hello,
+        login, login, login, login, login,
         header,
-        header + b"AUTHENTICATE DIGEST-MD5\r\n",
         header + b"Content-length: 4000\r\n<tunnel",
         header + os.urandom(600),
         b"\xf0",

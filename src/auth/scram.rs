@@ -19,9 +19,9 @@ const NO_BINDING: &str = "biws";
 /// The header of a client that could bind if the server could, in base64.
 const UNUSED_BINDING: &str = "eSws";
 
-type Key = Zeroizing<[u8; 32]>;
+pub(super) type Key = Zeroizing<[u8; 32]>;
 
-fn hmac(key: &[u8], text: &[u8]) -> Key {
+pub(super) fn hmac(key: &[u8], text: &[u8]) -> Key {
     // HMAC takes keys of any length.
     let Ok(mut mac) = <Hmac<Sha256> as KeyInit>::new_from_slice(key) else { return Key::default() };
     mac.update(text);

@@ -48,6 +48,32 @@ impl Default for Limits {
     }
 }
 
+/// Where somebody who wants to prove who he is comes from. The failures of one kind are not counted with the other's, so that
+/// nobody is shut out in another's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Whence {
+    /// From there: what was sent to that address has been seen.
+    Seen(Ipv4Addr),
+    /// From there, as he says.
+    Said(Ipv4Addr),
+}
+
+impl From<Ipv4Addr> for Whence {
+    /// The other end of a connection.
+    fn from(peer: Ipv4Addr) -> Self {
+        Self::Seen(peer)
+    }
+}
+
+impl Whence {
+    /// The address.
+    pub fn peer(self) -> Ipv4Addr {
+        match self {
+            Self::Seen(peer) | Self::Said(peer) => peer,
+        }
+    }
+}
+
 /// Buckets of one kind.
 const BUCKETS: usize = 16_384;
 
@@ -125,10 +151,10 @@ impl Doorman {
     ///
     /// # Errors
     /// [`Refusal::Throttled`]: too many failed before.
-    pub fn may_try(&self, now: Time, peer: Ipv4Addr, user: &str) -> Result<(), Refusal> {
-        let rate = self.limits.failed_logins_per_minute;
+    pub fn may_try(&self, now: Time, whence: Whence, user: &str) -> Result<(), Refusal> {
+        let (rate, peer) = (self.limits.failed_logins_per_minute, whence.peer());
         let wait = self
-            .failure_keys(peer, user)
+            .failure_keys(whence, user)
             .into_iter()
             .filter_map(|at| self.failures.wait(at, now, rate))
             .max();
@@ -136,16 +162,17 @@ impl Doorman {
     }
 
     /// The secret was wrong.
-    pub fn failed(&mut self, now: Time, peer: Ipv4Addr, user: &str) {
-        for at in self.failure_keys(peer, user) {
+    pub fn failed(&mut self, now: Time, whence: Whence, user: &str) {
+        for at in self.failure_keys(whence, user) {
             let _noted_even_if_empty = self.failures.take(at, now, self.limits.failed_logins_per_minute);
         }
     }
 
     /// An account is not locked against its owner by strangers: it is counted together with the address's /16.
-    fn failure_keys(&self, peer: Ipv4Addr, user: &str) -> [u64; 2] {
-        let [a, b, ..] = peer.octets();
-        [self.seed.hash_one(peer), self.seed.hash_one((a, b, user))]
+    fn failure_keys(&self, whence: Whence, user: &str) -> [u64; 2] {
+        let [a, b, ..] = whence.peer().octets();
+        let is_seen = matches!(whence, Whence::Seen(_));
+        [self.seed.hash_one(whence), self.seed.hash_one((is_seen, a, b, user))]
     }
 }
 
@@ -243,13 +270,18 @@ mod tests {
         let mut door = doorman();
         let near = Ipv4Addr::new(192, 0, 7, 7);
         for _ in 0..2 {
-            door.may_try(Time(0), A, "alice").unwrap();
-            door.failed(Time(0), A, "alice");
+            door.may_try(Time(0), A.into(), "alice").unwrap();
+            door.failed(Time(0), A.into(), "alice");
         }
-        assert!(door.may_try(Time(0), A, "bob").is_err(), "the address");
-        assert!(door.may_try(Time(0), near, "alice").is_err(), "the account, from the same network");
-        assert_eq!(door.may_try(Time(0), B, "alice"), Ok(()), "her owner elsewhere is not locked out");
-        assert_eq!(door.may_try(Time(60_000), A, "alice"), Ok(()));
+        assert!(door.may_try(Time(0), A.into(), "bob").is_err(), "the address");
+        assert!(door.may_try(Time(0), near.into(), "alice").is_err(), "the account, from the same network");
+        assert_eq!(door.may_try(Time(0), B.into(), "alice"), Ok(()), "her owner elsewhere is not locked out");
+        assert_eq!(door.may_try(Time(60_000), A.into(), "alice"), Ok(()));
+        for n in 0..99 {
+            door.failed(Time(60_000), Whence::Said(A), if n < 50 { "alice" } else { "bob" });
+        }
+        assert!(door.may_try(Time(60_000), Whence::Said(A), "carol").is_err());
+        assert_eq!(door.may_try(Time(60_000), A.into(), "alice"), Ok(()), "nobody fails in her name");
     }
 
     #[test]

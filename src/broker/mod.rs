@@ -32,7 +32,7 @@ pub use account::{Account, Accounts, Secret, UserName};
 pub use binding::{BindKey, BindKind, BindWish, Binding};
 pub use choice::Offered;
 pub use lease::{Broker, Fate, Hearing, Lease, Memory, Terms, peer};
-pub use limits::{Doorman, Limits};
+pub use limits::{Doorman, Limits, Whence};
 pub use mechanism::{Mechanism, Mechanisms};
 pub use pool::{Pool, PoolKind};
 

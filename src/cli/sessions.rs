@@ -8,13 +8,17 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 use super::connect::kind_of;
 use super::{password, print_line};
 use crate::load::dtcp::Users;
+use crate::load::keep::{Kept, keep_all};
 use crate::load::sockets::DtcpDial;
 use crate::load::tsp::{self, TspDial};
-use crate::load::{Dial, Memory, Round, keep_pace, memory, open_all, ping_all, resident};
+use crate::load::{
+    Dial, Memory, Round, keep_pace, memory, open_all, open_into, ping_all, processor, resident,
+};
 use crate::privileges::raise_open_files;
 
 /// Descriptors of this process beside those of its connections.
@@ -63,13 +67,13 @@ pub struct SessionsArgs {
     /// TSP: the prefix length of the network that each wants [default: none]
     #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=128))]
     prefix: Option<u8>,
-    /// TSP: seconds between signs of life that each asks for
-    #[arg(long, value_name = "S", default_value_t = 30)]
+    /// TSP: seconds between signs of life that each asks for; with --hold they are sent
+    #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=3600))]
     keepalive: u32,
     /// Clients that connect at the same time
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     at_once: u32,
-    /// Hold the sessions for so many seconds, and ping them all again and again
+    /// Hold the sessions for so many seconds after the last has come, and ping them all again and again
     #[arg(long, value_name = "S", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=3600))]
     hold: u32,
     /// Then drop all connections at once, and let all clients come back at once
@@ -106,6 +110,11 @@ struct Seen {
     memory: Option<Memory>,
     #[serde(skip_serializing_if = "Option::is_none")]
     storm: Option<Round>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<Kept>,
+    /// Processor seconds of the server for each second, while sessions came and while they were held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    processor: Option<[f64; 2]>,
 }
 
 /// Lets the clients come, and prints what they saw.
@@ -119,6 +128,15 @@ pub fn run(args: &SessionsArgs) -> anyhow::Result<()> {
     for (what, round) in rounds {
         round.iter().for_each(|round| print_line(&round.told(what)));
     }
+    if let Some(Kept { signs, least, every }) = &seen.kept {
+        print_line(&signs.told(&format!("signs of life, one in {every} s at most")));
+        print_line(&format!("  every session had {least} answers or more"));
+    }
+    if let Some([coming, held]) = seen.processor {
+        print_line(&format!(
+            "processor: {coming:.2} of a core while they came, {held:.2} while they were held"
+        ));
+    }
     if let Some(Memory { before_kib, with_kib, a_session }) = seen.memory {
         print_line(&format!(
             "memory: {before_kib} KiB before, {with_kib} KiB with them: {a_session} octets a session"
@@ -130,7 +148,7 @@ pub fn run(args: &SessionsArgs) -> anyhow::Result<()> {
 fn in_memory(args: &SessionsArgs) -> anyhow::Result<Seen> {
     let folder = args.folder.clone().unwrap_or_else(std::env::temp_dir);
     let memory::Figures { setups, pings, memory } = memory::hold(args.count, &folder)?;
-    Ok(Seen { setups: Some(setups), pings: Some(pings), memory, storm: None })
+    Ok(Seen { setups: Some(setups), pings: Some(pings), memory, ..Seen::default() })
 }
 
 fn over_sockets(args: &SessionsArgs) -> anyhow::Result<Seen> {
@@ -156,7 +174,9 @@ fn over_sockets(args: &SessionsArgs) -> anyhow::Result<Seen> {
             };
             let from = args.from.context("clients by UDP need --from: each has an address of its own")?;
             let dial = TspDial::open(server, from, users).context("cannot open a UDP socket")?;
-            Ok(come(args, &Arc::new(dial)).await)
+            let dial = Arc::new(dial);
+            let is_held = args.hold > 0 && args.keepalive > 0;
+            Ok(if is_held { stay(args, &dial).await } else { come(args, &dial).await })
         }),
     }
 }
@@ -172,6 +192,32 @@ fn raise_files(args: &SessionsArgs) -> anyhow::Result<()> {
         most + FILES_BESIDE
     );
     Ok(())
+}
+
+/// Sessions that send signs of life from when they come until all have been held for long enough.
+async fn stay<D: Dial>(args: &SessionsArgs, dial: &Arc<D>) -> Seen {
+    let before = args.server_pid.and_then(resident);
+    let used = || Some((Instant::now(), processor(args.server_pid?)?));
+    let (open, opened) = mpsc::unbounded_channel();
+    let story = async {
+        let begun = used();
+        let setups = open_into(dial, args.count, args.at_once, 1, open).await;
+        let came = used();
+        tokio::time::sleep(Duration::from_secs(args.hold.into())).await;
+        (setups, [share(begun, came), share(came, used())])
+    };
+    let every = Duration::from_secs(args.keepalive.into());
+    let (sessions, kept, (setups, shares)) = keep_all::<D, _>(opened, every, story).await;
+    let with = args.server_pid.and_then(resident);
+    let memory = before.zip(with).map(|(before, with)| Memory::of(before, with, sessions.len()));
+    let processor = shares[0].zip(shares[1]).map(|(coming, held)| [coming, held]);
+    Seen { setups: Some(setups), kept: Some(kept), memory, processor, ..Seen::default() }
+}
+
+/// Processor seconds for each second between two moments.
+fn share(from: Option<(Instant, Duration)>, to: Option<(Instant, Duration)>) -> Option<f64> {
+    let ((begin, before), (end, after)) = from.zip(to)?;
+    Some(after.saturating_sub(before).as_secs_f64() / (end - begin).as_secs_f64().max(1e-9))
 }
 
 async fn come<D: Dial>(args: &SessionsArgs, dial: &Arc<D>) -> Seen {
@@ -196,5 +242,5 @@ async fn come<D: Dial>(args: &SessionsArgs, dial: &Arc<D>) -> Seen {
         let (_held, round) = open_all(dial, args.count, args.count, TRIES).await;
         storm = Some(round);
     }
-    Seen { setups: Some(setups), pings: Some(pings), memory, storm }
+    Seen { setups: Some(setups), pings: Some(pings), memory, storm, ..Seen::default() }
 }

@@ -51,9 +51,17 @@ pub fn run(args: &SnippetArgs) -> anyhow::Result<()> {
     let client = Client::ALL.iter().find(|(name, _)| *name == args.client);
     let (_, client) = client.with_context(|| format!("'{}' is no client known here", args.client))?;
     let config = Config::load(&args.config)?;
-    if config.dtcp.is_none() && *client != Client::Gogoc {
-        let file = args.config.display();
-        bail!("{file} has no [dtcp]: nobody is given tunnels there; add the table, and see docs/dtcp.md");
+    let (is_served, protocol) = match client {
+        Client::Gogoc => (config.tsp.is_some(), "tsp"),
+        Client::Linux | Client::FreeBsd | Client::Dtcpc | Client::Networkd | Client::OpenWrt => {
+            (config.dtcp.is_some(), "dtcp")
+        }
+    };
+    if !is_served {
+        let (file, name) = (args.config.display(), &args.client);
+        bail!(
+            "{file} has no [{protocol}]: {name} would be given no tunnel there; add the table, and see docs/{protocol}.md"
+        );
     }
     let facts = facts(args, &config)?;
     let text = client.snippet(&facts)?;

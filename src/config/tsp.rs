@@ -11,7 +11,7 @@ use super::source::{Complaint, Report, Section, choose};
 use crate::auth::{Mechanism, Site};
 use crate::broker::PoolKind;
 use crate::tsp::codec::{Mode, PORT};
-use crate::tsp::terms::{MAX_BROKERS, Offer, Step};
+use crate::tsp::terms::{MAX_BROKERS, MAX_RESOLVERS, Offer, Step};
 use crate::tsp::xml::{BrokerAt, Name};
 
 /// `[tsp]`: the server.
@@ -103,18 +103,23 @@ pub(crate) fn tsp(report: &mut Report<'_>, section: &Section<'_, '_>, outer: Opt
         in_minutes: section.text(report, "lifetime_unit", |text| choose(&UNITS, text)).unwrap_or(false),
         keepalive: keepalive.filter(|seconds| *seconds > 0),
         anonymous_keepalive: nobodys.unwrap_or(ANONYMOUS_KEEPALIVE),
-        dns: section
-            .texts(report, "dns", resolver)
-            .unwrap_or_default()
-            .into_iter()
-            .map(|one| one.value)
-            .collect(),
+        dns: resolvers(report, section),
         domain: section.text(report, "domain", domain),
         proxy: section.boolean(report, "proxy").unwrap_or(false),
         public_address: section.text(report, "public_address", outer_address),
         mtu: mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(MIN_MTU),
         ra: section.boolean(report, "ra").unwrap_or(false),
     }
+}
+
+fn resolvers(report: &mut Report<'_>, section: &Section<'_, '_>) -> Vec<Ipv6Addr> {
+    let listed = section.texts(report, "dns", resolver).unwrap_or_default();
+    if listed.len() > MAX_RESOLVERS {
+        let what = format!("`dns` in [tsp] has {} entries", listed.len());
+        let why = format!("a reply with more than {MAX_RESOLVERS} does not fit what clients read");
+        report.add(section.at("dns"), what, why, "leave some out");
+    }
+    listed.into_iter().map(|one| one.value).collect()
 }
 
 fn brokers(report: &mut Report<'_>, section: &Section<'_, '_>) -> Vec<BrokerAt> {

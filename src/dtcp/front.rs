@@ -2,11 +2,11 @@
 //!
 //! Knows nothing of sessions.
 
-use std::io;
 use std::path::PathBuf;
 
 use super::server::Server;
 use crate::config::Dtcp;
+use crate::entrance::refused;
 use crate::office::Desk;
 
 /// The server with its pid file, as a router has it.
@@ -24,20 +24,7 @@ impl Front {
     /// That it cannot listen, or the file cannot be written.
     pub fn open(config: &Dtcp, desk: Desk, most: u32) -> anyhow::Result<Self> {
         let at = config.listen;
-        let server = Server::start(config, desk, most).map_err(|why| {
-            let causes = [
-                (io::ErrorKind::AddrInUse, "; another server has that port: `ss -ltnp` names it"),
-                (
-                    io::ErrorKind::AddrNotAvailable,
-                    "; this host does not have that address: see `ip -4 address`",
-                ),
-                (io::ErrorKind::PermissionDenied, "; ports below 1024 need root or CAP_NET_BIND_SERVICE"),
-            ];
-            let cause = causes.iter().find(|(kind, _)| *kind == why.kind()).map_or("", |(_, text)| text);
-            anyhow::anyhow!(
-                "cannot listen for DTCP on TCP {at}: {why}{cause}; choose another with [dtcp] listen"
-            )
-        })?;
+        let server = Server::start(config, desk, most).map_err(|why| refused("DTCP", at, &why))?;
         let pid_file = config.pid_file.clone();
         if let Some(path) = &pid_file {
             let pid = format!("{}\n", std::process::id());

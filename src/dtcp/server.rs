@@ -1,26 +1,23 @@
 //! The DTCP server: sockets and timers around `session`, and the desk where tunnels are asked for.
 //!
 //! One small task a connection. A silent one holds no buffer: octets are read into the stack of whoever reads them, and
-//! a line that is not complete is all that stays. The last descriptors are left to the rest of the router: a connection
-//! that would take one of them is closed at once. [`Hall`] is the server without a listening socket: connections are
+//! a line that is not complete is all that stays. [`Hall`] is the server without a listening socket: connections are
 //! whatever its caller brings. Knows nothing of tables and files; who is pinned to which interface it is told.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
-use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::ready;
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, getrlimit};
 use sixway_dataplane::update::{Outer, Rejected, UdpLocal, UdpRemote};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::claims::{Claims, Number, Port, Way};
 use super::codec::{Challenge, Kind, Net};
@@ -28,6 +25,7 @@ use super::interfaces::{Family, Interfaces, LAST_PAIR, NoNumber, number};
 use super::session::{Claim, Denied, Given, Output, Session, Terms, Want};
 use crate::broker::{End, Keep, Mechanism, NetworkWish, PairPlace, Protocol, Refusal, UserName, Wants, Wish};
 use crate::config::Dtcp;
+use crate::entrance;
 use crate::office::{Desk, Held, Pins, Visit};
 
 /// Octets that are read at once.
@@ -41,14 +39,6 @@ const DRAIN: Duration = Duration::from_secs(90);
 const SHORT_DRAIN: Duration = Duration::from_secs(5);
 /// Octets that are read after the last word.
 const DRAINED: usize = 64 * 1024;
-/// Descriptors left to the rest of the router: status, the store, UDP tunnels, hooks.
-const KEPT_FREE: u64 = 64;
-/// How often what fails for every connection is logged.
-const COMPLAINT: Duration = Duration::from_secs(60);
-/// How long no connection is taken when the system has no more descriptors or memory.
-const PAUSE: Duration = Duration::from_millis(200);
-/// Connections that wait to be taken.
-const BACKLOG: u32 = 4096;
 /// Other numbers and ports that are tried where somebody else has the one that looked free.
 const TRIES: usize = 64;
 
@@ -57,8 +47,7 @@ const TRIES: usize = 64;
 pub struct Counts {
     accepted: AtomicU64,
     refused: AtomicU64,
-    accept_failed: AtomicU64,
-    out_of_files: AtomicU64,
+    entrance: entrance::Counts,
     open: AtomicU64,
     granted: AtomicU64,
     denied: AtomicU64,
@@ -73,8 +62,7 @@ impl Counts {
         let Self {
             accepted,
             refused,
-            accept_failed,
-            out_of_files,
+            entrance: entrance::Counts { accept_failed, out_of_files },
             open,
             granted,
             denied,
@@ -132,7 +120,7 @@ impl Server {
     /// # Errors
     /// That it cannot listen.
     pub fn start(config: &Dtcp, desk: Desk, most: u32) -> io::Result<Self> {
-        let listener = listen(config.listen)?;
+        let listener = entrance::listen(config.listen)?;
         let at = listener.local_addr()?;
         let hall = Hall::new(config, desk, most);
         let accepting = tokio::spawn(accept(listener, hall.clone()));
@@ -211,62 +199,11 @@ impl Drop for Server {
     }
 }
 
-fn listen(at: SocketAddrV4) -> io::Result<TcpListener> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(at.into())?;
-    socket.listen(BACKLOG)
-}
-
 async fn accept(listener: TcpListener, hall: Hall) {
-    let counts = &hall.0.counts;
-    let (mut failing, mut full) = (Complaint::default(), Complaint::default());
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) if is_scarce(&stream) => {
-                count(&counts.out_of_files);
-                full.say(|| {
-                    tracing::warn!(
-                        event = "out_of_files",
-                        "DTCP connections are refused; raise the limit of open files (LimitNOFILE=)"
-                    );
-                });
-            }
-            Ok((stream, peer)) => {
-                if let (SocketAddr::V4(peer), Ok(SocketAddr::V4(local))) = (peer, stream.local_addr()) {
-                    hall.admit(stream, *peer.ip(), *local.ip());
-                }
-            }
-            Err(why) => {
-                count(&counts.accept_failed);
-                failing.say(|| {
-                    tracing::warn!(event = "accept_failed", %why, "DTCP connections wait; raise the limit of open files");
-                });
-                sleep(PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Whether a connection has one of the last descriptors that this process may have. The system gives the lowest that is
-/// free, so its number says how many are in use.
-fn is_scarce(stream: &TcpStream) -> bool {
-    let Ok((most, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return false };
-    let number = u64::try_from(stream.as_raw_fd()).unwrap_or(0);
-    number >= most.saturating_sub(KEPT_FREE.min(most / 4))
-}
-
-/// Something that would be logged without end.
-#[derive(Default)]
-struct Complaint(Option<Instant>);
-
-impl Complaint {
-    fn say(&mut self, log: impl FnOnce()) {
-        if self.0.is_none_or(|at| at.elapsed() > COMPLAINT) {
-            log();
-            self.0 = Some(Instant::now());
-        }
-    }
+    let take = |stream, (peer, local): entrance::Ends| {
+        hall.admit(stream, *peer.ip(), *local.ip());
+    };
+    entrance::accept(listener, "DTCP", &hall.0.counts.entrance, take).await;
 }
 
 /// One connection.

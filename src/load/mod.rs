@@ -5,6 +5,7 @@
 //!   tsp.rs       the same by UDP, all out of one socket                             │
 //!   memory.rs    in one process, over the in-memory transport                       ├─ a Dial for each protocol
 //!   dtcp.rs      one client: logs in, has a tunnel, pings                           ┘
+//!   keep.rs      sessions that are held, with signs of life
 //! ```
 //!
 //! [`dhcp6`] stands by itself: its clients have no sessions.
@@ -14,6 +15,7 @@
 
 pub mod dhcp6;
 pub mod dtcp;
+pub mod keep;
 pub mod memory;
 pub mod sockets;
 pub mod tsp;
@@ -25,6 +27,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// How long one setup or ping may take; a client that waits longer gives up.
@@ -125,38 +128,53 @@ pub async fn open_all<D: Dial>(
     at_once: u32,
     tries: u32,
 ) -> (Vec<D::Session>, Round) {
+    let (open, mut opened) = mpsc::unbounded_channel();
+    let round = open_into(dial, count, at_once, tries, open).await;
+    let mut sessions = Vec::with_capacity(round.done as usize);
+    while let Ok(session) = opened.try_recv() {
+        sessions.push(session);
+    }
+    (sessions, round)
+}
+
+/// The same, handing each session on as soon as it is there. Not bounded by itself: there are `count` of them.
+pub async fn open_into<D: Dial>(
+    dial: &Arc<D>,
+    count: u32,
+    at_once: u32,
+    tries: u32,
+    open: mpsc::UnboundedSender<D::Session>,
+) -> Round {
     let next = Arc::new(AtomicU32::new(0));
     let begin = Instant::now();
     let mut workers = JoinSet::new();
     for _ in 0..at_once.min(count) {
-        workers.spawn(work(dial.clone(), next.clone(), count, tries));
+        workers.spawn(work(dial.clone(), next.clone(), (count, tries), open.clone()));
     }
-    let (mut sessions, mut tally) = (Vec::with_capacity(count as usize), Tally::default());
+    let mut tally = Tally::default();
     while let Some(worked) = workers.join_next().await {
-        let Ok((opened, counted)) = worked else { continue };
-        sessions.extend(opened);
-        tally.add(counted);
+        tally.add(worked.unwrap_or_default());
     }
-    (sessions, Round::new(count, begin.elapsed(), tally))
+    Round::new(count, begin.elapsed(), tally)
 }
 
 async fn work<D: Dial>(
     dial: Arc<D>,
     next: Arc<AtomicU32>,
-    count: u32,
-    tries: u32,
-) -> (Vec<D::Session>, Tally) {
-    let (mut sessions, mut tally) = (Vec::new(), Tally::default());
+    (count, tries): (u32, u32),
+    open: mpsc::UnboundedSender<D::Session>,
+) -> Tally {
+    let mut tally = Tally::default();
     loop {
         let n = next.fetch_add(1, Ordering::Relaxed);
         if n >= count {
-            return (sessions, tally);
+            return tally;
         }
         let asked = Instant::now();
         match insist(&*dial, n, tries, &mut tally.again).await {
             Ok(session) => {
                 tally.waits.push(asked.elapsed());
-                sessions.push(session);
+                let _or_nobody_wants_it = open.send(session);
             }
             Err(why) => tally.fail(why),
         }
@@ -240,6 +258,18 @@ pub fn resident(pid: u32) -> Option<u64> {
     line.trim().trim_end_matches("kB").trim().parse().ok()
 }
 
+/// Processor time that a process has used since it began; `None` where it cannot be told.
+pub fn processor(pid: u32) -> Option<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in front, in parentheses, may hold anything. Behind it, user time is the 12th field, system time the next.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let ticks: [u64; 2] = [fields.next()?.parse().ok()?, fields.next()?.parse().ok()?];
+    Some(Duration::from_millis(ticks.iter().sum::<u64>() * 1000 / TICKS))
+}
+
+/// Ticks a second in `/proc/PID/stat`, the same on every Linux that there is (`USER_HZ`).
+const TICKS: u64 = 100;
+
 /// What sessions cost in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Memory {
@@ -312,9 +342,12 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_told_of_a_living_process() {
+    fn memory_and_time_are_told_of_a_living_process() {
         assert!(resident(std::process::id()).is_some_and(|kib| kib > 100));
-        assert_eq!(resident(u32::MAX), None);
+        assert_eq!((resident(u32::MAX), processor(u32::MAX)), (None, None));
+        let (begin, used) = (Instant::now(), processor(std::process::id()).unwrap());
+        while begin.elapsed() < Duration::from_millis(100) {}
+        assert!(processor(std::process::id()).unwrap() > used);
         assert_eq!(Memory::of(100, 300, 100).a_session, 2048);
     }
 }

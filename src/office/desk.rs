@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::{
     Accounts, Doorman, End, Grant, Lease, LeaseId, Limits, Mechanism, PairPlace, Protocol, Refusal, Secret,
-    Time, UserName, Wish,
+    Time, UserName, Whence, Wish,
 };
 
 /// Wishes that may wait before the next one is told to come again.
@@ -149,15 +149,16 @@ impl Desk {
     /// [`Refusal::LoginFailed`]; [`Refusal::Throttled`] after too many of those.
     pub fn login<T>(
         &self,
-        peer: Ipv4Addr,
+        whence: impl Into<Whence>,
         user: &str,
         by: Mechanism,
         prove: impl FnOnce(&Secret) -> Option<T>,
     ) -> Result<(UserName, T), Refusal> {
-        let at = self.clock();
-        self.door(|door| door.may_try(at, peer, user))?;
+        let (at, whence) = (self.clock(), whence.into());
+        self.door(|door| door.may_try(at, whence, user))?;
         self.accounts.prove(user, by, prove).ok_or_else(|| {
-            self.door(|door| door.failed(at, peer, user));
+            self.door(|door| door.failed(at, whence, user));
+            let peer = whence.peer();
             tracing::info!(event = "login_failed", %peer, user = user.escape_debug().to_string());
             Refusal::LoginFailed
         })

@@ -24,6 +24,7 @@ use sixway_dataplane::update::{Ipv6Prefix, Outer, Rejected, TunnelId};
 use tokio::sync::oneshot;
 
 use crate::admin::status::ends;
+pub use crate::broker::Whence;
 use crate::broker::{
     Accounts, Binding, Broker, End, Fate, Grant, Hearing, Lease, LeaseId, Outcome, Protocol, Record, Refusal,
     Route, Terms, Time, UserName,

@@ -156,7 +156,7 @@ async fn live(
     if config.store.wanted {
         leave_no_core();
     }
-    if config.dtcp.is_some() {
+    if config.dtcp.is_some() || config.tsp.is_some() {
         make_room(config.limits.connections);
     }
     let office = open_office(&config, rng.random())?;
@@ -267,14 +267,22 @@ impl Control {
             let most = self.config.limits.tunnels_per_account;
             self.dtcp = Some(Front::open(config, office.desk(), most)?);
         }
-        if let (Some(config), Some(office)) = (&self.config.tsp, &self.office) {
-            let (injector, proto41) = (self.injector.clone(), self.facts.proto41.is_some());
-            let server =
-                tsp::server::Server::start(config, office.desk(), injector, proto41, rand::random())?;
-            self.dispatch.tsp = Some(server);
-        }
+        self.serve_tsp()?;
         self.show_pins();
         self.announce();
+        Ok(())
+    }
+
+    /// Opens or changes the TSP server as the configuration says. It is never closed: tunnels need it.
+    fn serve_tsp(&mut self) -> anyhow::Result<()> {
+        let (Some(config), Some(office)) = (&self.config.tsp, &self.office) else { return Ok(()) };
+        if let Some(server) = &self.dispatch.tsp {
+            server.configure(config);
+            return Ok(());
+        }
+        let (injector, proto41) = (self.injector.clone(), self.facts.proto41.is_some());
+        let server = tsp::server::Server::start(config, office.desk(), injector, proto41, rand::random())?;
+        self.dispatch.tsp = Some(server);
         Ok(())
     }
 

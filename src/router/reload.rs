@@ -48,6 +48,9 @@ impl Control {
         touched.into_iter().for_each(|id| self.dispatch.forget(id));
         self.dispatch.follow(&mut self.registry, self.started.elapsed());
         self.serve_dhcpv6()?;
+        if let Err(why) = self.serve_tsp() {
+            notes.push(format!("nobody is served by TSP: {why:#}; then run `sixway reload` again"));
+        }
         if let Some(links) = &self.links {
             links.reload().await;
         }
@@ -131,8 +134,16 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     keep("[offload]", now.offload != wanted.offload);
     keep("[store] path", now.store.wanted && now.store.path != wanted.store.path);
     keep("[dtcp]", now.dtcp != wanted.dtcp);
-    keep("[tsp]", now.tsp != wanted.tsp);
-    wanted.tsp.clone_from(&now.tsp);
+    // A server that is gone would leave its tunnels without anybody who hears their clients.
+    keep("that there is no [tsp]", now.tsp.is_some() && wanted.tsp.is_none());
+    match (&now.tsp, &mut wanted.tsp) {
+        (Some(now), Some(wanted)) => {
+            keep("[tsp] listen", now.listen != wanted.listen);
+            wanted.listen = now.listen;
+        }
+        (Some(_), none) => none.clone_from(&now.tsp),
+        (None, _) => {}
+    }
     keep("[dhcpv6] interfaces and link_config", now.links != wanted.links);
     wanted.links.clone_from(&now.links);
     wanted.put_dtcp(now.dtcp.clone());

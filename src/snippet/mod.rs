@@ -257,8 +257,7 @@ impl Facts {
         let word = self.word("gogoc.conf")?;
         let mut text = self.head(
             "# gogoc.conf",
-            "# Put it into /usr/local/etc/gogoc/gogoc.conf, mode 0600, and start: gogoc -y -f /usr/local/etc/gogoc/gogoc.conf\n\
-             # The broker must serve TSP.\n",
+            "# Put it into /usr/local/etc/gogoc/gogoc.conf, mode 0600, and start: gogoc -y -f /usr/local/etc/gogoc/gogoc.conf\n",
         );
         let host = match self.networks().first() {
             None => "host_type=host\n".to_owned(),

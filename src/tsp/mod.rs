@@ -16,6 +16,7 @@
 //! is not IPv6 comes up from the forwarder. What deployed clients (gogoc 1.2, gw6c) do, and where they crash if a server
 //! does otherwise, is the measure of what is written here.
 
+pub mod allowance;
 pub mod client;
 pub mod codec;
 pub mod flows;

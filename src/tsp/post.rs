@@ -16,9 +16,10 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::codec::Code;
 use super::flows::{Act, Ends, Flows, MOST_FLOWS};
-use super::server::{House, count};
+use super::server::{House, count, takes_long};
 use super::session::Output;
-use super::terms::{Found, Given};
+use super::terms::{Found, Given, Transport};
+use crate::broker::UserName;
 use crate::office::Held;
 
 /// How often sessions are looked through for those that have gone silent.
@@ -26,6 +27,7 @@ const ROUND: Duration = Duration::from_secs(1);
 
 /// What the office has answered to a session.
 enum Answer {
+    Proof(Option<(UserName, Vec<u8>)>),
     Grant(Result<(Given, Box<Held>), Code>),
     Found(Option<Found>),
     Taken(Result<Box<Held>, Code>),
@@ -48,7 +50,7 @@ impl Post {
     pub(super) fn new(house: Arc<House>, injector: Injector) -> Self {
         // Not bounded by itself: each session waits for one answer at most.
         let (answers, answered) = mpsc::unbounded_channel();
-        let flows = Flows::new(house.offer.clone(), MOST_FLOWS);
+        let flows = Flows::new(house.rules().offer.clone(), MOST_FLOWS);
         Self { house, injector, flows, held: HashMap::new(), answers, answered }
     }
 
@@ -60,7 +62,7 @@ impl Post {
             tokio::select! {
                 letter = letters.recv() => match letter {
                     Some((ends, octets)) => {
-                        self.flows.set_draining(self.house.is_draining());
+                        self.flows.set_terms(self.house.rules().offer.clone(), self.house.is_draining());
                         self.flows.handle_datagram(ends, &octets, rand::random(), self.house.now());
                     }
                     None => return,
@@ -100,8 +102,12 @@ impl Post {
     fn act(&mut self, ends: Ends, number: u64, output: Output) {
         let (house, answers) = (self.house.clone(), self.answers.clone());
         match output {
+            Output::Prove(claim) if takes_long(&claim) => drop(tokio::spawn(async move {
+                let proof = house.prove_aside(*ends.remote.ip(), Transport::Udp, claim).await;
+                let _or_closed = answers.send((ends, number, Answer::Proof(proof)));
+            })),
             Output::Prove(claim) => {
-                let proof = house.prove(*ends.remote.ip(), &claim);
+                let proof = house.prove(*ends.remote.ip(), Transport::Udp, &claim);
                 let now = house.now();
                 self.flows.handle_answer(ends, number, now, |session| session.handle_proof(proof, now));
             }
@@ -170,6 +176,9 @@ impl Post {
                     count(&self.house.counts.taken);
                 }
             }
+            Answer::Proof(proof) => {
+                self.flows.handle_answer(ends, number, now, |session| session.handle_proof(proof, now));
+            }
             Answer::Found(found) => {
                 self.flows.handle_answer(ends, number, now, |session| session.handle_found(found, now));
             }
@@ -188,6 +197,8 @@ impl Post {
             (&counts.udp_echoes, c.echoes),
             (&counts.udp_strange, c.strange),
             (&counts.udp_evicted, c.evicted),
+            (&counts.udp_revived, c.revived),
+            (&counts.udp_throttled, c.throttled),
             (&counts.udp_timed_out, c.timed_out),
         ];
         all.into_iter().for_each(|(counter, n)| counter.store(n, Ordering::Relaxed));

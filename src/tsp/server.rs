@@ -6,15 +6,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::Arc;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use sixway_dataplane::io::sys::unacknowledged;
 use sixway_dataplane::start::Injector;
 use sixway_dataplane::update::{Outer, Rejected, UdpLocal, UdpRemote};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::mpsc;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::codec::{Code, Mode};
@@ -24,28 +26,31 @@ use super::post::Post;
 use super::session::{Output, Session};
 use super::terms::{Found, Given, Offer, Terms, Transport};
 use super::want::{Network, Want};
-use crate::auth::Claim;
+use crate::auth::{Claim, Mechanism};
 use crate::broker::{
     End, Fate, Grant, Hearing, Keep, Lease, NetworkWish, Protocol, Refusal, Told, UserName, Wants, Wish,
     peer as client_of,
 };
 use crate::config::Tsp;
-use crate::office::{Desk, Held, Visit};
+use crate::entrance;
+use crate::office::{Desk, Held, Visit, Whence};
 
 /// Octets that are read at once.
 const READ: usize = 1024;
 /// A client that takes no octet for so long is gone.
 const WRITE_TIME: Duration = Duration::from_secs(10);
-/// Between the two last lines of a login: gogoc reads both at once if they come together, and waits for ever. 50 ms were
-/// enough in every test with the real client.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Between the two last lines of a login, from when the client has the first: gogoc reads both at once if they come
+/// together, and waits for ever. 50 ms were enough in every test with the real client.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long the client may take to have it: some repetitions of a lost segment.
+const MOST_PAUSE: Duration = Duration::from_secs(10);
+/// How often to look whether it has.
+const LOOK: Duration = Duration::from_millis(10);
+/// Proofs that are worked out at the same time, of those that take long.
+const MOST_PROVERS: usize = 2;
 /// How long after the last word what still comes is read, and how much of it.
 const DRAIN: Duration = Duration::from_secs(5);
 const DRAINED: usize = 64 * 1024;
-/// How long no connection is taken when the system has no more descriptors or memory.
-const REST: Duration = Duration::from_millis(200);
-/// Connections that wait to be taken.
-const BACKLOG: u32 = 4096;
 /// Datagrams that wait to be dealt with.
 const MOST_WAITING: usize = 4096;
 
@@ -54,7 +59,7 @@ const MOST_WAITING: usize = 4096;
 pub struct Counts {
     accepted: AtomicU64,
     refused: AtomicU64,
-    accept_failed: AtomicU64,
+    entrance: entrance::Counts,
     open: AtomicU64,
     timed_out: AtomicU64,
     granted: AtomicU64,
@@ -69,6 +74,8 @@ pub struct Counts {
     pub(super) udp_echoes: AtomicU64,
     pub(super) udp_strange: AtomicU64,
     pub(super) udp_evicted: AtomicU64,
+    pub(super) udp_revived: AtomicU64,
+    pub(super) udp_throttled: AtomicU64,
     pub(super) udp_timed_out: AtomicU64,
     udp_queue_full: AtomicU64,
     pub(super) udp_unsent: AtomicU64,
@@ -80,7 +87,8 @@ impl Counts {
         let all = [
             ("accepted", &self.accepted),
             ("refused", &self.refused),
-            ("accept_failed", &self.accept_failed),
+            ("accept_failed", &self.entrance.accept_failed),
+            ("out_of_files", &self.entrance.out_of_files),
             ("open", &self.open),
             ("timed_out", &self.timed_out),
             ("granted", &self.granted),
@@ -95,6 +103,8 @@ impl Counts {
             ("udp_echoes", &self.udp_echoes),
             ("udp_strange", &self.udp_strange),
             ("udp_evicted", &self.udp_evicted),
+            ("udp_revived", &self.udp_revived),
+            ("udp_throttled", &self.udp_throttled),
             ("udp_timed_out", &self.udp_timed_out),
             ("udp_queue_full", &self.udp_queue_full),
             ("udp_unsent", &self.udp_unsent),
@@ -120,15 +130,33 @@ pub struct Server {
 #[derive(Debug)]
 pub(super) struct House {
     desk: Desk,
-    /// What is offered.
-    pub(super) offer: Arc<Offer>,
+    rules: RwLock<Arc<Rules>>,
+    salt: [u8; 32],
+    has_proto41: bool,
     listen: SocketAddrV4,
-    mtu: u16,
-    life: Life,
+    /// Proofs that take long are worked out beside everything else, few at a time.
+    provers: Semaphore,
     draining: AtomicBool,
     /// What has happened.
     pub(super) counts: Counts,
     started: Instant,
+}
+
+/// What the operator may change while the server runs.
+#[derive(Debug)]
+pub(super) struct Rules {
+    /// What is offered.
+    pub(super) offer: Arc<Offer>,
+    mtu: u16,
+    life: Life,
+}
+
+impl Rules {
+    fn new(config: &Tsp, salt: [u8; 32], has_proto41: bool) -> Self {
+        let mut offer = config.offer(salt);
+        offer.tunnels.retain(|mode| has_proto41 || *mode != Mode::V6V4);
+        Self { offer: Arc::new(offer), mtu: config.mtu, life: Life::new(config.lasts()) }
+    }
 }
 
 impl Server {
@@ -143,16 +171,16 @@ impl Server {
         has_proto41: bool,
         salt: [u8; 32],
     ) -> anyhow::Result<Self> {
-        let listener = listen(config.listen).map_err(|why| refused(config.listen, &why))?;
+        let listener =
+            entrance::listen(config.listen).map_err(|why| entrance::refused("TSP", config.listen, &why))?;
         let at = listener.local_addr()?;
-        let mut offer = config.offer(salt);
-        offer.tunnels.retain(|mode| has_proto41 || *mode != Mode::V6V4);
         let house = Arc::new(House {
             desk,
-            offer: Arc::new(offer),
+            rules: RwLock::new(Arc::new(Rules::new(config, salt, has_proto41))),
+            salt,
+            has_proto41,
             listen: config.listen,
-            mtu: config.mtu,
-            life: Life::new(config.lasts()),
+            provers: Semaphore::new(MOST_PROVERS),
             draining: AtomicBool::new(false),
             counts: Counts::default(),
             started: Instant::now(),
@@ -166,6 +194,13 @@ impl Server {
     /// Where it listens.
     pub fn at(&self) -> SocketAddr {
         self.at
+    }
+
+    /// From now on this holds, for new sessions and what tunnels last; it listens where it did.
+    pub fn configure(&self, config: &Tsp) {
+        let House { rules, salt, has_proto41, .. } = &*self.house;
+        let new = Arc::new(Rules::new(config, *salt, *has_proto41));
+        *rules.write().unwrap_or_else(PoisonError::into_inner) = new;
     }
 
     /// Whether datagrams that come to this endpoint of ours are the server's, unless they are IPv6.
@@ -193,13 +228,13 @@ impl Server {
 
     /// How often to call [`Self::look`] for each tunnel.
     pub fn round(&self) -> Duration {
-        self.house.life.round()
+        self.house.rules().life.round()
     }
 
     /// What becomes of a tunnel whose client was ever `heard` since the start, and has been silent for so long, at most as long
     /// as the tunnel is there.
     pub fn look(&self, lease: &Lease, heard: bool, silent: Duration, left: Duration) -> (Fate, Hearing) {
-        let seen = self.house.life.look(lease, heard, silent, left);
+        let seen = self.house.rules().life.look(lease, heard, silent, left);
         if seen.0 == Fate::End {
             count(&self.house.counts.silent);
         }
@@ -218,42 +253,12 @@ impl Drop for Server {
     }
 }
 
-fn listen(at: SocketAddrV4) -> io::Result<TcpListener> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(at.into())?;
-    socket.listen(BACKLOG)
-}
-
-fn refused(at: SocketAddrV4, why: &io::Error) -> anyhow::Error {
-    let causes = [
-        (io::ErrorKind::AddrInUse, "; another server has that port: `ss -ltnp` names it"),
-        (io::ErrorKind::AddrNotAvailable, "; this host does not have that address: see `ip -4 address`"),
-    ];
-    let cause = causes.iter().find(|(kind, _)| *kind == why.kind()).map_or("", |(_, text)| text);
-    anyhow::anyhow!("cannot listen for TSP on TCP {at}: {why}{cause}; choose another with [tsp] listen")
-}
-
 async fn accept(listener: TcpListener, house: Arc<House>) {
-    let mut complained = None;
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => receive(stream, peer, &house),
-            Err(why) => {
-                count(&house.counts.accept_failed);
-                // One line a minute: without descriptors there is no end of this.
-                if complained.is_none_or(|at: Instant| at.elapsed() > Duration::from_secs(60)) {
-                    tracing::warn!(event = "accept_failed", %why, "TSP connections wait; raise the limit of open files");
-                    complained = Some(Instant::now());
-                }
-                sleep(REST).await;
-            }
-        }
-    }
+    let take = |stream, ends| receive(stream, ends, &house);
+    entrance::accept(listener, "TSP", &house.counts.entrance, take).await;
 }
 
-fn receive(stream: TcpStream, peer: SocketAddr, house: &Arc<House>) {
-    let (SocketAddr::V4(remote), Ok(SocketAddr::V4(local))) = (peer, stream.local_addr()) else { return };
+fn receive(stream: TcpStream, (remote, local): entrance::Ends, house: &Arc<House>) {
     // A line of its own is a segment of its own.
     let _or_slower = stream.set_nodelay(true);
     match house.desk.enter(*remote.ip()) {
@@ -280,13 +285,40 @@ impl House {
         self.draining.load(Ordering::Relaxed)
     }
 
-    pub(super) fn prove(&self, peer: Ipv4Addr, claim: &Claim) -> Option<(UserName, Vec<u8>)> {
-        let proven =
-            self.desk.login(peer, claim.user(), claim.mechanism(), |secret| claim.prove(secret.expose()));
+    /// What holds now.
+    pub(super) fn rules(&self) -> Arc<Rules> {
+        self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether `claim` is true. One by PLAIN over UDP may come from anywhere: such failures shut nobody out but others like
+    /// it.
+    pub(super) fn prove(
+        &self,
+        peer: Ipv4Addr,
+        over: Transport,
+        claim: &Claim,
+    ) -> Option<(UserName, Vec<u8>)> {
+        let how = claim.mechanism();
+        let is_seen = over == Transport::Tcp || how != Mechanism::Plain;
+        let whence = if is_seen { Whence::Seen(peer) } else { Whence::Said(peer) };
+        let proven = self.desk.login(whence, claim.user(), how, |secret| claim.prove(secret.expose()));
         if proven.is_err() {
             count(&self.counts.login_failed);
         }
         proven.ok()
+    }
+
+    /// The same for a claim that takes long to look at ([`takes_long`]): in another thread, while everybody else goes on.
+    pub(super) async fn prove_aside(
+        self: Arc<Self>,
+        peer: Ipv4Addr,
+        over: Transport,
+        claim: Claim,
+    ) -> Option<(UserName, Vec<u8>)> {
+        let house = self.clone();
+        let _turn = self.provers.acquire().await.ok()?;
+        let looked = tokio::task::spawn_blocking(move || house.prove(peer, over, &claim));
+        looked.await.ok().flatten()
     }
 
     pub(super) async fn grant(&self, want: &Want, ends: Ends) -> Result<(Given, Held), Code> {
@@ -326,10 +358,10 @@ impl House {
             user: want.user.clone().unwrap_or_else(|| UserName::anonymous(*ends.remote.ip())),
             protocol: Protocol::Tsp,
             outer,
-            mtu: self.mtu,
+            mtu: self.rules().mtu,
             wants: Wants { pair: true, network },
             keep: Keep::WhileHeard {
-                lasts: self.life.lasts(),
+                lasts: self.rules().life.lasts(),
                 told: Told { keepalive: want.keepalive, claimed: Some(want.claimed) },
                 proven: want.end == *ends.remote.ip(),
             },
@@ -367,6 +399,11 @@ impl House {
         count(&self.counts.given_back);
         held.release().await;
     }
+}
+
+/// Whether a claim is not looked at in microseconds: SCRAM hashes the secret thousands of times.
+pub(super) fn takes_long(claim: &Claim) -> bool {
+    claim.mechanism() == Mechanism::ScramSha256
 }
 
 fn given(grant: &Grant) -> Option<Given> {
@@ -441,7 +478,7 @@ impl Guest {
             peer: *self.ends.remote.ip(),
             local: *self.ends.local.ip(),
             random: rand::random(),
-            offer: self.house.offer.clone(),
+            offer: self.house.rules().offer.clone(),
         }
     }
 
@@ -457,9 +494,13 @@ impl Guest {
                             session.handle_end();
                         }
                     }
-                    Output::Pause => sleep(PAUSE).await,
+                    Output::Pause => self.pause().await,
                     Output::Prove(claim) => {
-                        let proof = house.prove(*self.ends.remote.ip(), &claim);
+                        let (peer, over) = (*self.ends.remote.ip(), Transport::Tcp);
+                        let proof = match takes_long(&claim) {
+                            true => house.clone().prove_aside(peer, over, claim).await,
+                            false => house.prove(peer, over, &claim),
+                        };
                         session.handle_proof(proof, house.now());
                     }
                     Output::Grant(want) => {
@@ -500,6 +541,15 @@ impl Guest {
             }
         }
         true
+    }
+
+    /// Until the client has what was said, and has had time to read it.
+    async fn pause(&self) {
+        let end = Instant::now() + MOST_PAUSE;
+        while Instant::now() < end && unacknowledged(self.stream.as_fd()).is_ok_and(|octets| octets > 0) {
+            sleep(LOOK).await;
+        }
+        sleep(PAUSE).await;
     }
 
     async fn event(&self, session: &Session, tunnel: &mut Option<Held>) -> Event {

@@ -21,6 +21,8 @@ pub const PATIENCE: Duration = Duration::from_secs(75);
 pub const MESSAGE_TIME: Duration = Duration::from_secs(30);
 /// The largest answer over UDP: the protocol cannot put fragments together.
 const MAX_DATAGRAM: usize = 1200;
+/// The same before a login: a list of three brokers or so.
+const MAX_GREETING: usize = 512;
 /// What the caller must do, in this order.
 #[derive(Debug)]
 pub enum Output {
@@ -122,19 +124,26 @@ impl Session {
         matches!(self.stage, Stage::Established(..))
     }
 
-    /// How much would be lost with it, where room is short: first go those of which nothing is known, then those whose
-    /// endpoint has not been seen to be theirs.
+    /// How much would be lost with it, where room is short: 0 where nothing is known or it is over, 1 where the endpoint
+    /// has not been seen to be the client's, 2 under way, 3 once the client has its tunnel.
     pub fn rank(&self) -> u8 {
         match &self.stage {
             Stage::Hello | Stage::Auth | Stage::Over => 0,
-            Stage::AuthX(_) | Stage::Command(None) => 1,
+            // Nobody in particular proves nothing, however far he gets.
+            Stage::AuthX(_)
+            | Stage::Poll(None)
+            | Stage::Command(None)
+            | Stage::Asking(None, _)
+            | Stage::Offered(None, _)
+            | Stage::Taking(None, _)
+            | Stage::Established(None, _) => 1,
             Stage::Proving
-            | Stage::Poll(_)
+            | Stage::Poll(Some(_))
             | Stage::Command(Some(_))
-            | Stage::Asking(..)
-            | Stage::Offered(..)
-            | Stage::Taking(..)
-            | Stage::Established(..) => 2,
+            | Stage::Asking(Some(_), _)
+            | Stage::Offered(Some(_), _)
+            | Stage::Taking(Some(_), _) => 2,
+            Stage::Established(Some(_), _) => 3,
         }
     }
 
@@ -160,6 +169,7 @@ impl Session {
                     self.handle_request(&body);
                 }
                 // What is no frame at all belongs to another state; what is a broken one is a bad request.
+                Err(BadFrame::NoLength) if is_login(payload) => self.refuse_login(),
                 Err(BadFrame::NoLength) => self.fail(Code::ServerError),
                 Err(BadFrame::TooLong | BadFrame::Short) => self.fail(Code::InvalidRequest),
             },
@@ -169,6 +179,7 @@ impl Session {
                 self.handle_line(&payload[..end]);
             }
             Stage::Hello | Stage::Auth => self.handle_line(first_line(payload)),
+            Stage::Poll(_) | Stage::Over if is_login(payload) => self.refuse_login(),
             Stage::Poll(_) | Stage::Over => self.fail(Code::ServerError),
             Stage::Proving | Stage::Asking(..) | Stage::Taking(..) => {}
         }
@@ -348,10 +359,15 @@ impl Session {
     }
 
     fn handle_version(&mut self, line: &[u8]) {
+        if is_login(line) {
+            return self.refuse_login();
+        }
         let Line::Version(version) = Line::parse(line) else { return self.fail(Code::ServerError) };
         let dialect = version.and_then(Version::dialect);
-        // The draft has no UDP.
-        let served = dialect.filter(|d| *d == Dialect::Rfc || self.terms.transport == Transport::Tcp);
+        // The draft has no UDP, neither for what is said nor for tunnels.
+        let has_v6v4 = self.terms.offer.tunnels.contains(&Mode::V6V4);
+        let fits = |d: &Dialect| *d == Dialect::Rfc || (self.terms.transport == Transport::Tcp && has_v6v4);
+        let served = dialect.filter(fits);
         let Some(dialect) = served else {
             let redirects = !self.terms.offer.brokers.is_empty() && dialect.is_none();
             return self.end_with(Status { code: Code::UnsupportedVersion, redirect: redirects });
@@ -505,7 +521,11 @@ impl Session {
         let offer = &self.terms.offer;
         let away = self.draining || offer.redirect.is_some_and(|at| at == step);
         let has_list = !offer.brokers.is_empty();
-        away.then(|| if has_list { Status::elsewhere(Code::Success) } else { Status::plain(Code::Busy) })
+        let status = if has_list { Status::elsewhere(Code::Success) } else { Status::plain(Code::Busy) };
+        // The draft knows no redirection without a reason.
+        let is_bare = has_list && self.dialect == Dialect::Draft;
+        let code = if is_bare { Code::NoMoreTunnels } else { self.known(status.code) };
+        away.then_some(Status { code, ..status })
     }
 
     /// A line, with a list behind it where there is one to go to; then the end.
@@ -525,7 +545,12 @@ impl Session {
         if !status.redirect {
             return String::new();
         }
-        let most = if self.terms.transport == Transport::Tcp { MAX_REPLY } else { MAX_DATAGRAM };
+        let most = match (self.terms.transport, &self.stage) {
+            (Transport::Tcp, _) => MAX_REPLY,
+            // Whoever has not logged in may be anybody: hardly more is said to him than he has said.
+            (Transport::Udp, Stage::Hello | Stage::Auth) => MAX_GREETING,
+            (Transport::Udp, _) => MAX_DATAGRAM,
+        };
         // The status line and the length take some, too.
         emit_list_within(&self.terms.offer.brokers, most - 100)
     }
@@ -560,6 +585,11 @@ impl Session {
         }
     }
 
+    /// A login out of turn: any code but this one crashes gogoc there.
+    fn refuse_login(&mut self) {
+        self.end_with(Status::plain(Code::AuthenticationFailed));
+    }
+
     /// An error to a request. Those of which another broker may know better go with a list.
     fn refuse(&mut self, code: Code) {
         let elsewhere =
@@ -592,4 +622,8 @@ impl Session {
     fn take(&mut self) -> Stage {
         std::mem::replace(&mut self.stage, Stage::Over)
     }
+}
+
+fn is_login(message: &[u8]) -> bool {
+    matches!(Line::parse(message), Line::Authenticate(_))
 }

@@ -13,6 +13,9 @@ use crate::broker::UserName;
 /// The most brokers in a list, as clients keep them.
 pub const MAX_BROKERS: usize = 50;
 
+/// The most resolvers that clients are told: a reply by UDP is one datagram that is not cut, whatever else is in it.
+pub const MAX_RESOLVERS: usize = 3;
+
 /// How a client talks to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {

@@ -729,6 +729,30 @@ mod tests {
         assert!(!bare.contains("keepalive") && !bare.contains("router") && !bare.contains("\"dn\""));
     }
 
+    /// As large as the configuration and the longest name let it be.
+    #[test]
+    fn the_largest_reply_is_one_datagram() {
+        use crate::tsp::terms::MAX_RESOLVERS;
+        let label = "a".repeat(63);
+        let name = Name::parse(&format!("{label}.{label}.{label}.{}", "a".repeat(61))).unwrap();
+        let far: Ipv6Addr = "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap();
+        let info = Info {
+            mode: Mode::V6UdpV4,
+            lifetime: 31_536_000,
+            server_v4: Ipv4Addr::BROADCAST,
+            server_v6: far,
+            client_v4: Ipv4Addr::BROADCAST,
+            client_v6: far,
+            name: Some(name),
+            dns: vec![far; MAX_RESOLVERS],
+            prefix: Some((far, 128)),
+            keepalive: 3600,
+        };
+        let len = crate::tsp::framing::frame(&format!("200 Success\r\n{}", info.emit())).len();
+        // One client's buffer has 1280 octets, of which the header takes eight.
+        assert!(len <= 1272, "{len} octets");
+    }
+
     #[test]
     fn lists_of_brokers() {
         let good = [

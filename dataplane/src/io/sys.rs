@@ -361,6 +361,14 @@ pub fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// How many octets written to a TCP connection its other end has not acknowledged (SIOCOUTQ, tcp(7)).
+pub fn unacknowledged(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut octets = 0i32;
+    // SAFETY: the request writes one `int`, to where the pointer leads.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ as _, &raw mut octets) };
+    if done == 0 { Ok(usize::try_from(octets).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
+}
+
 /// One instruction of classic BPF.
 pub type Instruction = libc::sock_filter;
 
@@ -554,6 +562,21 @@ mod tests {
         set_option(b.as_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO, 1).unwrap();
         set_option(b.as_fd(), libc::IPPROTO_IP, libc::IP_RECVTOS, 1).unwrap();
         (a, b, to)
+    }
+
+    #[test]
+    fn what_was_read_is_acknowledged() {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut a = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut b, _) = listener.accept().unwrap();
+        a.write_all(b"abc").unwrap();
+        b.read_exact(&mut [0; 3]).unwrap();
+        assert_eq!(unacknowledged(a.as_fd()).unwrap(), 0);
+        // More than both buffers hold.
+        a.set_nonblocking(true).unwrap();
+        while a.write(&[0; 65_536]).is_ok() {}
+        assert!(unacknowledged(a.as_fd()).unwrap() > 0);
     }
 
     #[test]
