@@ -17,6 +17,9 @@ use crate::link::{
     FORWARDING_COMMAND, Forwarding, LinkError, Links, Outcome, forwarding_state, set_forwarding,
 };
 
+/// Our ends of leased tunnels that are addresses of the device.
+const MOST_ADDRESSES: usize = 1024;
+
 /// What the router has changed about one device.
 pub struct Network {
     links: Links,
@@ -31,6 +34,7 @@ pub struct Network {
     aggregate: bool,
     /// What leased tunnels have brought with them.
     lent_addresses: HashSet<Ipv6Addr>,
+    lent_locals: HashSet<Ipv6Addr>,
     lent_routes: HashSet<Ipv6Prefix>,
 }
 
@@ -56,6 +60,7 @@ impl Network {
             mtu: 0,
             aggregate: true,
             lent_addresses: HashSet::new(),
+            lent_locals: HashSet::new(),
             lent_routes: HashSet::new(),
         })
     }
@@ -141,14 +146,38 @@ impl Network {
     /// without them towards other tunnels, so what the kernel refuses is logged.
     pub async fn lend(&mut self, grant: &Grant) {
         if let Some(pair) = grant.pair {
-            match self.links.add_address(&self.tun, pair.server, 128).await {
-                Ok(Outcome::Added) => drop(self.lent_addresses.insert(pair.server)),
-                Ok(_) => {}
-                Err(why) => tracing::warn!(addr = %pair.server, %why, "an address is missing"),
-            }
+            self.lend_address(pair.server).await;
         }
         for prefix in &grant.networks {
             self.lend_route(*prefix).await;
+        }
+    }
+
+    /// The first ones are addresses of the device, which programs can be bound to. The kernel looks at all of these each
+    /// time that one comes: where there are many, it only answers for the others.
+    async fn lend_address(&mut self, addr: Ipv6Addr) {
+        let (lent, added) = if self.lent_addresses.len() < MOST_ADDRESSES {
+            (&mut self.lent_addresses, self.links.add_address(&self.tun, addr, 128).await)
+        } else {
+            (&mut self.lent_locals, self.links.add_local(&self.tun, addr).await)
+        };
+        match added {
+            Ok(Outcome::Added) => drop(lent.insert(addr)),
+            Ok(_) => {}
+            Err(why) => tracing::warn!(%addr, %why, "an address is missing"),
+        }
+    }
+
+    async fn take_address_back(&mut self, addr: Ipv6Addr) {
+        let gone = if self.lent_addresses.remove(&addr) {
+            self.links.remove_address(&self.tun, addr, 128).await
+        } else if self.lent_locals.remove(&addr) {
+            self.links.remove_local(&self.tun, addr).await
+        } else {
+            Ok(())
+        };
+        if let Err(why) = gone {
+            tracing::warn!(%addr, %why, "an address stays");
         }
     }
 
@@ -167,10 +196,8 @@ impl Network {
 
     /// The tunnel is gone, and what it had brought with it goes too.
     pub async fn take_back(&mut self, grant: &Grant) {
-        if let Some(server) = grant.pair.map(|p| p.server).filter(|s| self.lent_addresses.remove(s))
-            && let Err(why) = self.links.remove_address(&self.tun, server, 128).await
-        {
-            tracing::warn!(addr = %server, %why, "an address stays");
+        if let Some(pair) = grant.pair {
+            self.take_address_back(pair.server).await;
         }
         for prefix in &grant.networks {
             self.take_route_back(*prefix).await;
@@ -204,6 +231,10 @@ impl Network {
             if let Err(why) = self.links.remove_route(prefix, &self.tun, None).await {
                 tracing::warn!(%prefix, %why, "a route stays");
             }
+        }
+        let locals: Vec<Ipv6Addr> = self.lent_locals.iter().copied().collect();
+        for addr in locals {
+            self.take_address_back(addr).await;
         }
         let lent = self.lent_addresses.drain().map(|addr| (addr, 128));
         for (addr, len) in std::mem::take(&mut self.addresses).into_iter().chain(lent) {

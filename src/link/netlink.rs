@@ -251,6 +251,27 @@ impl Links {
         gone(what, "lo", self.kernel.route().del(black_hole(prefix)).execute()).await
     }
 
+    /// Lets the kernel answer for `addr` on the device as for an address of its own. The device does not have that address:
+    /// no program can be bound to it by name. It costs the kernel the same however many there are, which addresses do not.
+    ///
+    /// # Errors
+    /// [`LinkError::NoDevice`], [`LinkError::Denied`], [`LinkError::Ipv6Off`], or the kernel's refusal.
+    pub async fn add_local(&self, name: &str, addr: Ipv6Addr) -> Result<Outcome, LinkError> {
+        let what = format!("let device '{name}' answer for {addr}");
+        let index = self.wanted_index(name, &what).await?;
+        added(what, name, self.kernel.route().add(local(addr, index)).execute()).await
+    }
+
+    /// Takes that back; that it was not so (any more) is fine.
+    ///
+    /// # Errors
+    /// [`LinkError::Denied`], or the kernel's refusal.
+    pub async fn remove_local(&self, name: &str, addr: Ipv6Addr) -> Result<(), LinkError> {
+        let what = format!("let device '{name}' no longer answer for {addr}");
+        let Some(index) = self.index(name).await? else { return Ok(()) };
+        gone(what, name, self.kernel.route().del(local(addr, index)).execute()).await
+    }
+
     /// The largest IPv4 packet in octets that goes out towards `addr` in one piece: the MTU of the
     /// device its route uses, or the route's own if that is smaller. `None` when nothing leads there.
     ///
@@ -454,6 +475,16 @@ fn route_message(
     route.build()
 }
 
+/// A route as the kernel makes one itself for each address.
+fn local(addr: Ipv6Addr, device: u32) -> RouteMessage {
+    RouteMessageBuilder::<Ipv6Addr>::new()
+        .destination_prefix(addr, 128)
+        .output_interface(device)
+        .table_id(LOCAL_TABLE)
+        .kind(RouteType::Local)
+        .build()
+}
+
 /// A route of the worst metric that says that nothing is there.
 fn black_hole(prefix: Ipv6Prefix) -> RouteMessage {
     RouteMessageBuilder::<Ipv6Addr>::new()
@@ -465,6 +496,8 @@ fn black_hole(prefix: Ipv6Prefix) -> RouteMessage {
 
 /// The metric that the kernel gives to the route of an address's network (IP6_RT_PRIO_ADDRCONF).
 const ADDRESS_METRIC: u32 = 256;
+/// Where the kernel keeps what it answers for (RT_TABLE_LOCAL).
+const LOCAL_TABLE: u32 = 255;
 /// Worse than what anybody else writes.
 const WORST_METRIC: u32 = 0x7fff_ffff;
 /// The metric the kernel gives to an IPv6 route without one (IP6_RT_PRIO_USER).
@@ -555,6 +588,25 @@ pub(crate) mod tests {
                     }
                 }
             });
+        });
+    }
+
+    #[test]
+    fn the_kernel_answers_for_what_is_no_address_of_its_device() {
+        run(async |links| {
+            links.set_up("lo", None).await.unwrap();
+            let addr: Ipv6Addr = "2001:db8:77::1".parse().unwrap();
+            let dials = || std::net::UdpSocket::bind("[::]:0").unwrap().connect((addr, 9));
+            assert!(dials().is_err());
+            for wanted in [Outcome::Added, Outcome::AlreadyThere] {
+                assert_eq!(links.add_local("lo", addr).await.unwrap(), wanted);
+            }
+            dials().unwrap();
+            assert!(std::net::UdpSocket::bind((addr, 0)).is_err(), "it is no address of this host");
+            for _ in 0..2 {
+                links.remove_local("lo", addr).await.unwrap();
+            }
+            assert!(dials().is_err());
         });
     }
 

@@ -129,7 +129,7 @@ mod tests {
 
         async fn ping(session: &mut u32) -> Result<(), String> {
             *session += 1;
-            if *session % 3 == 0 { Err("moody".to_owned()) } else { Ok(()) }
+            if session.is_multiple_of(3) { Err("moody".to_owned()) } else { Ok(()) }
         }
 
         async fn quit(_: u32) {}
