@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::codec::{Code, Dialect, Line, MAX_REPLY, Status, Version, first_line};
+use super::codec::{Code, Dialect, Line, MAX_REPLY, Mode, Status, Version, first_line};
 use super::framing::{BadFrame, Input, frame, unframe};
 use super::terms::{Found, Given, Step, Terms, Transport};
 use super::want::{Want, want};
