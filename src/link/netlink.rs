@@ -593,20 +593,22 @@ pub(crate) mod tests {
 
     #[test]
     fn the_kernel_answers_for_what_is_no_address_of_its_device() {
-        run(async |links| {
-            links.set_up("lo", None).await.unwrap();
-            let addr: Ipv6Addr = "2001:db8:77::1".parse().unwrap();
-            let dials = || std::net::UdpSocket::bind("[::]:0").unwrap().connect((addr, 9));
-            assert!(dials().is_err());
-            for wanted in [Outcome::Added, Outcome::AlreadyThere] {
-                assert_eq!(links.add_local("lo", addr).await.unwrap(), wanted);
-            }
-            dials().unwrap();
-            assert!(std::net::UdpSocket::bind((addr, 0)).is_err(), "it is no address of this host");
-            for _ in 0..2 {
-                links.remove_local("lo", addr).await.unwrap();
-            }
-            assert!(dials().is_err());
+        in_fresh_namespace(|| {
+            run(async |links| {
+                links.set_up("lo", None).await.unwrap();
+                let addr: Ipv6Addr = "2001:db8:77::1".parse().unwrap();
+                let dials = || std::net::UdpSocket::bind("[::]:0").unwrap().connect((addr, 9));
+                assert!(dials().is_err());
+                for wanted in [Outcome::Added, Outcome::AlreadyThere] {
+                    assert_eq!(links.add_local("lo", addr).await.unwrap(), wanted);
+                }
+                dials().unwrap();
+                assert!(std::net::UdpSocket::bind((addr, 0)).is_err(), "it is no address of this host");
+                for _ in 0..2 {
+                    links.remove_local("lo", addr).await.unwrap();
+                }
+                assert!(dials().is_err());
+            });
         });
     }
 
