@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use dhcproto::v6::{DhcpOption, MessageType};
 use sixway::compat::dhcp6sconf::{Duid, Key, ServerConf, Surroundings, load};
-use sixway::dhcp6s::plan::{Plan, terms};
+use sixway::dhcp6s::plan::{Plan, Site, terms};
 use sixway::dhcp6s::shelf::{Change, Lease, Shelf};
 use sixway::dhcpv6::auth::Ring;
 use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Relay};
@@ -68,6 +68,11 @@ fn messages(name: &str) -> Vec<(String, Vec<u8>)> {
     all
 }
 
+fn site() -> Site {
+    let on_link = ["2001:db8:53:1::/64".parse().unwrap()].into();
+    Site { name: LINK.into(), own: ["2001:db8:53:1::1".parse().unwrap()].into(), on_link }
+}
+
 /// The server without a socket.
 struct Lab {
     session: Session,
@@ -82,13 +87,13 @@ impl Lab {
 
     fn with(conf: &ServerConf, kept: Vec<Lease>, now: u64) -> Self {
         let duid: Duid = "00:01:00:01:2b:00:00:01:02:00:00:00:53:01".parse().unwrap();
-        let plan = Plan::new(conf, LINK, ["2001:db8:53:1::/64".parse().unwrap()]);
+        let plan = Plan::new(conf, [site()]);
         let session = Session::new(terms(conf, LINK, &duid), 7);
-        Self { session, shelf: Shelf::new(LINK, plan, kept, now), now }
+        Self { session, shelf: Shelf::new(plan, kept, now), now }
     }
 
     fn ask(&mut self, message: &[u8]) -> Option<Vec<u8>> {
-        self.shelf.next(self.now, None);
+        self.shelf.next(self.now, LINK, None);
         let origin = Origin { tunnel: LINK, user: None, fixed: &[], is_unicast: false, from: None };
         self.session.handle(&origin, message, &mut self.shelf).map(|answer| answer.octets)
     }
@@ -165,7 +170,7 @@ fn what_killed_the_old_server_is_answered() {
     }
     let mut reloaded = with_host.clone();
     reloaded.hosts.clear();
-    lab.shelf.configure(Plan::new(&reloaded, LINK, []));
+    lab.shelf.configure(Plan::new(&reloaded, [site()]));
     assert!(status(&lab.ask_for_one(bind)), "what is not given any more is not given again");
     assert_eq!(lab.shelf.iter().count(), 1, "and ends at its time");
 }
@@ -326,10 +331,31 @@ fn an_authentication_statement_has_clients_told_of_changes() {
         ];
         let request = Message { kind: MessageType::Request, xid: [1, 2, 3], options }.emit();
         let from = Some("fe80::9".parse().unwrap());
-        lab.shelf.next(lab.now, from);
+        lab.shelf.next(lab.now, LINK, from);
         let origin = Origin { tunnel: LINK, user: None, fixed: &[], is_unicast: false, from };
         let answer = lab.session.handle(&origin, &request, &mut lab.shelf).unwrap().octets;
         assert_eq!(number(&answer).is_some(), told);
         assert_eq!(lab.shelf.iter().all(|lease| lease.reach == from), told);
     }
+}
+
+/// What links give out must be nobody's elsewhere.
+#[test]
+fn what_is_given_out_elsewhere_is_refused() {
+    let text = "interface vs0 { address-pool p 100; delegated-prefix-pool 2001:db8:8000::/54 56 100; };
+        pool p { range 2001:db8:1::10 to 2001:db8:1::1f; };
+        host a { duid 00:0a; prefix 2001:db8:a::/48 100; address 2001:db8:2::9 100; };";
+    let conf = load("x", text.as_bytes(), &Room).unwrap().conf;
+    let other = |prefix: &str| vec![(prefix.parse().unwrap(), "[[pool]]".to_owned())];
+    for (prefix, what) in [
+        ("2001:db8:8000::/40", "delegated-prefix-pool 2001:db8:8000::/54"),
+        ("2001:db8:8000:300::/56", "interface vs0"),
+        ("2001:db8:1::18/128", "the pool 'p'"),
+        ("2001:db8:a:1::/64", "2001:db8:a::/48 of host a"),
+        ("2001:db8:2::/64", "2001:db8:2::9/128 of host a"),
+    ] {
+        let said = sixway::dhcp6s::plan::check(&conf, &other(prefix)).unwrap_err().to_string();
+        assert!(said.contains(what) && said.contains("[[pool]]"), "{said}");
+    }
+    sixway::dhcp6s::plan::check(&conf, &other("2001:db8:9::/48")).unwrap();
 }

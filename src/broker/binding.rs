@@ -458,7 +458,7 @@ impl BindWish {
     }
 
     /// How far a prefix length is from the wanted one; a larger network before a smaller one.
-    fn distance(&self, len: u8) -> (u8, u8) {
+    pub fn distance(&self, len: u8) -> (u8, u8) {
         self.length.map_or((0, 0), |wanted| (len.abs_diff(wanted), len))
     }
 }
@@ -472,19 +472,36 @@ fn address_in(pool: Ipv6Prefix, salt: u64, n: u64) -> Ipv6Addr {
 }
 
 /// A permutation of 64-bit numbers whose results look unrelated (the finaliser of SplitMix64).
-fn mix(n: u64) -> u64 {
+pub fn mix(n: u64) -> u64 {
     let n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     n ^ (n >> 31)
 }
 
+/// Up to which identifier, if `addr` has an interface identifier that no host may have, that is so behind its prefix.
+pub fn reserved_until(addr: Ipv6Addr) -> Option<u128> {
+    is_reserved(addr).then(|| {
+        let id = u128::from(addr) as u64;
+        let last = match id {
+            0 => 0,
+            id if id >= ANYCAST_FIRST => ANYCAST_LAST,
+            _ => IANA_LAST,
+        };
+        u128::from(addr) - u128::from(id) + u128::from(last)
+    })
+}
+
+const ANYCAST_FIRST: u64 = 0xfdff_ffff_ffff_ff80;
+const ANYCAST_LAST: u64 = 0xfdff_ffff_ffff_ffff;
+const IANA_FIRST: u64 = 0x0200_5eff_fe00_0000;
+const IANA_LAST: u64 = 0x0200_5eff_fe00_5213;
+
 /// Interface identifiers that no host may have (RFC 5453): the routers' anycast address, the subnet anycast addresses, and
 /// those that carry an Ethernet number of the IANA.
 fn is_reserved(addr: Ipv6Addr) -> bool {
     let id = u128::from(addr) as u64;
-    let anycast = (0xfdff_ffff_ffff_ff80..=0xfdff_ffff_ffff_ffff).contains(&id);
-    id == 0 || anycast || (0x0200_5eff_fe00_0000..=0x0200_5eff_fe00_5213).contains(&id)
+    id == 0 || (ANYCAST_FIRST..=ANYCAST_LAST).contains(&id) || (IANA_FIRST..=IANA_LAST).contains(&id)
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use clap::Args;
 
 use super::print_line;
 use crate::config::Config;
+use crate::dhcp6s::files::Files;
+use crate::dhcp6s::plan;
 
 /// Arguments of `sixway check`.
 #[derive(Debug, Args)]
@@ -22,6 +24,10 @@ pub struct CheckArgs {
 pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let file = args.config.as_ref().unwrap_or(&args.file);
     let config = Config::load(file)?;
+    if let Some(links) = &config.links {
+        let conf = Files::new(&links.config).read()?;
+        plan::check(&conf, &config.given_out())?;
+    }
     print_line(&format!("{}: ok", file.display()));
     print_line(&format!("  TUN device    {}", config.router.tun));
     let addresses: Vec<_> =
@@ -41,6 +47,10 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     }
     if config.dhcpv6.is_some() {
         print_line("  DHCPv6        inside every tunnel");
+    }
+    if let Some(links) = &config.links {
+        let file = links.config.display();
+        print_line(&format!("  DHCPv6        on {}, by {file}", links.interfaces.join(", ")));
     }
     if config.store.wanted {
         print_line(&format!("  store         {}", config.store.path.display()));

@@ -19,8 +19,9 @@ use super::syslog;
 use crate::compat::ctlkey;
 use crate::compat::dhcp6sconf::{ServerConf, Surroundings};
 use crate::dhcp6ctl::{SERVER_KEY, SERVER_PORT};
+use crate::dhcp6s::files::Files;
 use crate::dhcp6s::here::{self, Here};
-use crate::dhcp6s::{Ended, Own, Server, Start, configuration};
+use crate::dhcp6s::{Ended, Own, Server, Start};
 use crate::dhcpv6::codec::code;
 
 /// Where the old program has its configuration.
@@ -97,9 +98,10 @@ pub fn run(args: &Dhcp6sArgs) -> anyhow::Result<()> {
 }
 
 /// The configuration; a file that is not there is an empty one, as ever.
-fn conf(args: &Dhcp6sArgs) -> anyhow::Result<ServerConf> {
+fn conf(args: &Dhcp6sArgs) -> anyhow::Result<(Files, ServerConf)> {
+    let mut files = Files::new(&args.config);
     let file = &args.config;
-    let conf = match configuration(file) {
+    let conf = match files.read() {
         Err(why)
             if why.downcast_ref::<std::io::Error>().is_some_and(|why| why.kind() == ErrorKind::NotFound) =>
         {
@@ -114,16 +116,16 @@ fn conf(args: &Dhcp6sArgs) -> anyhow::Result<ServerConf> {
         }
         tracing::warn!("-n is obsolete: write 'option domain-name-servers ...;' into {}", file.display());
     }
-    Ok(conf)
+    Ok((files, conf))
 }
 
 fn start(args: &Dhcp6sArgs) -> anyhow::Result<Start> {
-    let conf = conf(args)?;
+    let (files, conf) = conf(args)?;
     let absolute = |file: &Path| std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     let leases = Path::new(STATE).join(format!("dhcp6s_leases_{}.db", args.interface));
     Ok(Start {
-        interface: args.interface.clone(),
-        file: absolute(&args.config),
+        interfaces: vec![args.interface.clone()],
+        files,
         conf,
         dns: args.name_server.clone(),
         duid: absolute(&args.duid_file),
@@ -164,21 +166,25 @@ async fn serve(args: &Dhcp6sArgs, start: Start) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn reload() -> Own {
+    Own::Reload(Vec::new(), None)
+}
+
 /// SIGHUP, SIGUSR1, SIGTERM and SIGINT as orders.
 fn signals() -> anyhow::Result<mpsc::Receiver<Own>> {
     let (tell, orders) = mpsc::channel(4);
     let kinds = [
-        (SignalKind::hangup(), Own::Reload),
-        (SignalKind::user_defined1(), Own::Reconfigure),
-        (SignalKind::terminate(), Own::Stop),
-        (SignalKind::interrupt(), Own::Stop),
+        (SignalKind::hangup(), reload as fn() -> Own),
+        (SignalKind::user_defined1(), || Own::Reconfigure),
+        (SignalKind::terminate(), || Own::Stop),
+        (SignalKind::interrupt(), || Own::Stop),
     ];
     for (kind, order) in kinds {
         let mut signal = signal(kind).context("cannot receive signals")?;
         let tell = tell.clone();
-        tokio::spawn(async move {
-            while signal.recv().await.is_some() && tell.send(order.clone()).await.is_ok() {}
-        });
+        tokio::spawn(
+            async move { while signal.recv().await.is_some() && tell.send(order()).await.is_ok() {} },
+        );
     }
     Ok(orders)
 }

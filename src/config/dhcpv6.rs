@@ -8,6 +8,7 @@ use std::time::Duration;
 use dhcproto::v6::{DhcpOption, NtpSuboption};
 use sixway_dataplane::update::Ipv6Prefix;
 
+use super::Config;
 use super::address::narrow_prefix;
 use super::schema;
 use super::source::{Complaint, Report, Section};
@@ -97,6 +98,28 @@ pub(crate) fn links(report: &mut Report<'_>, section: &Section<'_, '_>) -> Optio
     let config = config.unwrap_or_else(|| PathBuf::from(LINK_CONFIG));
     (!interfaces.is_empty()).then_some(Links { interfaces, config })
 }
+
+impl Config {
+    /// What is given out or set aside here, and what that is called: pools, what is behind tunnels, what is set aside for
+    /// clients in them, and the router's own addresses. Links must have nothing in common with it. A tunnel to most of the
+    /// world is none of it: it is the way out.
+    pub fn given_out(&self) -> Vec<(Ipv6Prefix, String)> {
+        let pools = self.pools.iter().map(|pool| (pool.prefix, format!("[[pool]] {}", pool.prefix)));
+        let own =
+            self.router.address.iter().map(|own| (Ipv6Prefix::host(own.addr), "[router] address".to_owned()));
+        let mut all: Vec<(Ipv6Prefix, String)> = pools.chain(own).collect();
+        for tunnel in &self.tunnels {
+            let behind = tunnel.prefixes.iter().filter(|prefix| prefix.prefix_len() >= LEAST_OF_ITS_OWN);
+            all.extend(behind.map(|prefix| (*prefix, format!("tunnel '{}'", tunnel.name))));
+        }
+        let sets = self.dhcpv6.iter().flat_map(|terms| terms.reserved.values().flatten());
+        all.extend(sets.flat_map(|set| &set.prefixes).map(|prefix| (*prefix, "[[dhcpv6_host]]".to_owned())));
+        all
+    }
+}
+
+/// Prefixes of tunnels that are shorter are routes to the world, and not somebody's own.
+const LEAST_OF_ITS_OWN: u8 = 20;
 
 /// A name that an interface can have.
 fn interface(text: &str) -> Result<String, Complaint> {

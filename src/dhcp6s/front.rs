@@ -1,109 +1,104 @@
-//! Links that a running router serves beside its tunnels: one server for each, by one `dhcp6s.conf`.
+//! Links that a running router serves beside its tunnels: one server for all of them, by one `dhcp6s.conf`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use anyhow::anyhow;
+use sixway_dataplane::update::Ipv6Prefix;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::{Own, Server, Start, configuration};
+use super::files::Files;
+use super::{Elsewhere, Own, Server, Start, plan};
 
-/// Orders that wait for a server.
+/// Orders that wait for the server.
 const WAITING: usize = 4;
-/// How long servers are waited for that are asked what has happened.
+/// How long the server is waited for that is asked something.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How long it is waited for when it reads its configuration again.
+const RELOADING: Duration = Duration::from_secs(10);
 
-/// All servers on links.
+/// The server on links.
 #[derive(Debug)]
 pub struct Front {
-    all: Vec<Served>,
-}
-
-#[derive(Debug)]
-struct Served {
     orders: mpsc::Sender<Own>,
     task: JoinHandle<()>,
 }
 
 impl Front {
-    /// Serves these interfaces by this configuration. Leases are kept beside the `store`, one file for each link.
+    /// Serves these interfaces by this configuration, which must have nothing in common with what is given out `elsewhere`.
+    /// Leases are kept beside the `store`.
     ///
     /// # Errors
-    /// What could not be opened, and what to do about it; then none is served.
-    pub async fn open(interfaces: &[String], file: &Path, store: &Path) -> anyhow::Result<Self> {
-        let mut front = Self { all: Vec::new() };
-        for interface in interfaces {
-            match Served::open(interface, file, store).await {
-                Ok(served) => front.all.push(served),
-                Err(why) => {
-                    front.close().await;
-                    return Err(why);
-                }
-            }
-        }
-        Ok(front)
-    }
-
-    /// Has every server read its configuration again; one that is wrong stays in force as it was, and is said in the log.
-    pub async fn reload(&self) {
-        for served in &self.all {
-            // One that has ended has said why.
-            let _told = served.orders.send(Own::Reload).await;
-        }
-    }
-
-    /// Has every server's clients that let themselves be told ask anew.
-    pub async fn reconfigure(&self) {
-        for served in &self.all {
-            let _told = served.orders.send(Own::Reconfigure).await;
-        }
-    }
-
-    /// What has happened on each link, by name; a server that does not answer at once is left out.
-    pub async fn counts(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
-        let (tell, mut told) = mpsc::channel(self.all.len().max(1));
-        for served in &self.all {
-            let _asked = served.orders.try_send(Own::Count(tell.clone()));
-        }
-        drop(tell);
-        let mut all = BTreeMap::new();
-        let collect = async {
-            while let Some((interface, counts)) = told.recv().await {
-                all.insert(interface, counts);
-            }
-        };
-        let _all_or_some = tokio::time::timeout(PATIENCE, collect).await;
-        all
-    }
-
-    /// Ends all. Their leases and routes stay.
-    pub async fn close(self) {
-        for Served { orders, task } in self.all {
-            let _told = orders.send(Own::Stop).await;
-            let _ended = task.await;
-        }
-    }
-}
-
-impl Served {
-    async fn open(interface: &str, file: &Path, store: &Path) -> anyhow::Result<Self> {
+    /// What is wrong with the configuration, or could not be opened, and what to do about it.
+    pub async fn open(
+        interfaces: &[String],
+        file: &Path,
+        store: &Path,
+        elsewhere: &Elsewhere,
+    ) -> anyhow::Result<Self> {
+        let mut files = Files::new(file);
+        let conf = files.read()?;
+        plan::check(&conf, elsewhere)?;
         let start = Start {
-            interface: interface.to_owned(),
-            file: file.to_owned(),
-            conf: configuration(file)?,
+            interfaces: interfaces.to_owned(),
+            files,
+            conf,
             dns: Vec::new(),
             duid: store.with_extension("dhcp6s_duid"),
-            leases: store.with_extension(format!("dhcp6s_leases_{interface}.db")),
+            leases: store.with_extension("dhcp6s_leases.db"),
             control: None,
         };
         let mut server = Server::open(start).await?;
-        tracing::info!("DHCPv6 on {interface}: {} leases", server.leases());
+        tracing::info!("DHCPv6 on {}: {} leases", interfaces.join(", "), server.leases());
         let (orders, mut ordered) = mpsc::channel(WAITING);
         let task = tokio::spawn(async move {
             server.serve(&mut ordered).await;
             server.close().await;
         });
         Ok(Self { orders, task })
+    }
+
+    /// Has the server read its configuration again.
+    ///
+    /// # Errors
+    /// What is wrong with it; then it stays in force as it was.
+    pub async fn reload(&self, elsewhere: Elsewhere) -> anyhow::Result<()> {
+        let (tell, told) = oneshot::channel();
+        let _told = self.orders.send(Own::Reload(elsewhere, Some(tell))).await;
+        match tokio::time::timeout(RELOADING, told).await {
+            Ok(Ok(done)) => done.map_err(|why| anyhow!(why)),
+            Ok(Err(_)) => Err(anyhow!("the DHCPv6 server on links has ended; the log says why")),
+            Err(_) => Err(anyhow!("the DHCPv6 server on links is busy; the log says what becomes of it")),
+        }
+    }
+
+    /// Has clients that let themselves be told ask anew.
+    pub async fn reconfigure(&self) {
+        let _told = self.orders.send(Own::Reconfigure).await;
+    }
+
+    /// What has happened on each link, by name; nothing if the server does not answer at once.
+    pub async fn counts(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
+        self.ask(Own::Count).await.unwrap_or_default()
+    }
+
+    /// Ends the lease of this prefix; says whether there was one.
+    pub async fn end(&self, prefix: Ipv6Prefix) -> bool {
+        self.ask(|tell| Own::End(prefix, tell)).await.unwrap_or(false)
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Own) -> Option<T> {
+        let (tell, told) = oneshot::channel();
+        self.orders.try_send(question(tell)).ok()?;
+        tokio::time::timeout(PATIENCE, told).await.ok()?.ok()
+    }
+
+    /// Ends it. Leases and their routes stay.
+    pub async fn close(self) {
+        let Self { orders, task } = self;
+        let _told = orders.send(Own::Stop).await;
+        let _ended = task.await;
     }
 }

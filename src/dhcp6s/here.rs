@@ -12,6 +12,7 @@ use jiff::tz::TimeZone;
 use nix::ifaddrs::getifaddrs;
 use sixway_dataplane::update::Ipv6Prefix;
 
+use super::plan::Site;
 use crate::compat::dhcp6sconf::{Duid, Surroundings};
 use crate::compat::duidfile;
 
@@ -71,22 +72,37 @@ pub fn clock() -> (u64, u32) {
     (since.as_secs(), ((u64::from(since.subsec_nanos()) << 32) / 1_000_000_000) as u32)
 }
 
+/// The clock that leases are counted by: seconds since the system was started, sleep included.
+pub fn uptime() -> u64 {
+    let at = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    at.ok().and_then(|at| u64::try_from(at.tv_sec()).ok()).unwrap_or_default()
+}
+
+/// Which run of the system this is.
+pub fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
 /// The number of an interface; `None` if there is none of that name.
 pub fn index(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
 }
 
-/// The prefixes that an interface's own addresses lie in, without the link-local one.
-pub fn on_link(name: &str) -> Vec<Ipv6Prefix> {
-    let Ok(all) = getifaddrs() else { return Vec::new() };
-    let own = all.filter(|one| one.interface_name == name);
-    own.filter_map(|one| {
-        let (addr, mask) = (one.address?, one.netmask?);
-        let (addr, mask) = (addr.as_sockaddr_in6()?.ip(), mask.as_sockaddr_in6()?.ip());
-        let len = u128::from(mask).leading_ones() as u8;
-        Ipv6Prefix::new(addr, len).filter(|_| !addr.is_unicast_link_local())
-    })
-    .collect()
+/// An interface's own addresses and the prefixes that they lie in, without the link-local ones.
+pub fn site(name: &str) -> Site {
+    let mut site = Site { name: name.into(), ..Site::default() };
+    let Ok(all) = getifaddrs() else { return site };
+    for one in all.filter(|one| one.interface_name == name) {
+        let at = one.address.as_ref().and_then(|addr| Some(addr.as_sockaddr_in6()?.ip()));
+        let mask = one.netmask.as_ref().and_then(|mask| Some(mask.as_sockaddr_in6()?.ip()));
+        let (Some(addr), Some(mask)) = (at, mask) else { continue };
+        if !addr.is_unicast_link_local() {
+            site.own.insert(addr);
+            site.on_link.extend(Ipv6Prefix::new(addr, u128::from(mask).leading_ones() as u8));
+        }
+    }
+    site
 }
 
 /// The server's own DUID out of its file. Where there is none it is made, of the first Ethernet interface's address and the

@@ -1,8 +1,9 @@
-//! What `dhcp6s.conf` means on one link: who may have what, and what everybody is told. Pure.
+//! What `dhcp6s.conf` means on the links that are served: who may have what, and what everybody is told. Pure.
 //!
-//! Pools of other interfaces in the file are for clients behind relays: a relay's address on the clients' link says which.
+//! Pools of interfaces that are not served are for clients behind relays: a relay's address on the clients' link says which.
+//! What is the server's own, or on one of its links, is nobody's whatever the file says.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use dhcproto::v6::{DhcpOption, NtpSuboption};
 use sixway_dataplane::update::Ipv6Prefix;
 
+use super::vacancy::{Extent, span};
 use crate::compat::dhcp6sconf::{Duid, Interface, Lifetimes, Options, PoolUse, PrefixPool, ServerConf};
 use crate::dhcpv6::auth::Key;
 use crate::dhcpv6::codec::{Name, Opt, code};
@@ -24,12 +26,23 @@ const DECLINED: Duration = Duration::from_secs(86_400);
 pub struct Plan {
     hosts: HashMap<Box<[u8]>, HostPlan>,
     /// Everything that is set aside for somebody, and for whom.
-    set_aside: std::collections::BTreeMap<Ipv6Prefix, Box<[u8]>>,
-    here: LinkPlan,
-    /// The other interfaces' pools, for relays.
-    elsewhere: Vec<LinkPlan>,
-    /// What is on the link beside that: the prefixes of the interface's own addresses.
-    on_link: BTreeSet<Ipv6Prefix>,
+    set_aside: BTreeMap<Ipv6Prefix, Box<[u8]>>,
+    /// The prefix lengths among that.
+    lengths: BTreeSet<u8>,
+    /// What strangers get, by interface: those that are served, and others for relays.
+    links: BTreeMap<Box<str>, LinkPlan>,
+    sites: BTreeMap<Box<str>, Site>,
+}
+
+/// A link that is served, as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Site {
+    /// The interface's name.
+    pub name: Box<str>,
+    /// The server's own addresses on it.
+    pub own: BTreeSet<Ipv6Addr>,
+    /// The prefixes that these lie in.
+    pub on_link: BTreeSet<Ipv6Prefix>,
 }
 
 /// What strangers get on a link.
@@ -76,32 +89,99 @@ pub struct Space {
     pub life: Life,
 }
 
+impl Range {
+    /// Where its places lie.
+    pub fn extent(&self) -> Extent {
+        Extent { first: self.first, last: self.last, len: 128 }
+    }
+}
+
+impl Space {
+    /// Where its places lie.
+    pub fn extent(&self) -> Extent {
+        let (_, last) = span(self.all);
+        Extent { first: self.all.addr(), last: last.into(), len: self.len }
+    }
+}
+
 impl Plan {
-    /// What the configuration means on `link`, whose own addresses are in the prefixes `on_link`.
-    pub fn new(conf: &ServerConf, link: &str, on_link: impl IntoIterator<Item = Ipv6Prefix>) -> Self {
-        let mut plan = Self { on_link: on_link.into_iter().collect(), ..Self::default() };
+    /// What the configuration means on these links.
+    pub fn new(conf: &ServerConf, sites: impl IntoIterator<Item = Site>) -> Self {
+        let sites = sites.into_iter().map(|site| (site.name.clone(), site)).collect();
+        let mut plan = Self { sites, ..Self::default() };
         for host in &conf.hosts {
             let Some(duid) = &host.duid else { continue };
             let single = |(addr, life): &(Ipv6Addr, Lifetimes)| (Ipv6Prefix::host(*addr), self::life(*life));
+            // Everything is nobody's own.
+            let narrow = host.prefixes.iter().filter(|(prefix, _)| prefix.prefix_len() > 0);
             let own = HostPlan {
-                prefixes: host.prefixes.iter().map(|(prefix, life)| (*prefix, self::life(*life))).collect(),
+                prefixes: narrow.map(|(prefix, life)| (*prefix, self::life(*life))).collect(),
                 addresses: host.addresses.iter().map(single).collect(),
                 pool: host.pool.as_ref().map(range),
                 spaces: host.prefix_pools.iter().map(space).collect(),
             };
-            // Of two hosts with one DUID the first counts.
-            plan.hosts.entry(duid.octets().into()).or_insert(own);
-        }
-        for (client, host) in &plan.hosts {
-            let own =
-                host.prefixes.iter().chain(&host.addresses).map(|(prefix, _)| (*prefix, client.clone()));
-            plan.set_aside.extend(own);
+            let client: Box<[u8]> = duid.octets().into();
+            // Of two hosts with one DUID the first counts, and of two with one prefix.
+            if plan.hosts.contains_key(&client) {
+                continue;
+            }
+            for (prefix, _) in own.prefixes.iter().chain(&own.addresses) {
+                plan.lengths.insert(prefix.prefix_len());
+                plan.set_aside.entry(*prefix).or_insert_with(|| client.clone());
+            }
+            plan.hosts.insert(client, own);
         }
         for (name, interface) in &conf.interfaces {
-            let there = link_plan(interface);
-            if name == link { plan.here = there } else { plan.elsewhere.push(there) }
+            plan.links.insert(name.as_str().into(), link_plan(interface));
         }
         plan
+    }
+
+    /// The links that are served, as they were when the plan was made.
+    pub fn sites(&self) -> impl Iterator<Item = &Site> {
+        self.sites.values()
+    }
+
+    /// Whether it has an address in common with what is the server's own, or with what is on one of its links; of single
+    /// addresses only the server's own count. Nobody is given such, and nobody is given everything.
+    pub fn is_ours(&self, prefix: Ipv6Prefix) -> bool {
+        let meets = |own: &Ipv6Prefix| own.covers(prefix) || prefix.covers(*own);
+        if prefix.prefix_len() == 128 {
+            return self.sites().any(|site| site.own.contains(&prefix.addr()));
+        }
+        prefix.prefix_len() == 0
+            || self.sites().any(|site| {
+                site.on_link.iter().any(meets) || site.own.iter().any(|addr| prefix.contains(*addr))
+            })
+    }
+
+    /// All pools, each once: where their places lie.
+    pub fn extents(&self) -> Vec<Extent> {
+        let of_links = self.links.values().map(|link| (link.pool, &link.spaces));
+        let of_hosts = self.hosts.values().map(|host| (host.pool, &host.spaces));
+        let mut all = Vec::new();
+        let mut known = HashSet::new();
+        for (pool, spaces) in of_links.chain(of_hosts) {
+            let pools = pool.iter().map(Range::extent).chain(spaces.iter().map(Space::extent));
+            all.extend(pools.filter(|extent| known.insert(*extent)));
+        }
+        all
+    }
+
+    /// What is never given out of a pool, as first and last addresses: what is set aside for hosts, what is the server's own,
+    /// and for prefixes what is on links and where addresses are given.
+    pub fn fences(&self, extent: Extent) -> Vec<(u128, u128)> {
+        let mut all: Vec<(u128, u128)> = self.set_aside.keys().map(|prefix| span(*prefix)).collect();
+        all.extend(
+            self.sites().flat_map(|site| &site.own).map(|addr| (u128::from(*addr), u128::from(*addr))),
+        );
+        if extent.len < 128 {
+            all.extend(self.sites().flat_map(|site| &site.on_link).map(|prefix| span(*prefix)));
+            let pools = self.links.values().filter_map(|link| link.pool);
+            let pools = pools.chain(self.hosts.values().filter_map(|host| host.pool));
+            all.extend(pools.map(|range| (range.first.into(), range.last.into())));
+        }
+        all
     }
 
     /// What is set aside for a client, if there is a host statement for it.
@@ -109,10 +189,13 @@ impl Plan {
         self.hosts.get(client)
     }
 
-    /// What strangers get on the link that a relay names, else on ours; `None`: nothing is known of that link.
-    pub fn on(&self, relay: Option<Ipv6Addr>) -> Option<&LinkPlan> {
-        let is_here = relay.is_none_or(|link| self.on_link.iter().any(|own| own.contains(link)));
-        self.named(relay).or_else(|| is_here.then_some(&self.here))
+    /// What strangers get on the link that a relay names, else on this one; `None`: nothing is known of that link.
+    pub fn on(&self, link: &str, relay: Option<Ipv6Addr>) -> Option<&LinkPlan> {
+        const NOTHING: LinkPlan = LinkPlan { pool: None, spaces: Vec::new() };
+        let of = |name: &str| self.links.get(name).unwrap_or(const { &NOTHING });
+        let Some(addr) = relay else { return Some(of(link)) };
+        let served = || self.sites().find(|site| site.on_link.iter().any(|own| own.contains(addr)));
+        self.named(relay).or_else(|| served().map(|site| of(&site.name)))
     }
 
     /// The link that a relay names, if anything is given out there.
@@ -122,21 +205,20 @@ impl Plan {
             one.pool.is_some_and(|range| subnet(range.first) == subnet(link))
                 || one.spaces.iter().any(|space| space.all.contains(link))
         };
-        std::iter::once(&self.here).chain(&self.elsewhere).find(same)
+        self.links.values().find(same)
     }
 
-    /// What is set aside or in a pool of this link's: where it is in no lease it leads nowhere. Without what is on the link.
+    /// What is set aside or in a pool of a link that is served: where it is in no lease it leads nowhere. Without what is on
+    /// those links.
     pub fn spaces_here(&self) -> BTreeSet<Ipv6Prefix> {
         let hosts = self.hosts.values().flat_map(|host| host.prefixes.iter().map(|(prefix, _)| *prefix));
         let of_hosts = self.hosts.values().flat_map(|host| &host.spaces);
-        let pools = self.here.spaces.iter().chain(of_hosts).map(|space| space.all);
-        let on_link = |prefix: &Ipv6Prefix| self.on_link.iter().any(|own| own.covers(*prefix));
-        hosts.chain(pools).filter(|prefix| !on_link(prefix)).collect()
-    }
-
-    /// Whether it lies in what is on the link.
-    pub fn is_on_the_link_itself(&self, prefix: Ipv6Prefix) -> bool {
-        self.on_link.iter().any(|own| own.covers(prefix))
+        let served = self.sites.keys().filter_map(|name| self.links.get(name));
+        let pools = served.flat_map(|link| &link.spaces).chain(of_hosts).map(|space| space.all);
+        let on_link =
+            |prefix: &Ipv6Prefix| self.sites().flat_map(|site| &site.on_link).any(|own| own.covers(*prefix));
+        let all = hosts.chain(pools).filter(|prefix| prefix.prefix_len() > 0 && !on_link(prefix));
+        all.collect()
     }
 
     /// Whether it is, or has an address in common with, what is set aside for anybody.
@@ -152,15 +234,18 @@ impl Plan {
     }
 
     fn holder(&self, prefix: Ipv6Prefix) -> Option<&[u8]> {
-        let mut around =
-            (0..=prefix.prefix_len()).rev().filter_map(|len| Ipv6Prefix::new(prefix.addr(), len));
+        let mut around = self
+            .lengths
+            .range(..=prefix.prefix_len())
+            .rev()
+            .filter_map(|len| Ipv6Prefix::new(prefix.addr(), *len));
         let inside = || self.set_aside.range(prefix..).next().filter(|(own, _)| prefix.covers(**own));
         let holder = around.find_map(|wide| self.set_aside.get(&wide));
         holder.or_else(|| inside().map(|(_, holder)| holder)).map(|holder| &**holder)
     }
 
-    /// Whether a client may have it: it is on the link that a relay names, else on ours, or of a kind that is given out here.
-    pub fn is_given_here(&self, prefix: Ipv6Prefix, relay: Option<Ipv6Addr>) -> bool {
+    /// Whether a client may have it: it is on the link that a relay names, else on this one, or of a kind that is given out here.
+    pub fn is_given_here(&self, link: &str, prefix: Ipv6Prefix, relay: Option<Ipv6Addr>) -> bool {
         if self.set_aside.contains_key(&prefix) {
             return true;
         }
@@ -171,15 +256,16 @@ impl Plan {
         if let Some(pool) = self.named(relay).and_then(|link| link.pool) {
             return subnet(pool.first) == subnet(addr);
         }
-        let here = self.on(relay).and_then(|link| link.pool.as_ref());
-        let pools = here.into_iter().chain(self.hosts.values().filter_map(|h| h.pool.as_ref()));
+        let here = self.on(link, relay).and_then(|link| link.pool.as_ref());
+        let pools = here.into_iter().chain(self.hosts.values().filter_map(|host| host.pool.as_ref()));
         let mut pools = pools.map(|range| subnet(range.first));
-        relay.is_none() && self.on_link.iter().any(|own| own.contains(addr))
+        let on_link = self.sites.get(link).filter(|_| relay.is_none()).into_iter();
+        on_link.flat_map(|site| &site.on_link).any(|own| own.contains(addr))
             || pools.any(|own| own == subnet(addr))
     }
 
     fn spaces(&self) -> impl Iterator<Item = &Space> {
-        let links = std::iter::once(&self.here).chain(&self.elsewhere).flat_map(|link| &link.spaces);
+        let links = self.links.values().flat_map(|link| &link.spaces);
         links.chain(self.hosts.values().flat_map(|host| &host.spaces))
     }
 
@@ -199,11 +285,53 @@ impl Plan {
         let own = set_aside.and_then(|host| {
             host.prefixes.iter().chain(&host.addresses).find(|(own, _)| *own == prefix).map(|(_, life)| *life)
         });
-        let links = std::iter::once(&self.here).chain(&self.elsewhere);
-        let pooled = links.map(|link| (link.pool.as_ref(), &link.spaces));
+        let pooled = self.links.values().map(|link| (link.pool.as_ref(), &link.spaces));
         let pooled = pooled.chain(self.hosts.values().map(|host| (host.pool.as_ref(), &host.spaces)));
         own.or_else(|| pooled.into_iter().find_map(|(range, spaces)| in_pools(range, spaces, prefix)))
     }
+}
+
+/// Whether nothing in the file is also given out `elsewhere`, or somebody's there.
+///
+/// # Errors
+/// All that is, and where.
+pub fn check(conf: &ServerConf, elsewhere: &[(Ipv6Prefix, String)]) -> anyhow::Result<()> {
+    let mut wrong = Vec::new();
+    for (what, first, last) in claims(conf) {
+        let meets = |other: &&(Ipv6Prefix, String)| {
+            let (low, high) = span(other.0);
+            first <= high && low <= last
+        };
+        wrong.extend(elsewhere.iter().filter(meets).map(|(prefix, name)| {
+            format!("{what} has addresses in common with {prefix} ({name}); give each its own space")
+        }));
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(wrong.join("\n"))) }
+}
+
+/// Everything that the file gives to anybody: what it is called, and its first and last address.
+fn claims(conf: &ServerConf) -> Vec<(String, u128, u128)> {
+    let mut all = Vec::new();
+    let mut claim = |what: String, (first, last): (u128, u128)| all.push((what, first, last));
+    let links =
+        conf.interfaces.iter().map(|(name, one)| (format!("interface {name}"), &one.pool, &one.prefix_pools));
+    let hosts = conf.hosts.iter().map(|one| (format!("host {}", one.name), &one.pool, &one.prefix_pools));
+    for (name, pool, spaces) in links.chain(hosts) {
+        if let Some(pool) = pool {
+            let what = format!("the pool '{}' ({} to {}) of {name}", pool.name, pool.first, pool.last);
+            claim(what, (pool.first.into(), pool.last.into()));
+        }
+        for space in spaces {
+            claim(format!("the delegated-prefix-pool {} of {name}", space.space), span(space.space));
+        }
+    }
+    for host in &conf.hosts {
+        let addresses = host.addresses.iter().map(|(addr, _)| Ipv6Prefix::host(*addr));
+        for prefix in host.prefixes.iter().map(|(prefix, _)| *prefix).chain(addresses) {
+            claim(format!("{prefix} of host {}", host.name), span(prefix));
+        }
+    }
+    all
 }
 
 fn in_pools(range: Option<&Range>, spaces: &[Space], prefix: Ipv6Prefix) -> Option<Life> {

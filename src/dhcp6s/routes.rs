@@ -1,14 +1,14 @@
 //! The kernel's routes of one link: delegated prefixes lead to their clients, what is in no lease leads nowhere.
 //!
 //! Leases outlive the process, and so do their routes: they are found again at a start, and what is in no lease any more is
-//! taken back. What leads nowhere belongs to the process.
+//! taken back. What leads nowhere belongs to the process. What the kernel has lost, or could not take, is set again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
 use sixway_dataplane::update::Ipv6Prefix;
 
-use super::shelf::{Change, Lease};
+use super::shelf::Lease;
 use crate::broker::BindKind;
 use crate::link::{LinkError, Links};
 
@@ -33,40 +33,25 @@ impl Routes {
         Ok(Self { links, name: name.to_owned(), index, led, sunk: BTreeSet::new() })
     }
 
-    /// The interface is another one of that name now: its routes have gone with the one before.
-    pub fn follow(&mut self, index: u32) {
+    /// The interface has this number now; what it has lost by that, or by anything else, is known afterwards.
+    pub async fn look(&mut self, index: u32) {
         self.index = index;
-        self.led.clear();
-    }
-
-    /// Leases come and go, and their routes with them. A client behind a relay is the relay's to reach (RFC 8987).
-    pub async fn change(&mut self, changes: &[Change]) {
-        for change in changes {
-            let lease = change.lease();
-            if !is_routed(lease) {
-                continue;
-            }
-            let wanted = lease.peer.filter(|_| matches!(change, Change::Has(_)));
-            say(self.put(lease.prefix, wanted).await);
+        match self.links.led(index).await {
+            Ok(led) => self.led = led,
+            Err(why) => tracing::warn!("{why}"),
         }
     }
 
-    /// Just these leases have routes.
-    pub async fn set<'a>(&mut self, leases: impl Iterator<Item = &'a Lease>) {
-        let routed = leases.filter(|lease| is_routed(lease));
-        let wanted: BTreeMap<Ipv6Prefix, Ipv6Addr> =
-            routed.filter_map(|lease| Some((lease.prefix, lease.peer?))).collect();
-        let stale: Vec<Ipv6Prefix> =
-            self.led.keys().filter(|prefix| !wanted.contains_key(prefix)).copied().collect();
-        for prefix in stale {
-            say(self.put(prefix, None).await);
-        }
-        for (prefix, via) in wanted {
-            say(self.put(prefix, Some(via)).await);
-        }
+    /// Whether this prefix leads to a client here.
+    pub fn leads(&self, prefix: Ipv6Prefix) -> bool {
+        self.led.contains_key(&prefix)
     }
 
-    async fn put(&mut self, prefix: Ipv6Prefix, wanted: Option<Ipv6Addr>) -> Result<(), LinkError> {
+    /// A prefix leads to this neighbour, or to none any more.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub async fn put(&mut self, prefix: Ipv6Prefix, wanted: Option<Ipv6Addr>) -> Result<(), LinkError> {
         if self.led.get(&prefix).copied() == wanted {
             return Ok(());
         }
@@ -84,6 +69,21 @@ impl Routes {
         Ok(())
     }
 
+    /// Just these leases have routes here; what cannot have one now is tried again the next time.
+    pub async fn set<'a>(&mut self, leases: impl Iterator<Item = &'a Lease>) {
+        let here = leases.filter(|lease| *lease.key.tunnel == *self.name);
+        let wanted: BTreeMap<Ipv6Prefix, Ipv6Addr> =
+            here.filter_map(|lease| Some((lease.prefix, way(lease)?))).collect();
+        let stale: Vec<Ipv6Prefix> =
+            self.led.keys().filter(|prefix| !wanted.contains_key(prefix)).copied().collect();
+        for prefix in stale {
+            say(self.put(prefix, None).await);
+        }
+        for (prefix, via) in wanted {
+            say(self.put(prefix, Some(via)).await);
+        }
+    }
+
     /// Just these go nowhere, as far as they are in no lease.
     pub async fn sink(&mut self, wanted: BTreeSet<Ipv6Prefix>) {
         let stale: Vec<Ipv6Prefix> = self.sunk.difference(&wanted).copied().collect();
@@ -99,12 +99,58 @@ impl Routes {
     }
 }
 
-fn is_routed(lease: &Lease) -> bool {
-    lease.key.kind == BindKind::Prefix && !lease.key.client.is_empty()
+/// Where a lease is to lead: only prefixes do, and a client behind a relay is the relay's to reach (RFC 8987).
+pub fn way(lease: &Lease) -> Option<Ipv6Addr> {
+    let routed = lease.key.kind == BindKind::Prefix && !lease.key.client.is_empty();
+    lease.peer.filter(|_| routed)
 }
 
 fn say(done: Result<(), LinkError>) {
     if let Err(why) = done {
         tracing::warn!("{why}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::BindKey;
+    use crate::dhcp6s::plan::Life;
+    use crate::link::netlink::tests::{in_fresh_namespace, run};
+
+    fn lease(prefix: &str, peer: &str) -> Lease {
+        let key = BindKey { tunnel: "a".into(), client: [1].into(), kind: BindKind::Prefix, number: 1 };
+        let life = Life { preferred: 1, valid: 1 };
+        let peer = Some(peer.parse().unwrap());
+        Lease { key, prefix: prefix.parse().unwrap(), life, until: 1, peer, reach: None }
+    }
+
+    #[test]
+    fn what_a_dead_process_left_goes_and_what_the_kernel_lost_comes_back() {
+        in_fresh_namespace(|| {
+            run(async |links| {
+                links.create_veth("a", "b").await.unwrap();
+                links.set_up("a", None).await.unwrap();
+                links.set_up("b", None).await.unwrap();
+                let index = links.index("a").await.unwrap().unwrap();
+                let stale = "2001:db8:dead::/48".parse().unwrap();
+                links.lead(stale, "fe80::9".parse().unwrap(), ("a", index)).await.unwrap();
+                let lease = lease("2001:db8:1::/48", "fe80::1");
+                let mut routes = Routes::open("a", index).await.unwrap();
+                assert!(routes.leads(stale));
+                routes.set([&lease].into_iter()).await;
+                let expected = BTreeMap::from([(lease.prefix, lease.peer.unwrap())]);
+                assert_eq!(links.led(index).await.unwrap(), expected, "nobody has the other");
+                // Somebody takes it away, as the kernel does with all when an interface goes down.
+                links.unlead(lease.prefix, ("a", index)).await.unwrap();
+                routes.look(index).await;
+                routes.set([&lease].into_iter()).await;
+                assert_eq!(links.led(index).await.unwrap(), expected);
+                // Leases of another link have no route here.
+                let elsewhere = Lease { key: BindKey { tunnel: "b".into(), ..lease.key.clone() }, ..lease };
+                routes.set([&elsewhere].into_iter()).await;
+                assert!(links.led(index).await.unwrap().is_empty());
+            });
+        });
     }
 }

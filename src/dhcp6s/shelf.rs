@@ -1,39 +1,45 @@
-//! What clients on a link have: leases out of hosts' own addresses and prefixes, and out of pools. Pure.
+//! What clients on the links of a process have: leases out of hosts' own addresses and prefixes, and out of pools. Pure.
 //!
-//! No two live leases have an address in common, and none outlives its time. What changes is collected, to be written
-//! down before anybody is told. `now` is Unix seconds, set before each message; who sends it is set likewise.
+//! One shelf for all links: no two live leases have an address in common, and none outlives its time. What changes is
+//! collected, to be written down before anybody is told. `now` is seconds of a clock that nobody sets; it, the link and the
+//! sender are set before each message.
 
-use std::cell::RefCell;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use sixway_dataplane::update::Ipv6Prefix;
 
-use super::plan::{HostPlan, Life, Plan, Range, Space};
+use super::plan::{HostPlan, Life, Plan};
+use super::vacancy::{Extent, Vacancy};
+use crate::broker::binding::{mix, reserved_until};
 use crate::broker::{BindKey, BindKind, BindWish};
 use crate::dhcpv6::session::{Lack, Leases};
 
-/// The most leases of one link.
+/// The most leases of all links.
 pub const MAX_LEASES: usize = 1 << 20;
 /// The most leases of one client.
-pub const MAX_OF_CLIENT: usize = 64;
-/// How many places are tried where chance leads, before the first free one is looked for.
-const TRIES: u64 = 32;
+pub const MAX_OF_CLIENT: usize = 16;
+/// How many addresses that a client has declined are given to nobody at a time; one more frees its oldest.
+pub const MAX_DECLINED: usize = 4;
+/// How many declined addresses are looked through for one of a pool that has nothing else.
+const DECLINED_LOOKED_AT: usize = 1024;
+/// For how long a prefix is given to nobody that could not be routed, in seconds.
+const UNROUTABLE: u32 = 60;
 /// When a lease ends that never does.
 pub const NEVER: u64 = u64::MAX;
 
 /// Something that a client has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Whose; an empty client: nobody may have it for a while.
+    /// Whose, and on which link; an empty client: nobody may have it for a while.
     pub key: BindKey,
     /// What; an address is a prefix of 128 bits.
     pub prefix: Ipv6Prefix,
     /// For how long it was last given.
     pub life: Life,
-    /// When it ends, in Unix seconds; [`NEVER`].
+    /// When it ends, in seconds of the shelf's clock; [`NEVER`].
     pub until: u64,
     /// Where the client is on the link, if it is on it and not behind a relay.
     pub peer: Option<Ipv6Addr>,
@@ -61,45 +67,51 @@ impl Change {
 /// The numbers of the last messages that clients have proved to be their own.
 pub type Proofs = HashMap<Box<[u8]>, u64>;
 
-/// All leases of one link.
+/// All leases of a process.
 #[derive(Debug)]
 pub struct Shelf {
-    link: Box<str>,
     plan: Plan,
     all: BTreeMap<Ipv6Prefix, Lease>,
-    by_key: HashMap<BindKey, BTreeSet<Ipv6Prefix>>,
+    by_key: HashMap<BindKey, Vec<Ipv6Prefix>>,
     of_client: HashMap<Box<[u8]>, usize>,
     deadlines: BTreeSet<(u64, Ipv6Prefix)>,
     /// How many leases of each prefix length there are.
     lengths: BTreeMap<u8, usize>,
-    /// How often something has become free.
-    freed: u64,
-    /// Pools that were searched in vain, and how often something had become free by then.
-    full: RefCell<HashMap<Ipv6Prefix, u64>>,
+    /// What is free in each pool.
+    vacancies: HashMap<Extent, Vacancy>,
+    /// Leases of nobody, those that end first in front.
+    idle: BTreeSet<(u64, Ipv6Prefix)>,
+    /// What clients have declined, oldest first; some may have ended.
+    declined: HashMap<Box<[u8]>, VecDeque<Ipv6Prefix>>,
     changes: Vec<Change>,
+    /// What the answer to this message tells of.
+    told: Vec<(BindKey, Ipv6Prefix)>,
     proofs: Proofs,
     new_proofs: Proofs,
     now: u64,
+    link: Box<str>,
     peer: Option<Ipv6Addr>,
 }
 
 impl Shelf {
-    /// The leases of a link, with those that were written down.
-    pub fn new(link: &str, plan: Plan, kept: Vec<Lease>, now: u64) -> Self {
+    /// The leases of all links, with those that were written down.
+    pub fn new(plan: Plan, kept: Vec<Lease>, now: u64) -> Self {
         let mut shelf = Self {
-            link: link.into(),
             plan,
             all: BTreeMap::new(),
             by_key: HashMap::new(),
             of_client: HashMap::new(),
             deadlines: BTreeSet::new(),
             lengths: BTreeMap::new(),
-            freed: 0,
-            full: RefCell::default(),
+            vacancies: HashMap::new(),
+            idle: BTreeSet::new(),
+            declined: HashMap::new(),
             changes: Vec::new(),
+            told: Vec::new(),
             proofs: Proofs::new(),
             new_proofs: Proofs::new(),
             now,
+            link: Box::default(),
             peer: None,
         };
         for lease in kept {
@@ -111,28 +123,51 @@ impl Shelf {
         shelf.changes.clear();
         shelf.handle_timeout(now);
         shelf.withdraw();
+        shelf.lay_out();
         shelf
     }
 
-    /// From now on this may be given. What is set aside for somebody else now is taken from who has it.
+    /// From now on this may be given. What is set aside for somebody else now, or is the server's own, is taken from who has
+    /// it.
     pub fn configure(&mut self, plan: Plan) {
         self.plan = plan;
-        self.full.get_mut().clear();
         self.withdraw();
+        self.lay_out();
+    }
+
+    /// The plan in force.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     fn withdraw(&mut self) {
-        let others = |lease: &&Lease| {
-            !lease.key.client.is_empty() && self.plan.is_anothers(lease.prefix, &lease.key.client)
+        let lost = |lease: &&Lease| {
+            let of_somebody = !lease.key.client.is_empty();
+            of_somebody
+                && (self.plan.is_anothers(lease.prefix, &lease.key.client) || self.plan.is_ours(lease.prefix))
         };
-        let gone: Vec<Ipv6Prefix> = self.all.values().filter(others).map(|lease| lease.prefix).collect();
+        let gone: Vec<Ipv6Prefix> = self.all.values().filter(lost).map(|lease| lease.prefix).collect();
         gone.into_iter().for_each(|prefix| self.take(prefix));
     }
 
-    /// The message that comes next: when, and where its sender is on the link.
-    pub fn next(&mut self, now: u64, peer: Option<Ipv6Addr>) {
+    /// Finds out anew what is free in each pool.
+    fn lay_out(&mut self) {
+        self.vacancies.clear();
+        for extent in self.plan.extents() {
+            let mut vacancy = Vacancy::new(extent, self.plan.fences(extent));
+            self.all.keys().for_each(|prefix| vacancy.occupy(*prefix));
+            self.vacancies.insert(extent, vacancy);
+        }
+    }
+
+    /// The message that comes next: when, on which link, and where its sender is on it if that is no relay.
+    pub fn next(&mut self, now: u64, link: &str, peer: Option<Ipv6Addr>) {
         self.handle_timeout(now);
+        if *self.link != *link {
+            self.link = link.into();
+        }
         self.peer = peer;
+        self.told.clear();
     }
 
     /// Ends what is over.
@@ -143,7 +178,7 @@ impl Shelf {
         }
     }
 
-    /// When the next lease ends, in Unix seconds.
+    /// When the next lease ends, by the shelf's clock.
     pub fn poll_timeout(&self) -> Option<u64> {
         self.deadlines.first().map(|(until, _)| *until)
     }
@@ -151,6 +186,11 @@ impl Shelf {
     /// What has changed since this was asked last.
     pub fn poll_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
+    }
+
+    /// What the answer to the last message tells of, and whose that is.
+    pub fn poll_told(&mut self) -> Vec<(BindKey, Ipv6Prefix)> {
+        std::mem::take(&mut self.told)
     }
 
     /// How many changes have not been asked for.
@@ -173,12 +213,31 @@ impl Shelf {
         self.plan.spaces_here()
     }
 
-    /// Forgets what a client has with one number; says whether there was anything.
+    /// Forgets what a client has with one number, on any link; says whether there was anything.
     pub fn forget(&mut self, kind: BindKind, number: u32, client: &[u8]) -> bool {
-        let key = BindKey { tunnel: self.link.clone(), client: client.into(), kind, number };
-        let bound = self.bound(&key);
+        let links = self.plan.sites().map(|site| site.name.clone());
+        let keys = links.map(|tunnel| BindKey { tunnel, client: client.into(), kind, number });
+        let bound: Vec<Ipv6Prefix> = keys.flat_map(|key| self.bound(&key)).collect();
         bound.iter().for_each(|prefix| self.take(*prefix));
         !bound.is_empty()
+    }
+
+    /// Ends the lease of just this; says whether there was one.
+    pub fn end(&mut self, prefix: Ipv6Prefix) -> bool {
+        let was = self.all.contains_key(&prefix);
+        self.take(prefix);
+        was
+    }
+
+    /// A lease could not be routed: it is taken back, and the prefix given to nobody for a while, so that its client is given
+    /// another one.
+    pub fn refuse(&mut self, prefix: Ipv6Prefix) {
+        let Some(lease) = self.all.get(&prefix).cloned() else { return };
+        self.take(prefix);
+        let nobody = BindKey { client: Box::default(), ..lease.key };
+        let life = Life { preferred: 0, valid: UNROUTABLE };
+        let until = self.now.saturating_add(UNROUTABLE.into());
+        self.put(Lease { key: nobody, prefix, life, until, peer: None, reach: None });
     }
 
     /// The lease of just this.
@@ -202,29 +261,43 @@ impl Shelf {
     }
 
     fn put(&mut self, lease: Lease) {
-        self.remove(lease.prefix);
-        self.by_key.entry(lease.key.clone()).or_default().insert(lease.prefix);
+        if self.detach(lease.prefix).is_none() {
+            self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(lease.prefix));
+        }
+        self.by_key.entry(lease.key.clone()).or_default().push(lease.prefix);
         *self.of_client.entry(lease.key.client.clone()).or_default() += 1;
         *self.lengths.entry(lease.prefix.prefix_len()).or_default() += 1;
         if lease.until != NEVER {
             self.deadlines.insert((lease.until, lease.prefix));
+        }
+        if lease.key.client.is_empty() {
+            self.idle.insert((lease.until, lease.prefix));
         }
         self.changes.push(Change::Has(lease.clone()));
         self.all.insert(lease.prefix, lease);
     }
 
     fn take(&mut self, prefix: Ipv6Prefix) {
-        if let Some(lease) = self.remove(prefix) {
-            self.freed += 1;
+        if let Some(lease) = self.detach(prefix) {
+            self.vacate(prefix);
             self.changes.push(Change::Gone(lease));
         }
     }
 
-    fn remove(&mut self, prefix: Ipv6Prefix) -> Option<Lease> {
+    fn vacate(&mut self, prefix: Ipv6Prefix) {
+        let mut vacancies = std::mem::take(&mut self.vacancies);
+        vacancies.values_mut().for_each(|vacancy| {
+            vacancy.vacate(prefix, |place| self.meeting(place).is_none());
+        });
+        self.vacancies = vacancies;
+    }
+
+    fn detach(&mut self, prefix: Ipv6Prefix) -> Option<Lease> {
         let old = self.all.remove(&prefix)?;
         self.deadlines.remove(&(old.until, prefix));
+        self.idle.remove(&(old.until, prefix));
         if let Some(own) = self.by_key.get_mut(&old.key) {
-            own.remove(&prefix);
+            own.retain(|one| *one != prefix);
             if own.is_empty() {
                 self.by_key.remove(&old.key);
             }
@@ -247,12 +320,6 @@ impl Shelf {
         around.or_else(|| inside().filter(|lease| prefix.covers(lease.prefix)))
     }
 
-    /// Whether nobody has it and it is not among `taken`.
-    fn is_free(&self, prefix: Ipv6Prefix, taken: &[Ipv6Prefix]) -> bool {
-        let meets = |other: &Ipv6Prefix| other.covers(prefix) || prefix.covers(*other);
-        self.meeting(prefix).is_none() && !taken.iter().any(meets)
-    }
-
     /// What a client would get, beside what is `taken` in the same message.
     fn choose(&self, wish: &BindWish, taken: &[Ipv6Prefix]) -> Option<(Ipv6Prefix, Life)> {
         let own = self.plan.host(&wish.key.client);
@@ -260,7 +327,7 @@ impl Shelf {
         if wish.only_fixed || set_aside.is_some() {
             return set_aside;
         }
-        let here = self.plan.on(wish.link);
+        let here = self.plan.on(&wish.key.tunnel, wish.link);
         match wish.key.kind {
             // A host has what its statement says, and nothing of the link's.
             BindKind::Address => {
@@ -268,20 +335,22 @@ impl Shelf {
                     Some(host) => host.pool.as_ref(),
                     None => here?.pool.as_ref(),
                 }?;
-                let addr = self.address(range, wish, taken)?;
-                Some((Ipv6Prefix::host(addr), range.life))
+                Some((self.pooled(range.extent(), wish, taken)?, range.life))
             }
             BindKind::Prefix => {
                 let spaces = match own {
                     Some(host) => &host.spaces,
                     None => &here?.spaces,
                 };
-                spaces.iter().find_map(|space| Some((self.prefix(space, wish, taken)?, space.life)))
+                let mut spaces: Vec<_> = spaces.iter().collect();
+                spaces.sort_by_key(|space| wish.distance(space.len));
+                spaces.iter().find_map(|space| Some((self.pooled(space.extent(), wish, taken)?, space.life)))
             }
         }
     }
 
-    /// Of the host's own: what it asks for, else one of the length that it asks for, else the first free one.
+    /// Of the host's own: what it asks for, else one of the length that it asks for, else the first free one. What it has on
+    /// another link comes last: it has moved.
     fn set_aside(
         &self,
         host: &HostPlan,
@@ -292,77 +361,67 @@ impl Shelf {
             BindKind::Address => &host.addresses,
             BindKind::Prefix => &host.prefixes,
         };
-        let free = || list.iter().filter(|(prefix, _)| self.is_free(*prefix, taken));
+        let untaken = |prefix: Ipv6Prefix| {
+            let meets = |other: &Ipv6Prefix| other.covers(prefix) || prefix.covers(*other);
+            !self.plan.is_ours(prefix)
+                && !self.plan.is_anothers(prefix, &wish.key.client)
+                && !taken.iter().any(meets)
+        };
+        let free = || list.iter().filter(|(prefix, _)| untaken(*prefix) && self.meeting(*prefix).is_none());
         let hinted = free().find(|(prefix, _)| wish.hints.contains(prefix));
         let long = || free().find(|(prefix, _)| Some(prefix.prefix_len()) == wish.length);
-        hinted.or_else(long).or_else(|| free().next()).copied()
-    }
-
-    fn address(&self, range: &Range, wish: &BindWish, taken: &[Ipv6Prefix]) -> Option<Ipv6Addr> {
-        let (first, last) = (u128::from(range.first), u128::from(range.last));
-        let free = |addr: &Ipv6Addr| {
-            let prefix = Ipv6Prefix::host(*addr);
-            is_usable(*addr) && !self.plan.is_set_aside(prefix) && self.is_free(prefix, taken)
+        let moved = || {
+            let left =
+                |lease: &Lease| lease.key.client == wish.key.client && lease.key.tunnel != wish.key.tunnel;
+            list.iter().find(|(prefix, _)| untaken(*prefix) && self.all.get(prefix).is_some_and(left))
         };
-        let hints = wish.hints.iter().map(|hint| hint.addr());
-        let hinted = hints.filter(|addr| (first..=last).contains(&u128::from(*addr))).find(free);
-        let places = (last - first).checked_add(1);
-        let chance = || {
-            let numbers = (0..TRIES).map(|n| scattered(wish.salt, n));
-            numbers.map(|n| Ipv6Addr::from(first + places.map_or(n, |places| n % places))).find(free)
-        };
-        let in_order = || (first..=last).map(Ipv6Addr::from).take(MAX_LEASES * 2).find(free);
-        hinted
-            .or_else(|| self.unless_full(Ipv6Prefix::host(range.first), taken, || chance().or_else(in_order)))
+        hinted.or_else(long).or_else(|| free().next()).or_else(moved).copied()
     }
 
-    fn prefix(&self, space: &Space, wish: &BindWish, taken: &[Ipv6Prefix]) -> Option<Ipv6Prefix> {
-        let free = |prefix: &Ipv6Prefix| !self.plan.is_set_aside(*prefix) && self.is_free(*prefix, taken);
-        let fits = |hint: &&Ipv6Prefix| hint.prefix_len() == space.len && space.all.covers(**hint);
-        let hinted = wish.hints.iter().filter(fits).find(|hint| free(hint)).copied();
-        let places = 1_u128 << (space.len - space.all.prefix_len()).min(127);
-        let width = (128 - u32::from(space.len)).min(127);
-        let place = |n: u128| Ipv6Prefix::new(Ipv6Addr::from(space.all.bits() | (n << width)), space.len);
-        let chance = || (0..TRIES).filter_map(|n| place(scattered(wish.salt, n) % places)).find(free);
-        let in_order = || (0..places).take(MAX_LEASES * 2).filter_map(place).find(free);
-        hinted.or_else(|| self.unless_full(space.all, taken, || chance().or_else(in_order)))
+    /// Out of a pool: what is asked for if it is free, else a free place where chance leads, else what somebody has declined
+    /// and will come back first.
+    fn pooled(&self, extent: Extent, wish: &BindWish, taken: &[Ipv6Prefix]) -> Option<Ipv6Prefix> {
+        let vacancy = self.vacancies.get(&extent)?;
+        let is_address = extent.len == 128;
+        let usable = |addr: Ipv6Addr| if is_address { is_usable(addr) } else { Ok(()) };
+        let hinted = wish.hints.iter().find(|hint| vacancy.is_free(**hint) && usable(hint.addr()).is_ok());
+        let chance = |n| scattered(wish.salt, n);
+        hinted.copied().or_else(|| vacancy.choose(chance, usable)).or_else(|| {
+            let idle = self.idle.iter().take(DECLINED_LOOKED_AT).map(|(_, prefix)| *prefix);
+            idle.filter(|_| is_address).find(|prefix| {
+                extent.contains(*prefix) && !taken.contains(prefix) && !self.plan.is_set_aside(*prefix)
+            })
+        })
     }
 
-    /// What is found in a pool; one that was searched in vain is not searched again before something has become free.
-    fn unless_full<T>(
-        &self,
-        pool: Ipv6Prefix,
-        taken: &[Ipv6Prefix],
-        find: impl FnOnce() -> Option<T>,
-    ) -> Option<T> {
-        if self.full.borrow().get(&pool) == Some(&self.freed) {
-            return None;
-        }
-        let found = find();
-        // What this very message takes is no reason to think so.
-        if found.is_none() && taken.is_empty() {
-            self.full.borrow_mut().insert(pool, self.freed);
-        }
-        found
-    }
-
+    /// A lease from now on, of whoever sends this message. Who was on the link stays known there, whatever address a message
+    /// comes from and through whatever relay.
     fn lease(&self, key: &BindKey, prefix: Ipv6Prefix, life: Life) -> Lease {
         let until = if life.valid == u32::MAX { NEVER } else { self.now.saturating_add(life.valid.into()) };
-        Lease { key: key.clone(), prefix, life, until, peer: self.peer, reach: None }
+        let before = self.all.get(&prefix).filter(|lease| lease.key == *key).and_then(|lease| lease.peer);
+        let peer = self.peer.filter(Ipv6Addr::is_unicast_link_local).or(before).or(self.peer);
+        Lease { key: key.clone(), prefix, life, until, peer, reach: None }
     }
 }
 
 impl Leases for Shelf {
     fn offer(&mut self, wishes: &[BindWish]) -> Vec<Result<Ipv6Prefix, Lack>> {
-        let mut taken = Vec::new();
-        let offer = |wish: &BindWish| {
-            let mut bound = self.bound(&wish.key).into_iter();
-            let given = bound.find(|prefix| self.plan.life(&wish.key.client, *prefix).is_some());
-            let prefix = given.or_else(|| Some(self.choose(wish, &taken)?.0));
-            taken.extend(prefix);
-            prefix.ok_or(Lack)
-        };
-        wishes.iter().map(offer).collect()
+        let mut taken: Vec<Ipv6Prefix> = Vec::new();
+        let mut offered = Vec::new();
+        for wish in wishes {
+            let mut own = self.bound(&wish.key).into_iter();
+            let bound = own.find(|prefix| self.plan.life(&wish.key.client, *prefix).is_some());
+            let chosen = bound.or_else(|| Some(self.choose(wish, &taken)?.0));
+            if let Some(prefix) = chosen.filter(|prefix| bound.is_none() && !taken.contains(prefix)) {
+                self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(prefix));
+                taken.push(prefix);
+            }
+            offered.push(chosen.ok_or(Lack));
+        }
+        // Nothing is kept.
+        taken.retain(|prefix| !self.all.contains_key(prefix));
+        taken.into_iter().for_each(|prefix| self.vacate(prefix));
+        offered
     }
 
     fn bind(&mut self, wish: &BindWish, _lasts: Duration) -> Result<Vec<Ipv6Prefix>, Lack> {
@@ -374,6 +433,7 @@ impl Leases for Shelf {
             for (prefix, life) in &given {
                 self.put(Lease { reach: wish.reach, ..self.lease(&wish.key, *prefix, *life) });
             }
+            self.told.extend(given.iter().map(|(prefix, _)| (wish.key.clone(), *prefix)));
             return Ok(given.into_iter().map(|(prefix, _)| prefix).collect());
         }
         let has = self.of_client.get(&wish.key.client).copied().unwrap_or_default();
@@ -381,7 +441,10 @@ impl Leases for Shelf {
             return Err(Lack);
         }
         let (prefix, life) = self.choose(wish, &[]).ok_or(Lack)?;
+        // The client's on the link that it has left, or nobody's and wanted again.
+        self.take(prefix);
         self.put(Lease { reach: wish.reach, ..self.lease(&wish.key, prefix, life) });
+        self.told.push((wish.key.clone(), prefix));
         Ok(vec![prefix])
     }
 
@@ -397,13 +460,27 @@ impl Leases for Shelf {
         self.take(prefix);
         let nobody = BindKey { client: Box::default(), ..key.clone() };
         let life = Life { preferred: 0, valid: u32::try_from(lasts.as_secs()).unwrap_or(u32::MAX - 1) };
-        if life.valid > 0 {
-            self.put(Lease { peer: None, ..self.lease(&nobody, prefix, life) });
+        if life.valid == 0 {
+            return;
+        }
+        self.put(Lease { peer: None, ..self.lease(&nobody, prefix, life) });
+        let is_idle =
+            |prefix: &Ipv6Prefix| self.all.get(prefix).is_some_and(|lease| lease.key.client.is_empty());
+        // Most have few or none; what has ended is swept out when it is more than what has not.
+        if self.declined.len() > 2 * self.idle.len() {
+            self.declined.retain(|_, own| own.iter().any(is_idle));
+        }
+        let own = self.declined.entry(key.client.clone()).or_default();
+        own.retain(is_idle);
+        own.push_back(prefix);
+        let oldest = own.front().copied().filter(|_| own.len() > MAX_DECLINED);
+        if let Some(oldest) = oldest {
+            self.take(oldest);
         }
     }
 
     fn is_on_link(&self, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
-        self.plan.is_given_here(prefix, link)
+        self.plan.is_given_here(&self.link, prefix, link)
     }
 
     fn last_proof(&self, client: &[u8]) -> Option<u64> {
@@ -417,7 +494,7 @@ impl Leases for Shelf {
     }
 
     fn lifetimes(&self, prefix: Ipv6Prefix) -> Option<Life> {
-        let lease = self.all.get(&prefix);
+        let lease = self.all.get(&prefix).filter(|lease| !lease.key.client.is_empty());
         let planned = lease.and_then(|lease| self.plan.life(&lease.key.client, prefix));
         // Of an offer, nothing has been kept yet: whoever may have it, its times are the same.
         planned.or_else(|| self.plan.life_of_offer(prefix)).or_else(|| lease.map(|lease| lease.life))
@@ -436,28 +513,27 @@ fn fewer(counts: &mut HashMap<Box<[u8]>, usize>, client: Box<[u8]>) {
 
 /// A number that says nothing of the one before it.
 fn scattered(salt: u64, n: u64) -> u128 {
-    let mix = |x: u64| {
-        // The finaliser of SplitMix64.
-        let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    };
-    let low = mix(salt.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    let low = mix(salt.wrapping_add(n));
     (u128::from(mix(!low)) << 64) | u128::from(low)
 }
 
-/// Whether a host may have the address: none of link scope or multicast, not all zeros behind the link's prefix (RFC 4291
-/// section 2.6.1), none of the reserved identifiers at the end (RFC 5453).
-fn is_usable(addr: Ipv6Addr) -> bool {
-    let identifier = u128::from(addr) as u64;
-    let reserved = (0xfdff_ffff_ffff_ff80..=0xfdff_ffff_ffff_ffff).contains(&identifier);
-    !(addr.is_multicast() || addr.is_unicast_link_local() || identifier == 0 || reserved)
+/// Whether a host may have the address, else up to where none may: none of link scope or multicast, none with a reserved
+/// identifier (RFC 4291 section 2.6.1, RFC 5453).
+fn is_usable(addr: Ipv6Addr) -> Result<(), u128> {
+    if addr.is_multicast() {
+        return Err(u128::MAX);
+    }
+    if addr.is_unicast_link_local() {
+        return Err(u128::from(addr) | (u128::MAX >> 10));
+    }
+    reserved_until(addr).map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::compat::dhcp6sconf::{Surroundings, load};
+    use crate::dhcp6s::plan::Site;
     use proptest::prelude::*;
     use std::io;
 
@@ -491,13 +567,21 @@ mod tests {
         host b { duid 00:0b; prefix 2001:db8:8000:100::/56 infinity; };
     ";
 
+    fn site(name: &str, own: &str) -> Site {
+        let addr: Ipv6Addr = own.split('/').next().unwrap().parse().unwrap();
+        let on_link = Ipv6Prefix::new(addr, 64).into_iter().collect();
+        Site { name: name.into(), own: [addr].into(), on_link }
+    }
+
     fn plan(text: &str) -> Plan {
         let loaded = load("x", text.as_bytes(), &Anywhere).unwrap_or_else(|wrong| panic!("{wrong:?}"));
-        Plan::new(&loaded.conf, "vs0", ["2001:db8:1::/64".parse().unwrap()])
+        Plan::new(&loaded.conf, [site("vs0", "2001:db8:1::1/64"), site("vs1", "2001:db8:2::1/64")])
     }
 
     fn shelf(text: &str) -> Shelf {
-        Shelf::new("vs0", plan(text), Vec::new(), 1000)
+        let mut shelf = Shelf::new(plan(text), Vec::new(), 1000);
+        shelf.next(1000, "vs0", None);
+        shelf
     }
 
     fn wish(client: u8, kind: BindKind, number: u32) -> BindWish {
@@ -564,21 +648,6 @@ mod tests {
     }
 
     #[test]
-    fn a_full_pool_is_searched_once() {
-        let mut shelf = shelf(
-            "interface vs0 { address-pool p 10; }; pool p { range 2001:db8:1::10 to 2001:db8:1::11; };",
-        );
-        let (a, b, c) =
-            (wish(1, BindKind::Address, 1), wish(2, BindKind::Address, 1), wish(3, BindKind::Address, 1));
-        assert!(bind(&mut shelf, &a).is_some() && bind(&mut shelf, &b).is_some());
-        let offered = shelf.offer(&[c.clone(), c.clone()]);
-        assert_eq!(offered, [Err(Lack), Err(Lack)]);
-        assert_eq!(shelf.full.borrow().len(), 1);
-        shelf.next(1010, None);
-        assert!(bind(&mut shelf, &c).is_some(), "both have ended");
-    }
-
-    #[test]
     fn leases_end_in_time_and_declined_addresses_come_back() {
         let mut shelf = shelf(CONF);
         let own = wish(0xa, BindKind::Address, 1);
@@ -587,9 +656,9 @@ mod tests {
         assert_eq!(shelf.poll_timeout(), Some(1040));
         shelf.decline(&own.key, addr, Duration::from_secs(500));
         assert_eq!(bind(&mut shelf, &own), None);
-        shelf.next(1500, None);
+        shelf.next(1500, "vs0", None);
         assert_eq!(bind(&mut shelf, &own).as_deref(), Some("2001:db8:1::12/128"));
-        shelf.next(1540, None);
+        shelf.next(1540, "vs0", None);
         assert_eq!((shelf.iter().count(), shelf.poll_timeout()), (0, None));
         bind(&mut shelf, &wish(0xb, BindKind::Prefix, 1));
         assert_eq!(shelf.poll_timeout(), None, "for ever");
@@ -624,78 +693,317 @@ mod tests {
         assert_eq!(shelf.bound(&wish(0xa, BindKind::Prefix, 1).key).len(), 1);
     }
 
+    fn on(link: &str, wish: BindWish) -> BindWish {
+        BindWish { key: BindKey { tunnel: link.into(), ..wish.key.clone() }, ..wish }
+    }
+
+    #[test]
+    fn one_pool_on_two_links_gives_each_prefix_once() {
+        let pool = "delegated-prefix-pool 2001:db8:8000::/54 56 100 200;";
+        let mut shelf = shelf(&format!("interface vs0 {{ {pool} }}; interface vs1 {{ {pool} }};"));
+        let mut given = BTreeSet::new();
+        for n in 0..4 {
+            let wish = on(["vs0", "vs1"][usize::from(n) % 2], wish(n, BindKind::Prefix, 1));
+            assert!(given.insert(bind(&mut shelf, &wish).unwrap()));
+        }
+        assert_eq!(bind(&mut shelf, &on("vs1", wish(9, BindKind::Prefix, 1))), None);
+    }
+
+    #[test]
+    fn a_host_that_moves_to_another_link_takes_its_own_along() {
+        let mut shelf = shelf("host a { duid 00:0a; prefix 2001:db8:a::/48 30 40; };");
+        let (first, second) = (wish(0xa, BindKind::Prefix, 1), on("vs1", wish(0xa, BindKind::Prefix, 7)));
+        assert!(bind(&mut shelf, &first).is_some());
+        shelf.next(1001, "vs1", Some("fe80::a".parse().unwrap()));
+        let offered = shelf.offer(std::slice::from_ref(&second))[0].unwrap().to_string();
+        assert_eq!(bind(&mut shelf, &second), Some(offered));
+        assert_eq!((shelf.bound(&first.key).len(), shelf.len()), (0, 1));
+        assert_eq!(&*shelf.iter().next().unwrap().key.tunnel, "vs1");
+    }
+
+    #[test]
+    fn what_is_on_a_link_or_the_server_s_own_is_given_to_nobody() {
+        let mut shelf = shelf(
+            "interface vs0 { address-pool p 10; delegated-prefix-pool 2001:db8:1::/63 64 10; };
+            pool p { range 2001:db8:1::1 to 2001:db8:1::1; };
+            host a { duid 00:0a; prefix 2001:db8:2::/64 30 40; prefix 2001:db8:2:0:8000::/65 30; address 2001:db8:2::1 30 40; };
+            host b { duid 00:0b; prefix ::/0 30 40; };",
+        );
+        assert_eq!(bind(&mut shelf, &wish(1, BindKind::Address, 1)), None);
+        for client in [0xa, 0xb] {
+            assert_eq!(bind(&mut shelf, &wish(client, BindKind::Prefix, 1)), None);
+        }
+        assert_eq!(bind(&mut shelf, &wish(0xa, BindKind::Address, 1)), None);
+        assert_eq!(bind(&mut shelf, &wish(1, BindKind::Prefix, 1)).as_deref(), Some("2001:db8:1:1::/64"));
+        assert_eq!(bind(&mut shelf, &wish(2, BindKind::Prefix, 1)), None, "the other half is the link");
+        // An address is added to an interface: who had it loses it.
+        let mut plan = plan("interface vs0 { delegated-prefix-pool 2001:db8:1::/63 64 10; };");
+        assert_eq!(shelf.len(), 1);
+        plan = Plan::new(
+            &load("x", b"", &Anywhere).unwrap().conf,
+            [site("vs0", "2001:db8:1:1::1/64")].into_iter().chain(plan.sites().skip(1).cloned()),
+        );
+        shelf.configure(plan);
+        assert!(shelf.is_empty());
+    }
+
+    #[test]
+    fn reserved_identifiers_are_skipped() {
+        let mut shelf = shelf(
+            "interface vs0 { address-pool p 10; }; pool p { range 2001:db8:1::200:5eff:fe00:0 to 2001:db8:1::200:5eff:fe00:5214; };",
+        );
+        let given = bind(&mut shelf, &wish(1, BindKind::Address, 1));
+        assert_eq!(given.as_deref(), Some("2001:db8:1:0:200:5eff:fe00:5214/128"));
+    }
+
+    #[test]
+    fn an_almost_full_pool_costs_no_more_than_an_empty_one() {
+        let mut shelf = shelf(
+            "interface vs0 { address-pool p 1000; delegated-prefix-pool 2001:db8:8000::/40 64 1000; };
+            pool p { range 2001:db8:1::1000 to 2001:db8:1::f:ffff; }; host z { duid 00:ff; prefix 2001:db8:ff::/48 9; };",
+        );
+        // All but three addresses.
+        let vacancy = shelf.vacancies.values_mut().find(|one| one.extent().len == 128).unwrap();
+        for len in 109..128 {
+            vacancy.occupy(Ipv6Prefix::new("2001:db8:1::f:0000".parse().unwrap(), 112).unwrap());
+            let high = u128::from("2001:db8:1::f:ffff".parse::<Ipv6Addr>().unwrap());
+            let apart = Ipv6Prefix::new(Ipv6Addr::from(high ^ (1 << (127 - len))), len + 1).unwrap();
+            vacancy.occupy(apart);
+        }
+        (0..0xf).for_each(|n| {
+            vacancy.occupy(Ipv6Prefix::new(format!("2001:db8:1::{n:x}:0").parse().unwrap(), 112).unwrap())
+        });
+        let free: Ipv6Prefix = "2001:db8:1::7:1234/128".parse().unwrap();
+        vacancy.vacate(free, |_| true);
+        let wishes: Vec<BindWish> = (0..16).map(|n| wish(1, BindKind::Address, n)).collect();
+        let began = std::time::Instant::now();
+        for _ in 0..100 {
+            let offered = shelf.offer(&wishes);
+            assert_eq!(offered.iter().filter(|one| one.is_ok()).count(), 1);
+            assert_eq!(offered[0], Ok(free));
+        }
+        // A search from end to end takes half a second each; this has room for the slowest machine.
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn declining_uses_no_pool_up() {
+        let mut shelf = shelf(
+            "interface vs0 { address-pool p 1000; }; pool p { range 2001:db8:1::10 to 2001:db8:1::17; };",
+        );
+        let day = Duration::from_secs(86_400);
+        for n in 0..40 {
+            let client = wish(n / 20, BindKind::Address, 1);
+            let bound = shelf.bind(&client, Duration::ZERO).unwrap_or_else(|_| panic!("round {n}"));
+            shelf.decline(&client.key, bound[0], day);
+            let idle = shelf.iter().filter(|lease| lease.key.client.is_empty()).count();
+            assert!(idle <= MAX_DECLINED * usize::from(n / 20 + 1), "{idle} after {n}");
+        }
+        // All are idle or given: others are given what was declined first.
+        let all: Vec<Option<String>> =
+            (10..19).map(|n| bind(&mut shelf, &wish(n, BindKind::Address, 1))).collect();
+        assert_eq!(all.iter().flatten().collect::<BTreeSet<_>>().len(), 8, "{all:?}");
+        assert_eq!(all[8], None);
+    }
+
+    #[test]
+    fn pools_of_two_lengths_or_beginnings_are_two_pools() {
+        let mut shelf = shelf(
+            "interface vs0 { address-pool p 100; delegated-prefix-pool 2001:db8:8000::/55 56 100; };
+            pool p { range 2001:db8:1::1000 to 2001:db8:1::1001; };
+            pool p2 { range 2001:db8:1::1000 to 2001:db8:1::10ff; };
+            host a { duid 00:0a; address-pool p2 100; delegated-prefix-pool 2001:db8:8000::/55 60 100; };",
+        );
+        for n in 0..2 {
+            assert!(bind(&mut shelf, &wish(n, BindKind::Address, 1)).is_some());
+        }
+        assert_eq!(bind(&mut shelf, &wish(3, BindKind::Address, 1)), None);
+        assert!(bind(&mut shelf, &wish(0xa, BindKind::Address, 1)).is_some());
+        assert!(bind(&mut shelf, &wish(0, BindKind::Prefix, 1)).is_some());
+        let own = bind(&mut shelf, &wish(0xa, BindKind::Prefix, 1));
+        assert!(own.is_some_and(|prefix| prefix.ends_with("/60")));
+        assert_eq!(
+            bind(&mut shelf, &wish(1, BindKind::Prefix, 1)),
+            None,
+            "the rest of the other /56 is too small"
+        );
+    }
+
+    #[test]
+    fn who_is_on_the_link_stays_known_there() {
+        let mut shelf = shelf(CONF);
+        let own = wish(0xa, BindKind::Prefix, 1);
+        let (near, far): (Ipv6Addr, Ipv6Addr) =
+            ("fe80::a".parse().unwrap(), "2001:db8:1::a".parse().unwrap());
+        let mut peer = |from| {
+            shelf.next(1001, "vs0", from);
+            bind(&mut shelf, &own);
+            shelf.iter().next().unwrap().peer
+        };
+        assert_eq!(peer(Some(far)), Some(far), "any neighbour will do");
+        assert_eq!(peer(Some(near)), Some(near));
+        assert_eq!(peer(Some(far)), Some(near), "from another address of its own");
+        assert_eq!(peer(None), Some(near), "through a relay");
+        assert_eq!(peer(Some("fe80::b".parse().unwrap())), Some("fe80::b".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_cannot_be_routed_is_given_to_nobody_for_a_while() {
+        let mut shelf = shelf("interface vs0 { delegated-prefix-pool 2001:db8:8000::/55 56 100; };");
+        let client = wish(1, BindKind::Prefix, 1);
+        let first = shelf.bind(&client, Duration::ZERO).unwrap()[0];
+        assert_eq!(shelf.poll_told(), [(client.key.clone(), first)]);
+        shelf.refuse(first);
+        let second = shelf.bind(&client, Duration::ZERO).unwrap()[0];
+        assert_ne!(first, second);
+        assert_eq!(bind(&mut shelf, &wish(2, BindKind::Prefix, 1)), None);
+        shelf.next(1061, "vs0", None);
+        assert_eq!(bind(&mut shelf, &wish(2, BindKind::Prefix, 1)), Some(first.to_string()));
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
-        Bind(u8, bool, u32),
-        Release(u8, bool, u32),
-        Decline(u8, u32),
+        Bind {
+            client: u8,
+            address: bool,
+            number: u32,
+            link: usize,
+            relay: bool,
+            hint: Option<u16>,
+            only_fixed: bool,
+        },
+        Release(u8, bool, u32, usize),
+        Decline(u8, u32, usize),
+        Refuse(usize),
         Wait(u64),
-        Back(u64),
+        /// The disk fails for a while: what has changed is written later, or never if the process dies before.
+        Disk(bool),
         Restart,
         Reload(bool),
     }
 
     fn step() -> impl Strategy<Value = Step> {
+        let who = || (8_u8..20, any::<bool>(), 0_u32..3, 0_usize..2);
+        let how = (any::<bool>(), prop::option::of(0_u16..600), any::<bool>());
         prop_oneof![
-            6 => (8_u8..20, any::<bool>(), 0_u32..3).prop_map(|(c, a, n)| Step::Bind(c, a, n)),
-            2 => (8_u8..20, any::<bool>(), 0_u32..3).prop_map(|(c, a, n)| Step::Release(c, a, n)),
-            1 => (8_u8..20, 0_u32..3).prop_map(|(c, n)| Step::Decline(c, n)),
+            6 => (who(), how).prop_map(|((client, address, number, link), (relay, hint, only_fixed))| {
+                Step::Bind { client, address, number, link, relay, hint, only_fixed }
+            }),
+            2 => who().prop_map(|(c, a, n, l)| Step::Release(c, a, n, l)),
+            1 => (8_u8..20, 0_u32..3, 0_usize..2).prop_map(|(c, n, l)| Step::Decline(c, n, l)),
+            1 => (0_usize..9).prop_map(Step::Refuse),
             2 => (0_u64..150).prop_map(Step::Wait),
-            1 => (0_u64..50).prop_map(Step::Back),
+            1 => any::<bool>().prop_map(Step::Disk),
             1 => Just(Step::Restart),
             1 => any::<bool>().prop_map(Step::Reload),
         ]
     }
 
     proptest! {
-        /// Whatever clients, restarts and the clock do: no two leases overlap, none outlives its time, and what has been
-        /// written down is what there is.
+        /// Whatever clients on two links, relays, a failing disk, restarts and reloads do: no two leases overlap, none outlives
+        /// its time, nobody has what is set aside for somebody else or on a link, what is free is what nobody has, and who was
+        /// told of something (which is after it was written down) has it after any restart until its time is over.
         #[test]
         fn leases_never_overlap_nor_outlive_their_time(steps in prop::collection::vec(step(), 0..80)) {
-            let other = CONF.replace("host a { duid 00:0a;", "host a { duid 00:0c;");
-            let mut shelf = shelf(CONF);
+            const LINKS: [&str; 2] = ["vs0", "vs1"];
+            let conf = CONF.replace("address-pool q 10 20;", "address-pool q 10 20; delegated-prefix-pool 2001:db8:8000::/54 60 40 80;");
+            let other = conf.replace("host a { duid 00:0a;", "host a { duid 00:0c;");
+            let mut shelf = shelf(&conf);
             let mut written: BTreeMap<Ipv6Prefix, Lease> = BTreeMap::new();
-            let mut now = 1000;
+            let mut unwritten: Vec<Change> = Vec::new();
+            // Who has been told of what, and until when.
+            let mut told: BTreeMap<Ipv6Prefix, (BindKey, u64)> = BTreeMap::new();
+            let (mut now, mut works) = (1000, true);
             let kind = |address| if address { BindKind::Address } else { BindKind::Prefix };
+            let of = |client, kind, number, link: usize| on(LINKS[link], wish(client, kind, number));
             for step in steps {
-                shelf.next(now, None);
+                shelf.next(now, LINKS[0], None);
+                let mut answers = Vec::new();
                 match step {
-                    Step::Bind(client, address, number) => {
-                        let wish = wish(client, kind(address), number);
+                    Step::Bind { client, address, number, link, relay, hint, only_fixed } => {
+                        let hints = hint.map(|n| {
+                            let text = if address { format!("2001:db8:1::{:x}/128", 8 + n % 20) } else { format!("2001:db8:8000:{n:x}0::/60") };
+                            text.parse().unwrap()
+                        });
+                        let wish = BindWish {
+                            hints: hints.into_iter().collect(),
+                            length: hint.filter(|n| !address && n % 3 == 0).map(|_| 60),
+                            link: relay.then(|| "2001:db8:2::9".parse().unwrap()),
+                            only_fixed,
+                            ..of(client, kind(address), number, link)
+                        };
+                        shelf.next(now, LINKS[link], (!relay).then(|| "fe80::7".parse().unwrap()));
                         let offered = shelf.offer(std::slice::from_ref(&wish))[0];
                         let bound = shelf.bind(&wish, Duration::ZERO).map(|all| all[0]);
                         prop_assert_eq!(offered, bound, "what is offered is given");
+                        answers = shelf.poll_told();
                     }
-                    Step::Release(client, address, number) => {
-                        let bound = shelf.bound(&wish(client, kind(address), number).key);
-                        bound.into_iter().for_each(|prefix| shelf.release(prefix));
-                    }
-                    Step::Decline(client, number) => {
-                        let key = wish(client, BindKind::Address, number).key;
-                        for prefix in shelf.bound(&key) {
-                            shelf.decline(&key, prefix, Duration::from_secs(70));
+                    Step::Release(client, address, number, link) => {
+                        for prefix in shelf.bound(&of(client, kind(address), number, link).key) {
+                            shelf.release(prefix);
+                            told.remove(&prefix);
                         }
                     }
-                    Step::Wait(seconds) => now += seconds,
-                    Step::Back(seconds) => now -= seconds,
-                    Step::Restart => {
-                        shelf = Shelf::new("vs0", shelf.plan.clone(), written.values().cloned().collect(), now);
+                    Step::Decline(client, number, link) => {
+                        let key = of(client, BindKind::Address, number, link).key;
+                        for prefix in shelf.bound(&key) {
+                            shelf.decline(&key, prefix, Duration::from_secs(70));
+                            told.remove(&prefix);
+                        }
                     }
-                    Step::Reload(first) => shelf.configure(plan(if first { CONF } else { &other })),
+                    Step::Refuse(n) => {
+                        // As the server does: only what nobody has been told of.
+                        let new = shelf.iter().filter(|lease| !told.contains_key(&lease.prefix)).nth(n);
+                        let new = new.filter(|lease| !lease.key.client.is_empty()).map(|lease| lease.prefix);
+                        new.into_iter().for_each(|prefix| shelf.refuse(prefix));
+                    }
+                    Step::Wait(seconds) => now += seconds,
+                    Step::Disk(is_good) => works = is_good,
+                    Step::Restart => {
+                        unwritten.clear();
+                        let lost = shelf.poll_changes();
+                        drop(lost);
+                        shelf = Shelf::new(shelf.plan.clone(), written.values().cloned().collect(), now);
+                    }
+                    Step::Reload(first) => {
+                        shelf.configure(plan(if first { &conf } else { &other }));
+                        told.retain(|prefix, (key, _)| !shelf.plan.is_anothers(*prefix, &key.client));
+                    }
                 }
                 shelf.handle_timeout(now);
-                for change in shelf.poll_changes() {
-                    match change {
-                        Change::Has(lease) => drop(written.insert(lease.prefix, lease)),
-                        Change::Gone(lease) => drop(written.remove(&lease.prefix)),
+                unwritten.extend(shelf.poll_changes());
+                if works {
+                    for change in unwritten.drain(..) {
+                        match change {
+                            Change::Has(lease) => drop(written.insert(lease.prefix, lease)),
+                            Change::Gone(lease) => drop(written.remove(&lease.prefix)),
+                        }
                     }
+                    for (key, prefix) in answers {
+                        let until = shelf.get(prefix).unwrap().until;
+                        told.insert(prefix, (key, until));
+                    }
+                    prop_assert_eq!(shelf.iter().collect::<Vec<_>>(), written.values().collect::<Vec<_>>());
+                }
+                told.retain(|_, (_, until)| *until > now);
+                for (prefix, (key, until)) in &told {
+                    let moved = shelf.get(*prefix).is_some_and(|lease| lease.key.client == key.client);
+                    let has = shelf.get(*prefix).is_some_and(|lease| lease.key == *key && lease.until >= *until);
+                    prop_assert!(has || moved || !works, "{prefix} was told to {key:?} until {until}, and it is {now}");
                 }
                 let all: Vec<&Lease> = shelf.iter().collect();
-                prop_assert_eq!(&all, &written.values().collect::<Vec<_>>());
-                prop_assert!(all.iter().all(|lease| lease.until > now));
                 for (n, one) in all.iter().enumerate() {
+                    prop_assert!(one.until > now && (one.until == NEVER || one.until <= now + u64::from(one.life.valid)));
                     let meets = |two: &&&Lease| one.prefix.covers(two.prefix) || two.prefix.covers(one.prefix);
                     prop_assert!(!all[n + 1..].iter().any(|two| meets(&two)), "{:?}", one);
+                    prop_assert!(!shelf.plan.is_ours(one.prefix));
+                    let client = &one.key.client;
+                    prop_assert!(client.is_empty() || !shelf.plan.is_anothers(one.prefix, client), "{one:?}");
+                }
+                let mut anew = Shelf::new(shelf.plan.clone(), shelf.iter().cloned().collect(), now);
+                anew.lay_out();
+                for (extent, vacancy) in &anew.vacancies {
+                    prop_assert_eq!(format!("{vacancy:?}"), format!("{:?}", shelf.vacancies[extent]));
                 }
             }
         }

@@ -115,7 +115,8 @@ fn sunk(prefix: Ipv6Prefix) -> RouteMessage {
         .build()
 }
 
-fn route_of(route: &RouteMessage) -> Option<(Ipv6Prefix, Ipv6Addr)> {
+/// Where a route leads, if that is to a neighbour.
+pub(super) fn route_of(route: &RouteMessage) -> Option<(Ipv6Prefix, Ipv6Addr)> {
     let destination = route.attributes.iter().find_map(|attribute| {
         if let RouteAttribute::Destination(RouteAddress::Inet6(addr)) = attribute {
             Some(*addr)

@@ -53,6 +53,7 @@ impl Control {
                 let ended = self.churn.end(&mut self.registry, session);
                 ended.map_or_else(Response::Error, |()| Response::Churned { applied: 0, refused: None })
             }
+            Request::Kick { who } if self.end_on_link(&who).await => Response::Kicked { tunnels: 1 },
             Request::Kick { who } => self.kick(&who),
             Request::Drain { on } => self.drain(on),
             Request::Reconfigure { tunnel } => self.reconfigure(tunnel.as_deref()).await,
@@ -77,6 +78,12 @@ impl Control {
         tsp.drain(on);
         tracing::info!(event = "drain", on);
         Response::Drained { on, brokers: self.config.tsp.as_ref().map_or(0, |tsp| tsp.brokers.len()) }
+    }
+
+    /// Ends the lease of this prefix or address on a link; says whether there was one.
+    async fn end_on_link(&self, who: &str) -> bool {
+        let (Some(links), Ok(prefix)) = (&self.links, who.parse()) else { return false };
+        links.end(prefix).await
     }
 
     /// Ends the leased tunnel of that name, or all of that user's.

@@ -261,7 +261,15 @@ impl Control {
         self.serve_dhcpv6()?;
         if let Some(links) = &self.config.links {
             let store = &self.config.store.path;
-            self.links = Some(LinkServers::open(&links.interfaces, &links.config, store).await?);
+            self.links = Some(
+                LinkServers::open(
+                    &links.interfaces,
+                    &links.config,
+                    store,
+                    &self.given_elsewhere(&self.config),
+                )
+                .await?,
+            );
         }
         if let (Some(config), Some(office)) = (&self.config.dtcp, &self.office) {
             let most = self.config.limits.tunnels_per_account;

@@ -6,6 +6,7 @@ use sixway_dataplane::update::Outer;
 use crate::admin::status::Reloaded;
 use crate::advice::{is_within, routed_into};
 use crate::config::{Config, TunnelConfig};
+use crate::dhcp6s::Elsewhere;
 
 use super::{Control, open_office};
 
@@ -18,6 +19,10 @@ impl Control {
         self.refuse_own_addresses(&wanted)?;
         // The first [store] or [[pool]]: before anything is changed it must be there.
         let opened = if self.office.is_none() { open_office(&wanted, rand::random())? } else { None };
+        // Its file is another one, which is taken whole or not at all as well.
+        if let Some(links) = &self.links {
+            links.reload(self.given_elsewhere(&wanted)).await?;
+        }
         // All or nothing here too: what the kernel or the tables refuse leaves the configuration before in force.
         match self.network.apply(&wanted).await {
             Ok(advice) => notes.extend(advice),
@@ -51,10 +56,20 @@ impl Control {
         if let Err(why) = self.serve_tsp() {
             notes.push(format!("nobody is served by TSP: {why:#}; then run `sixway reload` again"));
         }
-        if let Some(links) = &self.links {
-            links.reload().await;
-        }
         Ok(Reloaded::new(diff, notes))
+    }
+
+    /// What tunnels, pools and accounts have, and links must not give out.
+    pub(super) fn given_elsewhere(&self, config: &Config) -> Elsewhere {
+        let mut all = config.given_out();
+        if let Some(office) = &self.office {
+            office.broker().accounts().each(|account| {
+                let own =
+                    account.prefixes.iter().map(|prefix| (*prefix, format!("account {}", account.name)));
+                all.extend(own);
+            });
+        }
+        all
     }
 
     /// A tunnel to an address of this host would lead into itself (RFC 2473 section 4.1.2).

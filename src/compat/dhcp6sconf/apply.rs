@@ -42,8 +42,11 @@ pub(super) fn apply(
     sorted.authentications.into_iter().for_each(|block| whole.authentication(&block));
     sorted.pools.into_iter().for_each(|block| whole.pool(block));
     let interfaces = sorted.interfaces.into_iter().filter_map(|block| whole.interface(block)).collect();
+    let places: Vec<Place> = sorted.hosts.iter().map(|block| block.place.clone()).collect();
     let hosts = sorted.hosts.into_iter().filter_map(|block| whole.host(block)).collect();
     let options = whole.options(sorted.options);
+    let hosts: Vec<Host> = hosts;
+    whole.overlaps(&hosts, &places);
     let (mut wrong, reconfigure) = (whole.wrong, whole.reconfigure);
     wrong.sort_by(|a, b| a.place.cmp(&b.place));
     if wrong.is_empty() { Ok(ServerConf { options, interfaces, hosts, reconfigure }) } else { Err(wrong) }
@@ -345,6 +348,43 @@ impl Whole<'_> {
             self.notes.push(&place, format!("host '{}' has no DUID, so nobody is this host", host.name));
         }
         Some(host)
+    }
+
+    /// Of two hosts that are given the same, or one a part of the other's, the first has it; that is worth knowing.
+    fn overlaps(&mut self, hosts: &[Host], places: &[Place]) {
+        let mut all: Vec<(Ipv6Prefix, usize)> = Vec::new();
+        for (n, host) in hosts.iter().enumerate() {
+            let single = host.addresses.iter().map(|(addr, _)| Ipv6Prefix::host(*addr));
+            all.extend(
+                host.prefixes.iter().map(|(prefix, _)| *prefix).chain(single).map(|prefix| (prefix, n)),
+            );
+        }
+        all.sort_unstable();
+        // In this order whatever covers a prefix stands before it, and all between them is covered as well.
+        let mut around: Vec<(Ipv6Prefix, usize)> = Vec::new();
+        for (prefix, n) in all {
+            while around.last().is_some_and(|(wide, _)| !wide.covers(prefix)) {
+                around.pop();
+            }
+            if let Some((wide, other)) = around.iter().rev().find(|(_, other)| *other != n) {
+                let (Some(one), Some(two), Some(place)) =
+                    (hosts.get(*other), hosts.get(n), places.get(n.max(*other)))
+                else {
+                    continue;
+                };
+                let what = format!(
+                    "{prefix} of host '{}' has addresses in common with {wide} of host '{}'; the first host has them",
+                    two.name, one.name
+                );
+                self.notes.push(place, what);
+            }
+            if prefix.prefix_len() == 0
+                && let (Some(host), Some(place)) = (hosts.get(n), places.get(n))
+            {
+                self.notes.push(place, format!("host '{}' is given everything, which nobody is", host.name));
+            }
+            around.push((prefix, n));
+        }
     }
 
     /// What is not in the list yet.

@@ -154,6 +154,15 @@ fn silent_harm_is_said() {
         ("profile p { preference 1; script \"/x\"; prefix-interface e { sla-id 1; }; };", "for clients"),
         ("pool p { range ::1 to ::2; range ::3 to ::4; };", "only this one counts"),
         ("option domain-name-servers fe80::1 % ;", "means nothing here"),
+        (
+            "host a { duid 00:01; prefix 2001:db8::/48 9; }; host b { duid 00:02; prefix 2001:db8:0:1::/64 9; };",
+            "in common with 2001:db8::/48 of host 'a'",
+        ),
+        (
+            "host a { duid 00:01; address 2001:db8::1 9; }; host b { duid 00:02; address 2001:db8::1 9; };",
+            "the first host has them",
+        ),
+        ("host a { duid 00:01; prefix ::/0 9; };", "is given everything"),
     ] {
         assert!(notes(text).contains(what), "{text}: {}", notes(text));
     }

@@ -1,0 +1,101 @@
+//! One link that is served: its socket, what its clients are told, and the kernel's routes to them.
+
+use std::io::ErrorKind;
+use std::net::Ipv6Addr;
+use std::path::Path;
+
+use anyhow::{Context, anyhow, bail};
+
+use super::here;
+use super::plan::terms;
+use super::routes::Routes;
+use super::socket::LinkSocket;
+use crate::compat::dhcp6sconf::{Duid, ServerConf};
+use crate::dhcpv6::codec::SERVER_PORT;
+use crate::dhcpv6::keep::RingFile;
+use crate::dhcpv6::session::{Session, Terms};
+
+/// A served link.
+#[derive(Debug)]
+pub(super) struct Port {
+    /// The interface's name.
+    pub(super) name: String,
+    pub(super) terms: Terms,
+    pub(super) session: Session,
+    pub(super) socket: LinkSocket,
+    pub(super) routes: Routes,
+    ring: RingFile,
+}
+
+impl Port {
+    /// Opens it; what messages are proved with is kept in `keys`.
+    pub(super) async fn open(
+        name: &str,
+        conf: &ServerConf,
+        duid: &Duid,
+        keys: &Path,
+    ) -> anyhow::Result<Self> {
+        let Some(index) = here::index(name) else {
+            bail!("there is no interface '{name}'; `ip link` names all")
+        };
+        let terms = terms(conf, name, duid);
+        let mut session = Session::new(terms.clone(), rand::random());
+        let (ring, own) = RingFile::open(keys, rand::random())
+            .with_context(|| format!("cannot keep Reconfigure keys in {}", keys.display()))?;
+        session.trust(own);
+        let socket = LinkSocket::open(name, index).map_err(|why| anyhow!(unopened(&why, name)))?;
+        let routes = Routes::open(name, index).await?;
+        Ok(Self { name: name.to_owned(), terms, session, socket, routes, ring })
+    }
+
+    /// From now on this is told; says whether it is other information than before.
+    pub(super) fn configure(&mut self, conf: &ServerConf, duid: &Duid) -> bool {
+        let said = terms(conf, &self.name, duid);
+        let is_news = self.terms.options != said.options || self.terms.refresh != said.refresh;
+        self.session.configure(said.clone());
+        self.terms = said;
+        is_news
+    }
+
+    /// Follows an interface that has come again, and finds out which routes there are.
+    pub(super) async fn look(&mut self) {
+        let Some(index) = here::index(&self.name) else { return };
+        if index != self.socket.index() {
+            match LinkSocket::open(&self.name, index) {
+                Ok(socket) => self.socket = socket,
+                Err(why) => {
+                    tracing::warn!("{}", unopened(&why, &self.name));
+                    return;
+                }
+            }
+        }
+        self.routes.look(index).await;
+    }
+
+    /// Numbers are on the disk before they are used; says whether that worked.
+    pub(super) fn keep_ring(&mut self) -> bool {
+        let kept = self.session.ring_to_keep().map_or(Ok(()), |ring| self.ring.keep(ring));
+        if let Err(why) = &kept {
+            tracing::error!(
+                "cannot keep what messages are proved with: {why}; nothing is said until this works"
+            );
+        }
+        kept.is_ok()
+    }
+
+    pub(super) async fn send(&self, octets: &[u8], to: Ipv6Addr, port: u16) {
+        if let Err(why) = self.socket.send(octets, to, port).await {
+            tracing::debug!("cannot reach {to}: {why}");
+        }
+    }
+}
+
+fn unopened(why: &std::io::Error, name: &str) -> String {
+    let causes = [
+        (ErrorKind::AddrInUse, "another DHCPv6 server has that port: `ss -lunp` names it"),
+        (ErrorKind::PermissionDenied, "run as root"),
+    ];
+    let cause = causes.iter().find(|(kind, _)| *kind == why.kind());
+    let next = cause.map_or("is the interface up, with an IPv6 address?", |(_, next)| next);
+    format!("cannot listen on UDP port {SERVER_PORT} of {name}: {why}; {next}")
+}

@@ -1,0 +1,111 @@
+//! Being told what becomes of interfaces, their addresses and routes, whoever does it (RFC 3549 section 2.2).
+//!
+//! Bounded: what is not taken in time is left out, so whoever listens looks for himself now and then as well.
+
+use std::net::Ipv6Addr;
+
+use futures_util::StreamExt;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::route::RouteProtocol;
+use sixway_dataplane::update::Ipv6Prefix;
+use tokio::sync::mpsc;
+
+use super::error::LinkError;
+use super::leads::{PROTOCOL, route_of};
+
+/// News that wait.
+const WAITING: usize = 256;
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Something about interfaces or IPv6 addresses: up, down, there, gone.
+    Links,
+    /// A route to a neighbour that carries our number is gone.
+    Unled(Ipv6Prefix, Ipv6Addr),
+}
+
+/// News of this network namespace.
+#[derive(Debug)]
+pub struct Watch {
+    news: mpsc::Receiver<News>,
+}
+
+impl Watch {
+    /// Begins to listen, on the current runtime until it is dropped.
+    ///
+    /// # Errors
+    /// [`LinkError::NoRuntime`] outside a runtime, [`LinkError::Open`] when the socket is refused.
+    pub fn open() -> Result<Self, LinkError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| LinkError::NoRuntime)?;
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Ipv6Route];
+        let (connection, _, mut messages) =
+            rtnetlink::new_multicast_connection(&groups).map_err(LinkError::Open)?;
+        let (tell, news) = mpsc::channel(WAITING);
+        runtime.spawn(async move {
+            tokio::pin!(connection);
+            loop {
+                tokio::select! {
+                    () = &mut connection => return,
+                    () = tell.closed() => return,
+                    message = messages.next() => {
+                        let Some((message, _)) = message else { return };
+                        let NetlinkPayload::InnerMessage(inner) = message.payload else { continue };
+                        // Whoever is told too much looks for himself.
+                        news_of(inner).into_iter().for_each(|news| drop(tell.try_send(news)));
+                    }
+                }
+            }
+        });
+        Ok(Self { news })
+    }
+
+    /// What has happened next; never, if there is no more to hear. Dropped at any moment it has lost nothing.
+    pub async fn next(&mut self) -> News {
+        match self.news.recv().await {
+            Some(news) => news,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn news_of(message: RouteNetlinkMessage) -> Option<News> {
+    if let RouteNetlinkMessage::DelRoute(route) = message {
+        let ours = route.header.protocol == RouteProtocol::Other(PROTOCOL);
+        return route_of(&route).filter(|_| ours).map(|(prefix, via)| News::Unled(prefix, via));
+    }
+    let is_link = matches!(
+        message,
+        RouteNetlinkMessage::NewLink(_)
+            | RouteNetlinkMessage::DelLink(_)
+            | RouteNetlinkMessage::NewAddress(_)
+            | RouteNetlinkMessage::DelAddress(_)
+    );
+    is_link.then_some(News::Links)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::netlink::tests::{in_fresh_namespace, run};
+
+    #[test]
+    fn lost_routes_and_changed_links_are_heard_of() {
+        in_fresh_namespace(|| {
+            run(async |links| {
+                links.create_veth("a", "b").await.unwrap();
+                let mut watch = Watch::open().unwrap();
+                links.set_up("a", None).await.unwrap();
+                links.set_up("b", None).await.unwrap();
+                assert_eq!(watch.next().await, News::Links);
+                let index = links.index("a").await.unwrap().unwrap();
+                let (prefix, via) = ("2001:db8:1::/48".parse().unwrap(), "fe80::1".parse().unwrap());
+                links.lead(prefix, via, ("a", index)).await.unwrap();
+                links.unlead(prefix, ("a", index)).await.unwrap();
+                while watch.next().await != News::Unled(prefix, via) {}
+            });
+        });
+    }
+}
