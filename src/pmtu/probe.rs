@@ -155,7 +155,7 @@ impl Search {
     }
 
     fn is_complete(&self) -> bool {
-        self.high < self.confirmed + GAP && self.hint.is_none_or(|hint| hint <= self.confirmed)
+        self.high.saturating_sub(self.confirmed) < GAP && self.hint.is_none_or(|hint| hint <= self.confirmed)
     }
 
     fn probe(&mut self, now: Duration, size: u16, tries: u8) -> Option<u16> {

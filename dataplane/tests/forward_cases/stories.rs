@@ -55,12 +55,14 @@ fn each_sender_has_its_own_limit_on_punts() {
 #[test]
 fn a_full_way_up_drops_and_counts() {
     let mut lab = lab();
-    for n in 0..FRAMES as u32 + 10 {
+    // Datagrams that anybody may send leave a quarter to what comes out of tunnels.
+    let most = FRAMES * 3 / 4;
+    for n in 0..most as u32 + 10 {
         let sender = format!("{}:99", Ipv4Addr::from(0xc633_6400 + n));
         wire(&mut lab, 1, &sender, DATAGRAM);
     }
     assert_eq!(lab.counters.drops(), [(Reason::PuntFull, 10)]);
-    assert_eq!(punts(&mut lab), FRAMES);
+    assert_eq!(punts(&mut lab), most);
     wire(&mut lab, 1, "192.0.2.99:99", DATAGRAM);
     assert_eq!(punts(&mut lab), 1, "frames go round");
 }
