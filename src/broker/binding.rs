@@ -267,6 +267,18 @@ impl Broker {
         outcome
     }
 
+    /// All bindings end so many milliseconds later, or earlier.
+    pub(super) fn shift_bindings(&mut self, by: i64) -> Outcome {
+        let mut outcome = Outcome::default();
+        let all: Vec<Binding> = self.bindings().cloned().collect();
+        for binding in all {
+            let expires = binding.expires.shifted(by);
+            outcome.records.push(Record::BoundUntil(binding.prefix, expires, binding.reach));
+            self.bindings.put(Binding { expires, ..binding });
+        }
+        outcome
+    }
+
     /// Ends what is over.
     pub(super) fn expire_bindings(&mut self, now: Time) -> Outcome {
         let mut outcome = Outcome::default();
@@ -559,6 +571,34 @@ mod tests {
             salt: 7,
             most: 9,
             reach: None,
+        }
+    }
+
+    #[test]
+    fn what_was_granted_lasts_as_long_as_before_when_the_calendar_is_set() {
+        let second = Duration::from_secs(1);
+        for by in [7_300_000_i64, -500_000] {
+            let mut broker = broker(&[]);
+            let begin = Time(1_000_000);
+            broker.bind(begin, &wish(1, None, None), 9 * second).unwrap();
+            let asked = Wish {
+                user: UserName::parse("alice").unwrap(),
+                protocol: Protocol::Tsp,
+                outer: Outer::Proto41 { local: None, remote: std::net::Ipv4Addr::new(192, 0, 2, 9) },
+                mtu: 1280,
+                wants: Wants { pair: false, network: Some(NetworkWish::Any) },
+                keep: Keep::For(20 * second),
+            };
+            let (grant, _) = broker.grant(begin, &asked).unwrap();
+            let outcome = broker.shift(by);
+            let prefix = broker.bindings().next().unwrap().prefix;
+            let (early, late) = (begin.after(9 * second).shifted(by), begin.after(20 * second).shifted(by));
+            let kept = [Record::Until(grant.lease, late), Record::BoundUntil(prefix, early, None)];
+            assert_eq!((outcome.records, outcome.routes), (kept.to_vec(), Vec::new()));
+            assert!(broker.expire(begin.shifted(by)).is_empty());
+            assert_eq!(broker.poll_timeout(), Some(early));
+            assert_eq!(broker.expire(early).records[0], Record::Unbound(prefix));
+            assert_eq!(broker.poll_timeout(), Some(late));
         }
     }
 

@@ -297,6 +297,21 @@ impl Broker {
         outcome
     }
 
+    /// The calendar was set by so many milliseconds: all that ends at some time ends as much later, or earlier.
+    pub fn shift(&mut self, by: i64) -> Outcome {
+        let mut outcome = Outcome::default();
+        self.deadlines.clear();
+        for (id, lease) in &mut self.leases {
+            lease.granted = lease.granted.shifted(by);
+            let Some(at) = lease.grant.expires.map(|at| at.shifted(by)) else { continue };
+            lease.grant.expires = Some(at);
+            self.deadlines.insert((at, *id));
+            outcome.records.push(Record::Until(*id, at));
+        }
+        outcome.append(self.shift_bindings(by));
+        outcome
+    }
+
     /// Ends everything whose time is over.
     pub fn expire(&mut self, now: Time) -> Outcome {
         let mut outcome = Outcome::default();

@@ -46,6 +46,11 @@ impl Time {
         Self(self.0.saturating_add(u64::try_from(later.as_millis()).unwrap_or(u64::MAX)))
     }
 
+    /// The moment so many milliseconds later, or earlier.
+    pub fn shifted(self, by: i64) -> Self {
+        Self(self.0.saturating_add_signed(by))
+    }
+
     /// How long after `earlier` this is; nothing if the clock was set back in between.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))

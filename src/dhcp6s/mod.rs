@@ -53,6 +53,7 @@ use crate::dhcp6ctl::session::Side;
 use crate::dhcpv6::calls::Called;
 use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, SERVER_PORT, code};
 use crate::dhcpv6::session::{Leases, Origin};
+use crate::link::LinkError;
 use crate::link::watch::{News, Watch};
 
 /// Messages that are answered together.
@@ -448,7 +449,7 @@ impl Server {
             return;
         }
         self.submit();
-        self.send(letters).await;
+        self.send(letters, &BTreeSet::new()).await;
     }
 
     /// The answer to a message, if it can leave at once; one that tells of something new waits for the disk.
@@ -479,11 +480,11 @@ impl Server {
         None
     }
 
-    /// Sends answers, as far as what they tell of is still so.
-    async fn send(&mut self, letters: Vec<Letter>) {
+    /// Sends answers, as far as what they tell of is still so and can be reached.
+    async fn send(&mut self, letters: Vec<Letter>, unrouted: &BTreeSet<Ipv6Prefix>) {
         for letter in letters {
             let holds = |(key, prefix): &(BindKey, Ipv6Prefix)| {
-                self.shelf.get(*prefix).is_some_and(|lease| lease.key == *key)
+                !unrouted.contains(prefix) && self.shelf.get(*prefix).is_some_and(|lease| lease.key == *key)
             };
             if !letter.tells.iter().all(holds) {
                 self.not_kept += 1;
@@ -520,8 +521,8 @@ impl Server {
             Ok(()) => {
                 self.failing = None;
                 log(&page.changes);
-                self.route(&page.changes).await;
-                self.send(letters).await;
+                let failed = self.route(&page.changes).await;
+                self.send(letters, &failed).await;
             }
             Err(why) => {
                 tracing::error!("{why}; nobody is told of new leases until this works");
@@ -540,25 +541,29 @@ impl Server {
     }
 
     /// Routes come and go with leases. A new lease that cannot be routed is taken back; one that had its route keeps it, or
-    /// has it when that can be.
-    async fn route(&mut self, changes: &[Change]) {
-        for change in changes {
-            let lease = change.lease();
-            if lease.key.kind != BindKind::Prefix {
-                continue;
-            }
-            let wanted = way(lease).filter(|_| matches!(change, Change::Has(_)));
+    /// has it when that can be. Returns what has no route now that should have.
+    async fn route(&mut self, changes: &[Change]) -> BTreeSet<Ipv6Prefix> {
+        let mut failed = BTreeSet::new();
+        for lease in changes.iter().map(Change::lease).filter(|lease| lease.key.kind == BindKind::Prefix) {
+            let here = |port: &Port| *port.name == *lease.key.tunnel;
             let had = self.ports.iter().any(|port| port.routes.leads(lease.prefix));
-            for port in &mut self.ports {
-                let here = wanted.filter(|_| *port.name == *lease.key.tunnel);
-                let Err(why) = port.routes.put(lease.prefix, here).await else { continue };
+            // The kernel has room for one: that of the link which the client has left goes first.
+            for port in self.ports.iter_mut().filter(|port| !here(port)) {
+                say(port.routes.put(lease.prefix, None).await);
+            }
+            let is_there = self.shelf.get(lease.prefix).is_some_and(|now| now.key == lease.key);
+            let wanted = way(lease).filter(|_| is_there);
+            let Some(port) = self.ports.iter_mut().find(|port| here(port)) else { continue };
+            if let Err(why) = port.routes.put(lease.prefix, wanted).await {
                 tracing::warn!("{why}");
                 self.unrouted += 1;
-                if here.is_some() && !had {
+                failed.extend(wanted.map(|_| lease.prefix));
+                if wanted.is_some() && !had {
                     self.shelf.refuse(lease.prefix);
                 }
             }
         }
+        failed
     }
 
     async fn obey(&mut self, order: Order) {
@@ -648,6 +653,12 @@ impl Server {
             first.routes.sink(BTreeSet::new()).await;
         }
         self.scribe.close();
+    }
+}
+
+fn say(done: Result<(), LinkError>) {
+    if let Err(why) = done {
+        tracing::warn!("{why}");
     }
 }
 

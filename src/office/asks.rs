@@ -4,23 +4,24 @@
 
 use tokio::sync::oneshot;
 
-use super::desk::{Ask, Held, Stands, now};
+use super::desk::{Ask, Held, Stands};
 use super::{Office, batch::Step};
 use crate::broker::{Broker, End, Grant, LeaseId, Offered, Outcome, Refusal, Wish};
 
 impl Office {
     pub(super) fn take(&mut self, ask: Ask) {
+        let now = self.now();
         match ask {
             Ask::Grant { wish, at, reply } => {
-                let granted = self.if_kept(|broker| broker.grant_at(now(), &wish, at));
+                let granted = self.if_kept(|broker| broker.grant_at(now, &wish, at));
                 self.note_grant(&wish, granted, reply);
             }
             Ask::Take { wish, offered, reply } => {
-                let granted = self.if_kept(|broker| broker.take_offered(now(), &wish, &offered));
+                let granted = self.if_kept(|broker| broker.take_offered(now, &wish, &offered));
                 self.note_grant(&wish, granted, reply);
             }
             Ask::Offer { wish, reply } => self.offer(wish, reply),
-            Ask::Renew { lease, lasts, reply } => match self.broker.renew(now(), lease, lasts) {
+            Ask::Renew { lease, lasts, reply } => match self.broker.renew(now, lease, lasts) {
                 Ok((until, outcome)) => self.open.renew(until, outcome, reply),
                 Err(why) => drop(reply.send(Err(why))),
             },
@@ -50,7 +51,8 @@ impl Office {
     }
 
     fn offer(&mut self, wish: Wish, reply: oneshot::Sender<Result<Held, Refusal>>) {
-        let (grant, outcome, stands) = match self.if_kept(|broker| broker.offer_tunnel(now(), &wish)) {
+        let now = self.now();
+        let (grant, outcome, stands) = match self.if_kept(|broker| broker.offer_tunnel(now, &wish)) {
             Err(why) => return self.note_grant(&wish, Err(why), reply),
             Ok((Offered::Granted(grant), outcome)) => {
                 return self.note_grant(&wish, Ok((grant, outcome)), reply);
@@ -63,7 +65,7 @@ impl Office {
     }
 
     pub(super) fn end(&mut self, lease: LeaseId, why: End, reply: Option<oneshot::Sender<()>>) {
-        let outcome = self.broker.end(now(), lease, why);
+        let outcome = self.broker.end(self.now(), lease, why);
         self.open.add(outcome);
         self.open.steps.extend(reply.map(|reply| Step::Told { reply }));
     }

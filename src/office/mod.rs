@@ -12,6 +12,7 @@
 
 mod asks;
 mod batch;
+mod clock;
 pub mod desk;
 mod hooks;
 mod keeper;
@@ -33,8 +34,9 @@ use crate::config;
 use crate::registry::Registry;
 use crate::store::{Changed, Store, StoreError};
 use batch::{Answer, Batch, Step};
+use clock::Clock;
+use desk::Counter;
 pub use desk::{Ask, Desk, Held, Visit};
-use desk::{Counter, now};
 use hooks::Hooks;
 use keeper::{Keeper, Told};
 pub use lent::{Lent, LentError, Pins};
@@ -43,6 +45,9 @@ pub use lent::{Lent, LentError, Pins};
 const MOST_IN_BATCH: usize = 4096;
 /// How long after a failure the store is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How often a step of the calendar is looked for, while something is to end at some time.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(10);
 
 /// A tunnel that is up by a lease.
 #[derive(Debug)]
@@ -56,6 +61,7 @@ struct Running {
 #[derive(Debug)]
 pub struct Office {
     broker: Broker,
+    clock: Clock,
     desk: Desk,
     counter: Counter,
     keeper: Keeper,
@@ -153,7 +159,8 @@ impl Office {
         let accounts = Accounts::new(seed);
         let (desk, counter) = Desk::new(accounts.clone(), terms.limits);
         let mut broker = Broker::new(accounts, terms);
-        let recalled = broker.recall(now(), memory);
+        let clock = Clock::new();
+        let recalled = broker.recall(clock.now(), memory);
         let mut open = Batch::default();
         // Tunnels first, then what is bound inside them: a batch of the tables finds tunnels that are there.
         let (bound, tunnels) = recalled.routes.into_iter().partition(|route| matches!(route, Route::Bind(_)));
@@ -161,6 +168,7 @@ impl Office {
         open.add(Outcome { records: Vec::new(), routes: bound });
         Ok(Self {
             broker,
+            clock,
             desk,
             counter,
             keeper: Keeper::start(store),
@@ -210,7 +218,7 @@ impl Office {
     pub fn configure(&mut self, terms: Terms, hooks: &config::Hooks) {
         self.desk.configure(terms.limits);
         self.hooks.configure(hooks);
-        let outcome = self.broker.configure(now(), terms);
+        let outcome = self.broker.configure(self.now(), terms);
         self.open.add(outcome);
     }
 
@@ -236,7 +244,8 @@ impl Office {
         if self.open.len() >= MOST_IN_BATCH {
             return Err(Refusal::Busy);
         }
-        let (done, Outcome { mut records, routes }) = work(&mut self.broker, now());
+        let at = self.now();
+        let (done, Outcome { mut records, routes }) = work(&mut self.broker, at);
         let kept = !records.is_empty() || !routes.is_empty();
         if kept {
             self.open.records.append(&mut records);
@@ -247,7 +256,7 @@ impl Office {
 
     /// Ends the binding of this prefix; says whether there was one.
     pub fn unbind(&mut self, prefix: Ipv6Prefix, why: End) -> bool {
-        let outcome = self.broker.unbind(now(), prefix, why);
+        let outcome = self.broker.unbind(self.now(), prefix, why);
         let was = !outcome.is_empty();
         self.open.add(outcome);
         was
@@ -255,7 +264,7 @@ impl Office {
 
     /// Ends the lease behind a tunnel.
     pub fn kick(&mut self, lease: LeaseId) {
-        let outcome = self.broker.end(now(), lease, End::Kicked);
+        let outcome = self.broker.end(self.now(), lease, End::Kicked);
         self.open.add(outcome);
     }
 
@@ -268,7 +277,7 @@ impl Office {
 
     /// Lets `look` at each lease of this protocol.
     pub fn patrol(&mut self, protocol: Protocol, look: impl Fn(&Lease, Time) -> (Fate, Hearing)) {
-        let at = now();
+        let at = self.now();
         let outcome = self.broker.patrol(at, protocol, |lease| look(lease, at));
         self.open.add(outcome);
     }
@@ -276,9 +285,13 @@ impl Office {
     /// Waits until a batch is written, and collects the next one meanwhile. Dropped at any moment it has lost nothing.
     pub async fn next(&mut self) -> Written {
         loop {
+            self.follow_clock();
             self.submit();
             let full = self.open.len() >= MOST_IN_BATCH;
-            let (due, retry) = (self.broker.poll_timeout(), self.retry());
+            let now = self.now();
+            // A step of the calendar is looked for now and then: nothing ends by it.
+            let due = self.broker.poll_timeout().map(|at| at.since(now).min(LOOK_AT_CLOCK));
+            let retry = self.retry();
             tokio::select! {
                 Some(told) = self.keeper.told() => match told {
                     Told::Kept(kept) => {
@@ -292,12 +305,30 @@ impl Office {
                 },
                 Some((lease, why)) = self.counter.dropped.recv() => self.end(lease, why, None),
                 Some(ask) = self.counter.asks.recv(), if !full => self.take(ask),
-                () = sleep_until(due) => {
-                    let outcome = self.broker.expire(now());
+                () = sleep_for(due) => {
+                    let outcome = self.broker.expire(self.now());
                     self.open.add(outcome);
                 }
                 () = pause_until(retry) => {}
             }
+        }
+    }
+
+    /// The time, whatever has been done to the calendar since it was looked at.
+    fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    /// All that ends at some time ends as much later as the calendar has been set forward.
+    fn follow_clock(&mut self) {
+        if let Some(by) = self.clock.look() {
+            tracing::info!(
+                event = "clock_set",
+                by_ms = by,
+                "the calendar was set; all that was granted lasts as long as before"
+            );
+            let outcome = self.broker.shift(by);
+            self.open.add(outcome);
         }
     }
 
@@ -320,7 +351,7 @@ impl Office {
         let accounts = self.lent.accounts();
         self.pins_changed = true;
         tracing::info!(event = "accounts_changed", accounts = accounts.len());
-        let outcome = self.broker.adopt(now(), accounts, departed);
+        let outcome = self.broker.adopt(self.now(), accounts, departed);
         self.open.add(outcome);
     }
 
@@ -384,14 +415,14 @@ impl Office {
         self.route(ends, tables, settled);
         for route in new {
             let Route::Bind(binding) = route else { continue };
-            let outcome = self.broker.unbind(now(), binding.prefix, End::Withdrawn);
+            let outcome = self.broker.unbind(self.now(), binding.prefix, End::Withdrawn);
             self.open.add(outcome);
         }
     }
 
     /// A lease that cannot be is taken back, as if it never was.
     fn undo(&mut self, lease: LeaseId) {
-        let outcome = self.broker.end(now(), lease, End::Withdrawn);
+        let outcome = self.broker.end(self.now(), lease, End::Withdrawn);
         self.open.add(outcome);
     }
 
@@ -434,7 +465,7 @@ impl Office {
                     tracing::warn!(event = "tunnel_refused", tunnel = %grant.name, %why);
                 }
                 Route::Bind(binding) => {
-                    let outcome = self.broker.unbind(now(), binding.prefix, End::Withdrawn);
+                    let outcome = self.broker.unbind(self.now(), binding.prefix, End::Withdrawn);
                     self.open.add(outcome);
                     tracing::warn!(event = "binding_refused", prefix = %binding.prefix, %why);
                 }
@@ -542,9 +573,9 @@ fn hex(octets: &[u8]) -> String {
     octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
-async fn sleep_until(due: Option<Time>) {
+async fn sleep_for(due: Option<Duration>) {
     match due {
-        Some(at) => tokio::time::sleep(at.since(now())).await,
+        Some(time) => tokio::time::sleep(time).await,
         None => std::future::pending().await,
     }
 }

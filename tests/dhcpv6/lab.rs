@@ -57,9 +57,17 @@ impl Lab {
         self.keep(outcome);
     }
 
-    /// The clock is set.
+    /// It is this time.
     pub(crate) fn set_clock(&mut self, now: Time) {
         self.now = now;
+        self.wait(Duration::ZERO);
+    }
+
+    /// The calendar is set by so many milliseconds, and that is noticed.
+    pub(crate) fn step(&mut self, by: i64) {
+        self.now = self.now.shifted(by);
+        let outcome = self.broker.shift(by);
+        self.keep(outcome);
         self.wait(Duration::ZERO);
     }
 

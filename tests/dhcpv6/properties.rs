@@ -6,10 +6,11 @@ use std::time::Duration;
 use crate::lab::{Lab, SERVER};
 use dhcproto::v6::{DhcpOption, MessageType};
 use proptest::prelude::*;
-use sixway::broker::{Binding, Time};
+use sixway::broker::{Account, Binding, Mechanisms, Secret, UserName};
 use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Value};
 use sixway::dhcpv6::server::parse_duid;
 use sixway_dataplane::update::Ipv6Prefix;
+use zeroize::Zeroizing;
 
 const CONFIG: &str = r#"
 [dhcpv6]
@@ -39,9 +40,15 @@ addresses = ["2001:db8:5::7"]
 
 #[derive(Clone, Debug)]
 enum Step {
-    Say { kind: u8, client: u8, tunnel: u8, ias: Vec<(bool, u32, u8)> },
+    Say {
+        kind: u8,
+        client: u8,
+        tunnel: u8,
+        ias: Vec<(bool, u32, u8)>,
+    },
     Wait(u16),
-    ClockBack(u16),
+    /// The calendar is set.
+    Set(i32),
     Restart,
 }
 
@@ -57,7 +64,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         8 => say,
         2 => (0u16..80).prop_map(Step::Wait),
-        1 => (0u16..80).prop_map(Step::ClockBack),
+        1 => (-100_000i32..100_000).prop_map(Step::Set),
         1 => Just(Step::Restart),
     ];
     prop::collection::vec(step, 1..60)
@@ -108,6 +115,8 @@ fn message(lab: &Lab, kind: u8, client: u8, ias: &[(bool, u32, u8)]) -> Vec<u8> 
 fn check(lab: &Lab) {
     let all: Vec<&Binding> = lab.broker.bindings().collect();
     for (n, binding) in all.iter().enumerate() {
+        let left = binding.expires.since(lab.now);
+        assert!(left <= Duration::from_secs(100), "{binding:?} lasts longer than it was given for: {left:?}");
         assert!(binding.expires > lab.now, "{binding:?} has outlived its time at {:?}", lab.now);
         for other in &all[n + 1..] {
             let overlap = binding.prefix.covers(other.prefix) || other.prefix.covers(binding.prefix);
@@ -153,21 +162,30 @@ proptest! {
 
     #[test]
     fn nothing_overlaps_and_nothing_outlives_its_time(steps in steps()) {
+        let alice = UserName::parse("alice").unwrap();
+        let secret = Secret::parse(Zeroizing::new(b"hush".to_vec())).unwrap();
+        let prefixes = vec!["2001:db8:400::/48".parse().unwrap(), "2001:db8:100:2::/64".parse().unwrap()];
+        let mechanisms = Mechanisms::ANY;
+        let account = Account { name: alice.clone(), secret, prefixes, pair: None, mechanisms };
+        // What tunnels have themselves; that of c covers a part of what is alice's.
+        let fixed: [Vec<Ipv6Prefix>; 3] =
+            [vec!["2001:db8:500::/56".parse().unwrap()], Vec::new(), vec!["2001:db8:400:100::/56".parse().unwrap()]];
         let mut lab = Lab::new(CONFIG);
+        lab.memory.accounts = vec![account];
+        lab.restart();
         for step in steps {
             match step {
                 Step::Say { kind, client, tunnel, ias } => {
                     let octets = message(&lab, kind, client, &ias);
+                    let user = (tunnel == 1).then_some(&alice);
+                    let fixed = &fixed[usize::from(tunnel)];
                     let tunnel = ["a", "b", "c"][usize::from(tunnel)];
-                    if let Some(answer) = lab.ask_in(tunnel, None, &[], &octets) {
+                    if let Some(answer) = lab.ask_in(tunnel, user, fixed, &octets) {
                         check_answer(&lab, tunnel, client, &answer.octets);
                     }
                 }
                 Step::Wait(seconds) => lab.wait(Duration::from_secs(seconds.into())),
-                Step::ClockBack(seconds) => {
-                    let now = Time(lab.now.0.saturating_sub(u64::from(seconds) * 1000));
-                    lab.set_clock(now);
-                }
+                Step::Set(seconds) => lab.step(i64::from(seconds) * 1000),
                 Step::Restart => lab.restart(),
             }
             check(&lab);
