@@ -62,6 +62,7 @@ pub mod entrance;
 pub mod explain;
 pub mod link;
 pub mod load;
+pub mod memory;
 pub mod nd;
 pub mod network;
 pub mod office;

@@ -246,6 +246,28 @@ fn an_outer_address_that_changes() {
     server.stop();
 }
 
+/// A configuration that does not fit into memory: refused with both figures, at the start and at a reload.
+#[test]
+fn tunnels_that_memory_cannot_hold_are_refused() {
+    let Some(rig) = Rig::new_or_skip("more tunnels than memory") else { return };
+    let range = "\n[[tunnel_range]]\ncount = 1000000\nname = \"t\"\nencap = \"udp\"\n\
+                 prefix = \"2001:db8:100::/64\"\nremote = \"10.128.0.0:4000\"\n";
+    let config = rig.lab.write("large.toml", &Rig::server_config("", range));
+    let (program, config) = (program(), config);
+    let line = format!("ulimit -v 900000; exec {} run --config {}", program.display(), config.display());
+    let said = rig.s.attempt(&line);
+    assert!(!said.ok, "{}", said.text);
+    for word in ["1000000 tunnels", "ulimit -v", "fewer tunnels"] {
+        assert!(said.text.contains(word), "'{word}' is not in: {}", said.text);
+    }
+    let server = rig.server(&Rig::alice("udp", ""));
+    let alice = rig.alice_peer("udp");
+    rig.s.run(&format!("prlimit --as=950000000 --pid {}", server.pid()));
+    let refused = server.reload(&Rig::server_config("", &(Rig::alice("udp", "") + range)));
+    assert!(!refused.ok && refused.text.contains("fewer tunnels"), "{}", refused.text);
+    assert!(alice.ping(U6, PATIENCE).is_some(), "it goes on as before");
+}
+
 #[test]
 fn an_early_sigterm_is_a_proper_end() {
     let Some(rig) = Rig::new_or_skip("SIGTERM while it starts") else { return };

@@ -32,6 +32,7 @@ use crate::dhcpv6::keep::RingFile;
 use crate::dhcpv6::server as dhcpv6;
 use crate::dtcp::front::Front;
 use crate::endpoint::session::Prober;
+use crate::memory;
 use crate::network::Network;
 use crate::office::{Lent, Move, Office, Written};
 use crate::pmtu::server::PathServer;
@@ -159,6 +160,7 @@ async fn live(
     if config.dtcp.is_some() || config.tsp.is_some() {
         make_room(config.limits.connections);
     }
+    memory::check(config.tunnels.len())?;
     let office = open_office(&config, rng.random())?;
     check_tun_device()?;
     let network = Network::look(&config.router.tun).await?;

@@ -7,6 +7,7 @@ use crate::admin::status::Reloaded;
 use crate::advice::{is_within, routed_into};
 use crate::config::{Config, TunnelConfig};
 use crate::dhcp6s::Elsewhere;
+use crate::memory;
 
 use super::{Control, open_office};
 
@@ -15,6 +16,7 @@ impl Control {
         let Some(reread) = &self.reread else { anyhow::bail!("this instance was not started from a file") };
         let mut wanted = (reread.read)(&reread.file)?;
         let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
+        memory::check(wanted.tunnels.len())?;
         self.check_encapsulations(&wanted)?;
         self.refuse_own_addresses(&wanted)?;
         // The first [store] or [[pool]]: before anything is changed it must be there.
