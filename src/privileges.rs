@@ -120,6 +120,17 @@ pub fn check_tun_device() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether a TUN device can be asked for: the device file is there and open to this user.
+pub fn check_tun_is_open() -> anyhow::Result<()> {
+    check_tun_device()?;
+    let opened = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    opened.context(
+        "cannot open /dev/net/tun; run with sudo, or let a group in that this user is in (`sudo chgrp GROUP /dev/net/tun && \
+         sudo chmod 0660 /dev/net/tun`)",
+    )?;
+    Ok(())
+}
+
 /// Moves the process into a network namespace of its own, and for an ordinary user into a user namespace in which it is
 /// root. The process must still have a single thread.
 pub fn leave_network() -> anyhow::Result<()> {

@@ -224,6 +224,22 @@ fn what_is_only_shown_leaves_the_running_tunnel_alone() {
     server.stop();
 }
 
+/// A second one on the same device asks nobody: the login would take the place of the tunnel that works.
+#[test]
+fn who_cannot_run_here_asks_no_broker() {
+    let Some(rig) = Rig::new_or_skip("connect tsp:// twice on one device") else { return };
+    let server = broker(&rig, "");
+    let url = format!("tsp://alice@{S4}?tunnel=v6udpv4");
+    let first = begin(&rig, &[&url]);
+    first.says("the tunnel is up", PATIENCE);
+    let second = begin(&rig, &[&url]);
+    second.says("already running", PATIENCE);
+    assert_eq!((tunnels(&server), count(&server, "granted")), (1, 1), "it has asked for nothing");
+    assert_eq!(pings(&rig.c, U6, 3, ""), 3, "and the first goes on");
+    assert!(first.job.end(Signal::SIGTERM, PATIENCE).success());
+    server.stop();
+}
+
 /// The number of the TUN device, another one each time that it is made.
 fn device(rig: &Rig) -> String {
     rig.c.run("cat /sys/class/net/six0/ifindex").trim().to_owned()

@@ -22,10 +22,12 @@ use super::pd::{self, Pd, PdArgs};
 use super::print_line;
 use super::run::start_log;
 use super::{fixed, tsp_wish, tspc};
+use crate::admin::server::AdminSocket;
 use crate::config::{Config, DEFAULT_TUN};
 use crate::delegation;
 use crate::dtcp::client::{Backoff, Client, End, Output, Wish, configuration};
 use crate::dtcp::codec::{Kind, PORT, UdpWish, Up};
+use crate::privileges::check_tun_is_open;
 use crate::router::{Router, Start, hold_signals, release_signals};
 
 /// The environment variable that may hold the password.
@@ -274,6 +276,15 @@ impl Signals {
     }
 }
 
+/// What stands against a tunnel here is said before a broker is asked: a login that leads to nothing would take the place of
+/// a tunnel that works.
+pub(super) fn check_here(tun: &str, socket: Option<&Path>) -> anyhow::Result<()> {
+    check_tun_is_open()?;
+    let usual = PathBuf::from(format!("/run/sixway/{tun}.sock"));
+    drop(AdminSocket::bind(socket.unwrap_or(&usual))?);
+    Ok(())
+}
+
 /// Waits before the next attempt; true: it was to end.
 pub(super) async fn pause(why: &str, backoff: &mut Backoff, signals: &mut Signals) -> bool {
     let wait = backoff.wait(rand::random());
@@ -295,6 +306,7 @@ impl Keeper {
     async fn keep(&mut self) -> anyhow::Result<()> {
         let mut signals = Signals::new()?;
         if !self.job.print {
+            check_here(&self.job.tun, self.job.socket.as_deref())?;
             self.pd = Pd::start(self.job.pd.take(), &signals.asked())?;
         }
         let mut backoff = Backoff::default();

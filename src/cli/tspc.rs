@@ -12,7 +12,7 @@ use anyhow::bail;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::connect::{Signals, ended, pause};
+use super::connect::{Signals, check_here, ended, pause};
 use super::pd::{self, Pd};
 use super::pinger::Pinger;
 use super::print_line;
@@ -81,6 +81,7 @@ impl Keeper {
     async fn keep(&mut self) -> anyhow::Result<()> {
         let mut signals = Signals::new()?;
         if !self.job.print {
+            check_here(&self.job.tun, self.job.socket.as_deref())?;
             self.pd = Pd::start(self.job.pd.take(), &signals.asked())?;
         }
         let (first, most) = self.job.delays;
