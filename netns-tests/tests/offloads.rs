@@ -197,8 +197,11 @@ fn a_path_that_narrows_is_one_peer_s_business() {
     transfer(&rig.u, &rig.c, ALICE, 4 << 20);
     assert!(server.event("wire_merged") > 0 && server.event("wire_split") == 0, "{}", server.status());
 
-    // To alice's end only: trains of 1400 octets do not fit, single packets go in fragments.
-    rig.s.run(&format!("ip route add {C4}/32 dev s0 mtu 1000"));
+    // To alice's end only, by a link of its own: trains of 1400 octets do not fit, single packets go in fragments.
+    rig.lab.veth(&rig.s, "s9", &rig.c, "c9");
+    rig.s.run("ip link set s9 mtu 1000 up");
+    rig.c.run("ip link set c9 mtu 1000 up");
+    rig.s.run(&format!("ip route add {C4}/32 dev s9"));
     transfer(&rig.u, &rig.c, ALICE, 4 << 20);
     let split = server.event("wire_split");
     assert!((1..20).contains(&split), "{split} trains were split: alice's path is remembered");

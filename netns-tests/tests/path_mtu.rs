@@ -197,17 +197,17 @@ fn every_packet_of_a_mixed_load_has_df() {
         let seen = path.observe();
         std::thread::scope(|scope| {
             let streams: Vec<_> =
-                (0..3).map(|_| scope.spawn(|| transfer(&path.u, &path.c, ALICE, 8 << 20))).collect();
+                (0..3).map(|_| scope.spawn(|| transfer(&path.u, &path.c, ALICE, 16 << 20))).collect();
             let datagrams = path.u.inside(|| std::net::UdpSocket::bind("[::]:0").unwrap());
             while !streams.iter().all(std::thread::ScopedJoinHandle::is_finished) {
                 // Nobody listens there, which the client's kernel says now and then.
                 let _said = datagrams.send_to(&[7; 1400], (ALICE, 9));
-                std::thread::sleep(Duration::from_micros(200));
+                std::thread::sleep(Duration::from_micros(100));
             }
         });
         let seen = seen.finish();
         let singles = seen.iter().filter(|(len, ..)| *len >= 1400 && *len <= 1500).count();
-        assert!(singles > 100, "{singles} of {}", seen.len());
+        assert!(singles > 30, "{singles} of {}", seen.len());
         let bare = seen.iter().filter(|(_, df, cut)| !df || *cut).count();
         assert_eq!(bare, 0, "of {} without DF, or fragments: {}", seen.len(), server.status());
     }

@@ -305,7 +305,7 @@ fn a_reload_changes_what_new_sessions_are_offered() {
     let (mut old, offer, peer) = tunnel(&rig.c, &format!("{C4}:0"), "v6udpv4", C4);
     assert!(offer.text.contains("<keepalive interval=\"20\">"), "{}", offer.text);
     carries(&rig, &peer, &offer);
-    let keys = "keepalive = 40\nmechanisms = [\"ANONYMOUS\"]\nbrokers = [\"192.0.2.77\"]\nlisten = \":3654\"";
+    let keys = "keepalive = 25\nmechanisms = [\"ANONYMOUS\"]\nbrokers = [\"192.0.2.77\"]\nlisten = \":3654\"";
     let done = server.reload(&config(&rig, keys));
     assert!(done.ok && done.text.contains("[tsp] listen takes effect at the next start"), "{}", done.text);
     carries(&rig, &peer, &offer);
@@ -313,7 +313,7 @@ fn a_reload_changes_what_new_sessions_are_offered() {
     assert_eq!(new.ask("VERSION=2.0.2\r\n"), "CAPABILITY TUNNEL=V6V4 TUNNEL=V6UDPV4 AUTH=ANONYMOUS\r\n");
     assert!(new.ask("AUTHENTICATE ANONYMOUS\r\n\0").starts_with("200 "));
     let others = new.create("v6udpv4", C4, None, 0);
-    assert!(others.text.contains("<keepalive interval=\"40\">"), "{}", others.text);
+    assert!(others.text.contains("<keepalive interval=\"25\">"), "{}", others.text);
     // The session from before goes on as it began.
     assert!(old.ask(&framed("<tunnel action=\"info\"></tunnel>\r\n")).contains("interval=\"20\""));
     assert!(new.ask("VERSION=9.9\r\n").contains("1302 "), "there is somebody else to ask now");
