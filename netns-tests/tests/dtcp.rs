@@ -416,11 +416,11 @@ fn what_is_pasted_on_linux_logs_in_and_sets_up_the_tunnel() {
     let Some(rig) = Rig::new_or_skip("sixway snippet --for linux, run by bash") else { return };
     let config = server_config(&rig, "");
     let server = Router::start(&rig.lab, &rig.s, &config);
-    // Not every kernel has the module sit: iproute2 is played by a script that notes what it is told.
+    // Not every kernel has the module sit: iproute2 is played by a script that knows no device and notes what it is told.
     let told = rig.lab.path("told");
     let stand_in = rig.lab.path("bin");
     rig.s.run(&format!(
-        "mkdir -p {0}; echo '#!/bin/sh\necho \"$@\" >>{1}' >{0}/ip; chmod 755 {0}/ip",
+        "mkdir -p {0}; echo '#!/bin/sh\n[ \"$1 $2\" != \"link show\" ] || exit 1\necho \"$@\" >>{1}' >{0}/ip; chmod 755 {0}/ip",
         stand_in.display(),
         told.display()
     ));

@@ -41,7 +41,7 @@ dhcp6_story() {
     check "the real dhcp6ctl: stop" real_stop
     check "our dhcp6ctl and WIDE's dhcp6s: reload, remove, stop" our_ctl_server
     check "our dhcp6ctl and WIDE's dhcp6c: stop and start an interface, stop" our_ctl_client
-    tunnel_checks
+    dhcp6_tunnel_checks
 }
 
 dhcp6_rig() {

@@ -4,7 +4,7 @@
 #   S: sixway run, [dhcpv6] on vs0 ──── protocol 41 ──── vc0 C: sixc, a TUN device   lan0
 
 # Afterwards dhcp6c, dhcpcd and dibbler-client have been given both, each anew, and have given it back.
-tunnel_checks() {
+dhcp6_tunnel_checks() {
     if ! command -v python3 >/dev/null; then
         echo "SKIPPED clients in a tunnel: python3 is missing, which carries the packets of their TUN device"
         SKIPPED=$((SKIPPED + 1))
