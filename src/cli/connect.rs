@@ -23,7 +23,7 @@ use super::print_line;
 use super::run::start_log;
 use super::{fixed, tsp_wish, tspc};
 use crate::admin::server::AdminSocket;
-use crate::config::{Config, DEFAULT_TUN};
+use crate::config::{Config, DEFAULT_TUN, usual_socket};
 use crate::delegation;
 use crate::dtcp::client::{Backoff, Client, End, Output, Wish, configuration};
 use crate::dtcp::codec::{Kind, PORT, UdpWish, Up};
@@ -280,8 +280,7 @@ impl Signals {
 /// a tunnel that works.
 pub(super) fn check_here(tun: &str, socket: Option<&Path>) -> anyhow::Result<()> {
     check_tun_is_open()?;
-    let usual = PathBuf::from(format!("/run/sixway/{tun}.sock"));
-    drop(AdminSocket::bind(socket.unwrap_or(&usual))?);
+    drop(AdminSocket::bind(socket.unwrap_or(&usual_socket(tun)))?);
     Ok(())
 }
 

@@ -17,11 +17,9 @@ use crate::admin::table::columns;
 use crate::broker::account::MAX_SECRET;
 use crate::broker::roll::Roll;
 use crate::broker::{Account, Mechanisms, Memory, Record, Secret, UserName, roll};
-use crate::config::{Config, DEFAULT_PATH};
+use crate::config::{self, Config, DEFAULT_PATH, DEFAULT_TUN};
 use crate::store::{Sqlite, Store};
 
-/// Where a router without a configuration of its own keeps accounts.
-const USUAL_STORE: &str = "/var/lib/sixway/six0.db";
 /// The longest file of accounts, in octets.
 const MOST_IMPORTED: u64 = 64 * 1024 * 1024;
 
@@ -144,8 +142,8 @@ pub fn run(args: &UserArgs) -> anyhow::Result<()> {
 
 /// Without a configuration file at the usual place: the store that a bare `dtcps` keeps, if there is one.
 fn usual_store(config: &Path) -> Option<PathBuf> {
-    let store = Path::new(USUAL_STORE);
-    (config == Path::new(DEFAULT_PATH) && !config.exists() && store.exists()).then(|| store.to_owned())
+    let store = config::usual_store(DEFAULT_TUN);
+    (config == Path::new(DEFAULT_PATH) && !config.exists() && store.exists()).then_some(store)
 }
 
 /// A user of a router that gives nothing to anybody will wait in vain.

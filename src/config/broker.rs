@@ -24,7 +24,7 @@ pub(crate) struct Pools {
 /// Reads `[store]`; the default follows the TUN device's name.
 pub(crate) fn store(report: &mut Report<'_>, section: &Section<'_, '_>, tun: &str, wanted: bool) -> Store {
     let path = section.text(report, "path", absolute);
-    Store { path: path.unwrap_or_else(|| PathBuf::from(format!("/var/lib/sixway/{tun}.db"))), wanted }
+    Store { path: path.unwrap_or_else(|| super::usual_store(tun)), wanted }
 }
 
 fn absolute(text: &str) -> Result<PathBuf, Complaint> {

@@ -41,6 +41,16 @@ use crate::dhcpv6::session as dhcpv6_session;
 
 /// Where the configuration is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/sixway/sixway.toml";
+
+/// Where the admin socket of the router with this TUN device is, unless `[admin]` says otherwise.
+pub fn usual_socket(tun: &str) -> PathBuf {
+    PathBuf::from(format!("/run/sixway/{tun}.sock"))
+}
+
+/// Where the store of the router with this TUN device is, unless `[store]` says otherwise.
+pub fn usual_store(tun: &str) -> PathBuf {
+    PathBuf::from(format!("/var/lib/sixway/{tun}.db"))
+}
 /// The TUN device's name when nothing else is said.
 pub const DEFAULT_TUN: &str = "six0";
 /// The UDP port when nothing else is said: the one of the Tunnel Setup Protocol (RFC 5572 section 9).

@@ -80,7 +80,7 @@ fn tun_name(text: &str) -> Result<String, Complaint> {
 /// Reads `[admin]`; the default follows the TUN device's name.
 pub(crate) fn admin(report: &mut Report<'_>, section: &Section<'_, '_>, tun: &str) -> Admin {
     let socket = section.text(report, "socket", socket_path);
-    Admin { socket: socket.unwrap_or_else(|| PathBuf::from(format!("/run/sixway/{tun}.sock"))) }
+    Admin { socket: socket.unwrap_or_else(|| super::usual_socket(tun)) }
 }
 
 fn socket_path(text: &str) -> Result<PathBuf, Complaint> {
