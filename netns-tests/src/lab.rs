@@ -50,6 +50,13 @@ pub struct Job {
     what: String,
 }
 
+/// Say loudly that what follows is not tested here, and why; one line, which `scripts/test` counts.
+pub fn skipped(why: impl Display) {
+    let why = why.to_string().replace('\n', " ");
+    // Not eprintln!, which the test harness captures: what is skipped must be seen although the test passes.
+    drop(writeln!(std::io::stderr(), "SKIPPED: {}", why.trim_end()));
+}
+
 impl Lab {
     /// A lab for `story`, or `None` with a loud `SKIPPED: reason` on standard error where namespaces or
     /// the TUN device are out of reach. With `SIXWAY_REQUIRE_NETNS=1` that is a panic instead.
@@ -59,8 +66,7 @@ impl Lab {
         if let Err(reason) = &lab {
             let required = std::env::var("SIXWAY_REQUIRE_NETNS").is_ok_and(|v| v == "1");
             assert!(!required, "{story}: {reason} (SIXWAY_REQUIRE_NETNS=1 forbids to skip)");
-            // Not eprintln!, which the test harness captures: a skipped story must be seen.
-            drop(writeln!(std::io::stderr(), "SKIPPED: {story}: {reason}"));
+            skipped(format_args!("{story}: {reason}"));
         }
         lab.ok()
     }

@@ -26,7 +26,7 @@ mod router;
 mod stream;
 pub mod tsp;
 
-pub use lab::{Done, Job, Lab, Space, wait_for};
+pub use lab::{Done, Job, Lab, Space, skipped, wait_for};
 pub use observe::{Echo, IPV4, IPV6, Observer, echo_requests};
 pub use packet::{Ends, Inner, icmp};
 pub use peer::{Client, Serving};

@@ -257,7 +257,7 @@ fn dhcp6ctl_stops_and_starts_it() {
     if real.exists() {
         programs.push(real.display().to_string());
     } else {
-        println!("SKIPPED: {} (wide-dhcpv6-client) is not installed", real.display());
+        netns_tests::skipped(format_args!("{} (wide-dhcpv6-client) is not installed", real.display()));
     }
     for ctl in programs {
         let tell =
@@ -403,7 +403,7 @@ fn wide_s_server_is_understood() {
     let Some((rig, _h)) = rig("delegation: WIDE's dhcp6s in a tunnel") else { return };
     let server = Path::new("/usr/sbin/dhcp6s");
     if !server.exists() || !Path::new("/usr/bin/python3").exists() {
-        println!("SKIPPED: {} (wide-dhcpv6-server) or python3 is not installed", server.display());
+        netns_tests::skipped(format_args!("{} (wide-dhcpv6-server) or python3 is not installed", server.display()));
         return;
     }
     let _device = device(&rig);
@@ -437,7 +437,7 @@ fn kea_is_understood() {
     let Some((rig, _h)) = rig("delegation: Kea in a tunnel") else { return };
     let server = Path::new("/usr/sbin/kea-dhcp6");
     if !server.exists() || !Path::new("/usr/bin/python3").exists() {
-        println!("SKIPPED: {} (kea-dhcp6-server) or python3 is not installed", server.display());
+        netns_tests::skipped(format_args!("{} (kea-dhcp6-server) or python3 is not installed", server.display()));
         return;
     }
     let _device = device(&rig);

@@ -297,7 +297,7 @@ fn wide_s_client_proves_itself_and_its_prefix_is_routed() {
     let Some(links) = Links::new_or_skip("dhcp6s: wide dhcp6c with delayed authentication") else { return };
     let client = Path::new("/usr/sbin/dhcp6c");
     if !client.exists() {
-        println!("SKIPPED: {} (wide-dhcpv6-client) is not installed", client.display());
+        netns_tests::skipped(format_args!("{} (wide-dhcpv6-client) is not installed", client.display()));
         return;
     }
     let key = "keyinfo k { realm \"example.com\"; keyid 1; secret \"5pvW2g48OHPvkYMJSw0vZA==\"; };";

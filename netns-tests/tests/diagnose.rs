@@ -148,7 +148,7 @@ fn look_with_tshark(file: &str) {
     let fields = ["-e", "ipv6.src", "-e", "icmpv6.type", "-e", "frame.comment", "-e", "frame.interface_name"];
     let read = Command::new("tshark").args(["-r", file, "-T", "fields"]).args(fields).output();
     let Ok(read) = read else {
-        println!("SKIPPED: tshark is not installed; the file was not read by another program");
+        netns_tests::skipped("tshark is not installed; the file was not read by another program");
         assert_eq!(fs::read(file).unwrap()[..4], [0x0a, 0x0d, 0x0d, 0x0a]);
         return;
     };

@@ -130,7 +130,7 @@ fn full_send_buffers_lose_packets_and_no_more() {
     let Some(rig) = Rig::new_or_skip("the outer link is slow") else { return };
     let slow = rig.s.attempt("tc qdisc add dev s0 root tbf rate 200kbit burst 1600 limit 100000");
     if !slow.ok {
-        println!("SKIPPED: this kernel has no token bucket filter: {}", slow.text);
+        netns_tests::skipped(format_args!("this kernel has no token bucket filter: {}", slow.text));
         return;
     }
     let server = rig.server(&Rig::alice("udp", ""));
@@ -161,7 +161,7 @@ fn takes_no_more(encap: &str) {
     let Some(rig) = Rig::new_or_skip(&format!("the outer socket's buffer is full, {encap}")) else { return };
     let slow = rig.s.attempt("tc qdisc add dev s0 root tbf rate 100kbit burst 1600 limit 200000000");
     if !slow.ok {
-        println!("SKIPPED: this kernel has no token bucket filter: {}", slow.text);
+        netns_tests::skipped(format_args!("this kernel has no token bucket filter: {}", slow.text));
         return;
     }
     let server = rig.server(&Rig::alice(encap, ""));

@@ -144,7 +144,7 @@ fn an_ipsec_policy_is_not_passed_by() {
     let Some(rig) = Rig::new_or_skip("super-packets by protocol 41 under an IPsec policy") else { return };
     let policy = "src 10.71.0.1 dst 10.71.0.2 proto 41 dir out";
     if !rig.s.attempt("ip xfrm policy list").ok {
-        return println!("    SKIPPED: this kernel has no IPsec");
+        return netns_tests::skipped("this kernel has no IPsec");
     }
     let (server, client) = (rig.server(&Rig::alice("proto41", "mtu = 1480")), rig.client("proto41", 1480));
     expect_whole(&server);
@@ -183,7 +183,7 @@ fn they_are_cut_after_somebody_has_detached_the_program() {
         return;
     };
     if !cfg!(target_arch = "x86_64") {
-        return println!("    SKIPPED: the detaching script knows the system call's number on x86_64 only");
+        return netns_tests::skipped("the detaching script knows the system call's number on x86_64 only");
     }
     let (server, client) = (rig.server(&Rig::alice("proto41", "mtu = 1480")), rig.client("proto41", 1480));
     expect_whole(&server);

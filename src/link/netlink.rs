@@ -509,6 +509,7 @@ const UNREACHABLE: [Errno; 4] = [Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno:
 pub(crate) mod tests {
     use super::*;
     use std::fs::File;
+    use std::io::Write;
     use std::os::fd::AsFd;
 
     /// Runs `story` on a thread in a new network namespace; without the right to make one, says so
@@ -522,7 +523,11 @@ pub(crate) mod tests {
             room.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
         if let Err(why) = allowed {
-            eprintln!("SKIPPED: cannot make a network namespace ({why}); run the tests as root");
+            // Not eprintln!, which is captured while the test passes.
+            let _told = writeln!(
+                std::io::stderr(),
+                "SKIPPED: cannot make a network namespace ({why}); run the tests as root"
+            );
         }
     }
 
