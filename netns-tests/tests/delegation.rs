@@ -403,7 +403,10 @@ fn wide_s_server_is_understood() {
     let Some((rig, _h)) = rig("delegation: WIDE's dhcp6s in a tunnel") else { return };
     let server = Path::new("/usr/sbin/dhcp6s");
     if !server.exists() || !Path::new("/usr/bin/python3").exists() {
-        netns_tests::skipped(format_args!("{} (wide-dhcpv6-server) or python3 is not installed", server.display()));
+        netns_tests::skipped(format_args!(
+            "{} (wide-dhcpv6-server) or python3 is not installed",
+            server.display()
+        ));
         return;
     }
     let _device = device(&rig);
@@ -437,7 +440,10 @@ fn kea_is_understood() {
     let Some((rig, _h)) = rig("delegation: Kea in a tunnel") else { return };
     let server = Path::new("/usr/sbin/kea-dhcp6");
     if !server.exists() || !Path::new("/usr/bin/python3").exists() {
-        netns_tests::skipped(format_args!("{} (kea-dhcp6-server) or python3 is not installed", server.display()));
+        netns_tests::skipped(format_args!(
+            "{} (kea-dhcp6-server) or python3 is not installed",
+            server.display()
+        ));
         return;
     }
     let _device = device(&rig);

@@ -236,7 +236,10 @@ fn a_real_client_s_prefix_is_routed() {
     let Some(rig) = Rig::new_or_skip("DHCPv6: wide dhcp6c on a TUN device") else { return };
     let program = Path::new("/usr/sbin/dhcp6c");
     if !program.exists() || !Path::new("/usr/bin/python3").exists() {
-        netns_tests::skipped(format_args!("{} (wide-dhcpv6-client) or python3 is not installed", program.display()));
+        netns_tests::skipped(format_args!(
+            "{} (wide-dhcpv6-client) or python3 is not installed",
+            program.display()
+        ));
         return;
     }
     let server = Router::start(&rig.lab, &rig.s, &config(&rig, ""));

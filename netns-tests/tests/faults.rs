@@ -167,7 +167,9 @@ fn takes_no_more(encap: &str) {
     let server = rig.server(&Rig::alice(encap, ""));
     let alice = rig.alice_peer(encap);
     assert!(alice.ping(U6, PATIENCE).is_some());
-    flood(&rig, 16_000);
+    // One flow, so one worker and one socket, whose buffer stays full.
+    let flow = rig.u.inside(|| std::net::UdpSocket::bind("[::]:0").unwrap());
+    flood(&flow, 16_000);
     let refused = wait_for("sends to be refused", PATIENCE, || {
         Some(server.drops("send_failed")).filter(|refused| *refused > 100)
     });
@@ -176,7 +178,7 @@ fn takes_no_more(encap: &str) {
     });
     let before = ticks(server.pid());
     for _ in 0..10 {
-        flood(&rig, 40);
+        flood(&flow, 40);
         thread::sleep(Duration::from_millis(100));
     }
     let used = ticks(server.pid()) - before;
@@ -191,10 +193,9 @@ fn takes_no_more(encap: &str) {
 }
 
 /// Datagrams of 1200 octets to alice, no faster than the TUN device's queue takes them.
-fn flood(rig: &Rig, count: u32) {
-    let socket = rig.u.inside(|| std::net::UdpSocket::bind("[::]:0").unwrap());
+fn flood(flow: &std::net::UdpSocket, count: u32) {
     for n in 0..count {
-        let _the_kernel_may_be_busy = socket.send_to(&[7; 1152], (ALICE, 9));
+        let _the_kernel_may_be_busy = flow.send_to(&[7; 1152], (ALICE, 9));
         if n % 50 == 49 {
             thread::sleep(Duration::from_millis(1));
         }

@@ -41,7 +41,10 @@ const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
 fn may_unshare(space: &Space) -> bool {
     let allowed = space.attempt(&format!("{NOBODY} unshare -Urn true"));
     if !allowed.ok {
-        netns_tests::skipped(format_args!("user namespaces are closed to ordinary users here: {}", allowed.text));
+        netns_tests::skipped(format_args!(
+            "user namespaces are closed to ordinary users here: {}",
+            allowed.text
+        ));
     }
     allowed.ok
 }
