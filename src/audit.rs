@@ -17,6 +17,7 @@ use sixway_dataplane::table::slab::Encap;
 use sixway_dataplane::update::{Ipv6Prefix, Meter, Outer, TunnelId};
 use sixway_dataplane::verdict::{Reason, Verdict};
 
+use crate::admin::packet::sender;
 use crate::advice;
 use crate::config::Config;
 use crate::explain::from_peer;
@@ -153,7 +154,11 @@ impl<'a> Auditor<'a> {
             None => {
                 pass("default_deny", "a stranger's packet is dropped, by protocol 41 and on every UDP port")
             }
-            Some(arrival) => fail("default_deny", format!("{arrival:?} passes"), "Report it: this is a bug."),
+            Some(arrival) => fail(
+                "default_deny",
+                format!("a packet of {} passes", sender(Some(arrival))),
+                "Report it: this is a bug.",
+            ),
         }
     }
 

@@ -88,7 +88,8 @@ pub async fn accept(
                 counts.accept_failed.fetch_add(1, Ordering::Relaxed);
                 failing.say(|| {
                     tracing::warn!(
-                        event = "accept_failed", %why,
+                        event = "accept_failed",
+                        why = why.to_string(),
                         "{protocol} connections wait; raise the limit of open files"
                     );
                 });

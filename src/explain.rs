@@ -87,7 +87,7 @@ fn name(registry: &Registry, id: TunnelId) -> String {
 
 /// Has the forwarder judge the packet that is asked about. `Err` says what is wrong with the question.
 pub fn explain(wish: &Wish, registry: &Registry, explainer: &mut Explainer) -> Result<Explained, String> {
-    let missing = || format!("there is no tunnel '{}'", wish.tunnel);
+    let missing = || registry.no_tunnel(&wish.tunnel);
     let id = registry.by_name(&wish.tunnel).ok_or_else(missing)?;
     let live = registry.tunnel(id).ok_or_else(missing)?;
     let bytes = packet(wish, registry, live)?;

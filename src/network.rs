@@ -164,7 +164,7 @@ impl Network {
         match added {
             Ok(Outcome::Added) => drop(lent.insert(addr)),
             Ok(_) => {}
-            Err(why) => tracing::warn!(%addr, %why, "an address is missing"),
+            Err(why) => tracing::warn!(%addr, why = why.to_string(), "an address is missing"),
         }
     }
 
@@ -177,7 +177,7 @@ impl Network {
             Ok(())
         };
         if let Err(why) = gone {
-            tracing::warn!(%addr, %why, "an address stays");
+            tracing::warn!(%addr, why = why.to_string(), "an address stays");
         }
     }
 
@@ -190,7 +190,7 @@ impl Network {
         match self.links.add_route(prefix, &self.tun, None).await {
             Ok(Outcome::Added) => drop(self.lent_routes.insert(prefix)),
             Ok(_) => {}
-            Err(why) => tracing::warn!(%prefix, %why, "a route is missing"),
+            Err(why) => tracing::warn!(%prefix, why = why.to_string(), "a route is missing"),
         }
     }
 
@@ -210,7 +210,7 @@ impl Network {
             return;
         }
         if let Err(why) = self.links.remove_route(prefix, &self.tun, None).await {
-            tracing::warn!(%prefix, %why, "a route stays");
+            tracing::warn!(%prefix, why = why.to_string(), "a route stays");
         }
     }
 
@@ -224,12 +224,12 @@ impl Network {
     pub async fn withdraw(&mut self) {
         let Some(mtu) = self.before else { return };
         if let Err(why) = self.links.set_up(&self.tun, Some(mtu)).await {
-            tracing::warn!(%why, "the device's MTU stays changed");
+            tracing::warn!(why = why.to_string(), "the device's MTU stays changed");
         }
         let lent = self.lent_routes.drain();
         for prefix in std::mem::take(&mut self.routes).into_iter().chain(lent) {
             if let Err(why) = self.links.remove_route(prefix, &self.tun, None).await {
-                tracing::warn!(%prefix, %why, "a route stays");
+                tracing::warn!(%prefix, why = why.to_string(), "a route stays");
             }
         }
         let locals: Vec<Ipv6Addr> = self.lent_locals.iter().copied().collect();
@@ -239,7 +239,7 @@ impl Network {
         let lent = self.lent_addresses.drain().map(|addr| (addr, 128));
         for (addr, len) in std::mem::take(&mut self.addresses).into_iter().chain(lent) {
             if let Err(why) = self.links.remove_address(&self.tun, addr, len).await {
-                tracing::warn!(%addr, %why, "an address stays");
+                tracing::warn!(%addr, why = why.to_string(), "an address stays");
             }
         }
     }

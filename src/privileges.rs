@@ -5,6 +5,8 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use nix::sched::{CloneFlags, unshare};
@@ -45,7 +47,8 @@ fn tun_advice(error: &io::Error) -> &'static str {
             "there is no TUN device here: `sudo modprobe tun`, or give the container /dev/net/tun (`--device /dev/net/tun`)"
         }
         Some(libc_errno::EACCES) => {
-            "/dev/net/tun may not be opened by this user: run with sudo, or `sudo chmod 0666 /dev/net/tun`"
+            "/dev/net/tun may not be opened by this user: run with sudo, or let a group in that this user is in (`sudo chgrp \
+             GROUP /dev/net/tun && sudo chmod 0660 /dev/net/tun`)"
         }
         Some(libc_errno::EPERM) => {
             "creating it needs root or CAP_NET_ADMIN: run with sudo, or `sixway run --unshare` for a network namespace of \
@@ -92,8 +95,18 @@ pub fn leave_no_core() {
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_CORE)
         && let Err(why) = setrlimit(Resource::RLIMIT_CORE, 0, most)
     {
-        tracing::warn!(%why, "a crash could leave secrets in a core dump");
+        tracing::warn!(why = why.to_string(), "a crash could leave secrets in a core dump");
     }
+}
+
+/// That others can read or change this file, which has a secret in it, if they can.
+pub fn told_to_others(file: &Path) -> Option<String> {
+    let found = fs::metadata(file).ok().filter(|found| found.is_file())?;
+    let mode = found.mode() & 0o777;
+    (mode & 0o066 != 0).then(|| {
+        let name = file.display();
+        format!("{name} has a secret in it, and others can get at it (mode {mode:04o}): `chmod 600 {name}`")
+    })
 }
 
 /// Lets this process have as many connections as it may have by its limits, and says so: each takes a descriptor, and a
@@ -106,7 +119,7 @@ pub fn make_room(connections: u32) {
              refused"
         ),
         Ok((was, now)) => tracing::debug!("open files: {now} at most (limit at the start: {was})"),
-        Err(why) => tracing::warn!(%why, "the limit of open files cannot be raised"),
+        Err(why) => tracing::warn!(why = why.to_string(), "the limit of open files cannot be raised"),
     }
 }
 
@@ -147,4 +160,27 @@ pub fn leave_network() -> anyhow::Result<()> {
     fs::write("/proc/self/uid_map", format!("0 {uid} 1"))
         .context("cannot map the user into its namespace")?;
     fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context("cannot map the group into its namespace")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn secrets_that_others_can_read_are_told_of() {
+        let path = std::env::temp_dir().join(format!("sixway-secret-{}", std::process::id()));
+        fs::write(&path, "").unwrap();
+        let told = |mode| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            told_to_others(&path)
+        };
+        assert!(told(0o644).unwrap().contains("(mode 0644): `chmod 600 "));
+        assert!(told(0o620).is_some());
+        assert_eq!((told(0o600), told(0o400)), (None, None));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(told_to_others(&path), None);
+        assert_eq!(told_to_others(Path::new("/dev/null")), None, "what is no file holds none");
+    }
 }

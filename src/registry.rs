@@ -17,7 +17,7 @@ use sixway_dataplane::update::{
 };
 
 use crate::broker::{Binding, Grant, LeaseId, Protocol, Route};
-use crate::config::{Care, Config, Leased, Pmtu, Ra, TunnelConfig};
+use crate::config::{Care, Config, Leased, Pmtu, Ra, TunnelConfig, nearest};
 
 /// A tunnel that is in the tables.
 #[derive(Debug)]
@@ -102,6 +102,9 @@ pub struct Registry {
     policy: Policy,
 }
 
+/// Tunnels whose names are compared with one that is not found.
+pub(crate) const MOST_COMPARED: usize = 1000;
+
 /// A configuration worked out against what is live, not yet applied.
 #[derive(Default)]
 struct Plan {
@@ -147,7 +150,7 @@ impl Registry {
         // Sockets that nothing uses any more; a refusal leaves one open, which harms nobody.
         for update in &plan.after {
             if let Err(why) = self.writer.apply(std::slice::from_ref(update)) {
-                tracing::warn!(%why, "a UDP socket stays open");
+                tracing::warn!(why = why.to_string(), "a UDP socket stays open");
             }
         }
         self.local = config.router.address.iter().map(|a| a.addr).collect();
@@ -485,7 +488,7 @@ impl Registry {
         }
         self.lent.remove(&at);
         if let Err(why) = self.writer.apply(&[Update::Unlisten(at)]) {
-            tracing::warn!(%why, "a UDP socket stays open");
+            tracing::warn!(why = why.to_string(), "a UDP socket stays open");
         }
     }
 
@@ -582,6 +585,18 @@ impl Registry {
     /// The number of the tunnel with this name.
     pub fn by_name(&self, name: &str) -> Option<TunnelId> {
         self.by_name.get(name).copied()
+    }
+
+    /// That no tunnel has this name, and which one may be meant.
+    pub fn no_tunnel(&self, name: &str) -> String {
+        let whose = format!("{name}@");
+        // Among very many names nobody finds a typing mistake, and looking for it takes long.
+        let names: Vec<&str> = self.iter().take(MOST_COMPARED).map(|(_, live)| &*live.config.name).collect();
+        let granted = names.iter().copied().find(|granted| granted.starts_with(&whose));
+        match granted.or_else(|| nearest(name, &names)) {
+            Some(near) => format!("there is no tunnel '{name}'; did you mean '{near}'?"),
+            None => format!("there is no tunnel '{name}'; `sixway status` lists those that there are"),
+        }
     }
 
     /// All live tunnels in order of their numbers.

@@ -48,7 +48,7 @@ impl Watchers {
         if self.all.values().map(|(_, viewers)| viewers.len()).sum::<usize>() >= VIEWERS {
             return Err(format!("{VIEWERS} viewers watch already; end one of them"));
         }
-        let id = registry.by_name(name).ok_or_else(|| format!("there is no tunnel '{name}'"))?;
+        let id = registry.by_name(name).ok_or_else(|| registry.no_tunnel(name))?;
         registry.watch(id, true).map_err(|why| why.to_string())?;
         if self.all.is_empty() {
             self.lost = counters.happened(Event::WatchMissed);

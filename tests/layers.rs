@@ -181,9 +181,17 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// A room's tests in several files, as `tests.rs` in one.
+fn is_of_tests(folder: &Path) -> bool {
+    folder.ends_with("tests") && folder.components().any(|part| part.as_os_str() == "src")
+}
+
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        if path.is_dir() && is_of_tests(&path) {
+            continue;
+        }
         if path.is_dir() {
             sources(&path, found);
         } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs") {

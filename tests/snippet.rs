@@ -87,7 +87,7 @@ fn every_text_is_what_it_was() {
 #[test]
 fn scripts_are_scripts() {
     let desk = Desk::new("syntax", ROUTER);
-    desk.add("alice", &[]);
+    desk.add("alice", &["--prefix", "2001:db8:7::/48", "--interface", "7"]);
     for client in ["linux", "freebsd", "dtcpc", "networkd", "openwrt"] {
         for kind in ["network", "host", "tunnelonly"] {
             for secret in [&[][..], &["--show-secret"]] {
@@ -106,7 +106,7 @@ fn scripts_are_scripts() {
 #[test]
 fn secrets_are_shown_on_purpose_only() {
     let desk = Desk::new("secret", ROUTER);
-    desk.add("alice", &[]);
+    desk.add("alice", &["--prefix", "2001:db8:7::/48"]);
     for client in CLIENTS {
         assert!(!desk.snippet(&["alice", "--for", client]).contains("ecret &"), "{client}");
         assert!(!desk.snippet(&["alice", "--for", client]).contains("$ecret"), "{client}");
@@ -121,8 +121,14 @@ fn secrets_are_shown_on_purpose_only() {
 fn it_says_what_would_be_granted_and_what_stands_against_it() {
     let desk = Desk::new("errors", ROUTER);
     desk.add("alice", &[]);
-    let text = desk.snippet(&["alice", "--for", "networkd"]);
+    let text = desk.snippet(&["alice", "--for", "linux"]);
     assert!(text.contains("type network: 2001:db8:8000::/56") && text.contains("not set aside"), "{text}");
+    // Nor is it for the next one, who would write the same into files.
+    for client in ["networkd", "openwrt"] {
+        desk.refused(&["alice", "--for", client], "--prefix PREFIX");
+        desk.refused(&["alice", "--for", client, "--type", "host"], "--interface N");
+        desk.snippet(&["alice", "--for", client, "--type", "tunnelonly"]);
+    }
     desk.refused(&["bob", "--for", "linux"], "there is no user 'bob'");
     desk.refused(&["a b", "--for", "linux"], "a user name has");
     desk.refused(&["alice", "--for", "windows"], "possible values: linux");
@@ -136,9 +142,10 @@ fn it_says_what_would_be_granted_and_what_stands_against_it() {
     let only = Desk::new("dtcp", &ROUTER.replace("[tsp]\n", ""));
     only.add("alice", &[]);
     only.refused(&["alice", "--for", "gogoc"], "has no [tsp]: gogoc would be given no tunnel there");
-    let nowhere = Desk::new("nowhere", "[dtcp]\n");
+    let nowhere = Desk::new("nowhere", "[dtcp]\n[tsp]\n[[pool]]\nprefix = \"2001:db8::/64\"\npairs = true\n");
     nowhere.add("alice", &[]);
-    nowhere.refused(&["alice", "--for", "linux"], "names no address");
+    nowhere.refused(&["alice", "--for", "linux"], "`public_address` in [dtcp]");
+    nowhere.refused(&["alice", "--for", "gogoc"], "`public_address` in [tsp]");
     let bare = ["alice", "--for", "linux", "--server", "192.0.2.1"];
     assert!(nowhere.snippet(&bare).contains("type tunnelonly: link-local"));
     nowhere.refused(&[&bare[..], &["--type", "network"]].concat(), "no tunnel of type network");

@@ -243,6 +243,15 @@ pub enum Holder {
     Unassigned,
 }
 
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "the router's own",
+            Self::Unassigned => "a pool's",
+        })
+    }
+}
+
 /// What a tunnel may carry, both directions together; 0 is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Meter {
@@ -356,7 +365,7 @@ pub enum Rejected {
         held_by: TunnelId,
     },
     /// The prefix is the router's own or a reserved pool's.
-    #[error("prefix {prefix} is reserved ({holder:?})")]
+    #[error("prefix {prefix} is reserved: it is {holder}")]
     PrefixReserved {
         /// The prefix wanted twice.
         prefix: Ipv6Prefix,

@@ -62,7 +62,7 @@ reasons! {
     Unassigned = "unassigned",
     /// The tunnel's peer has not been learned yet.
     NoEndpoint = "no_endpoint",
-    /// Longer than the tunnel's MTU; Packet Too Big was sent.
+    /// Longer than the tunnel's MTU, which Packet Too Big tells the sender.
     TooBig = "too_big",
     /// The hop limit ran out between two tunnels.
     HopLimit = "hop_limit",

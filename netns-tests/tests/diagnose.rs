@@ -64,6 +64,8 @@ fn explain_says_what_the_forwarder_then_does() {
     assert!(text.contains("verdict: dropped: too_big; its sender is told: packet too big"), "{text}");
     let nobody = ask(&server, &["explain", "--tunnel", "carol", "--dst", ALICE]);
     assert!(!nobody.ok && nobody.text.contains("there is no tunnel 'carol'"), "{}", nobody.text);
+    let near = ask(&server, &["status", "--tunnel", "alcie"]);
+    assert!(!near.ok && near.text.contains("did you mean 'alice'?"), "{}", near.text);
     assert!(!ask(&server, &["explain", "--tunnel", "alice", "--dst", ALICE, "--len", "39"]).ok);
 }
 

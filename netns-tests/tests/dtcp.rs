@@ -123,7 +123,9 @@ fn a_bare_tunnel_has_a_router_that_answers() {
 fn a_bare_tunnel_carries_what_is_routed_by_hand() {
     let Some((rig, server)) = served("type tunnelonly: addresses assigned by hand", "") else { return };
     let client = connect(&rig, "type=tunnelonly", "c");
-    rig.c.run("ip addr add fd00:2:7::9/128 dev six0 nodad");
+    assert!(client.said().contains("no default route leads into it"), "{}", client.said());
+    assert_eq!(rig.c.run("ip -6 route show default"), "");
+    rig.c.run("ip addr add fd00:2:7::9/128 dev six0 nodad && ip -6 route add default dev six0");
     assert_eq!(pings(&rig.c, U6, 3, "-I fd00:2:7::9"), 3);
     assert_eq!(pings(&rig.u, "fd00:2:7::9", 3, ""), 3);
     transfer(&rig.u, &rig.c, "fd00:2:7::9", 4 << 20);

@@ -241,7 +241,7 @@ impl Sources<'_> {
         let limit = limit.clamp(1, MOST_IN_PAGE);
         let (total, tunnels) = match only {
             Some(name) => {
-                let id = self.registry.by_name(name).ok_or_else(|| format!("there is no tunnel '{name}'"))?;
+                let id = self.registry.by_name(name).ok_or_else(|| self.registry.no_tunnel(name))?;
                 (1, self.registry.tunnel(id).map(|live| self.tunnel(id, live)).into_iter().collect())
             }
             None => (self.registry.len(), self.page(page, limit)),

@@ -3,14 +3,14 @@
 use std::fs::OpenOptions;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 
 use super::socket::SocketArgs;
-use crate::admin::client::view;
-use crate::admin::pcapng;
+use crate::admin::client::{ask, view};
+use crate::admin::{Request, pcapng};
 
 /// Octets of a packet that are captured at most.
 const LONGEST: u32 = 2048;
@@ -20,7 +20,7 @@ const SIDES: [&str; 3] = ["kernel", "peer", "datagram"];
 /// Arguments of `sixway capture`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Ends with Ctrl-C, after --count packets, or when the tunnel goes; the file is whole at every moment. Of long (merged) packets the first 2048 octets are kept. Look at it with `tshark -r FILE -T fields -e frame.comment -e ipv6.src -e ipv6.dst`."
+    after_help = "A file that is there already is left alone, unless --force is said. Ends with Ctrl-C, after --count packets, or when the tunnel goes; the file is whole at every moment. Of long (merged) packets the first 2048 octets are kept. Look at it with `tshark -r FILE -T fields -e frame.comment -e ipv6.src -e ipv6.dst`."
 )]
 pub struct CaptureArgs {
     /// The tunnel
@@ -29,6 +29,9 @@ pub struct CaptureArgs {
     /// The file to write, only for its owner to read; `-`: standard output
     #[arg(short, long, value_name = "FILE")]
     write: PathBuf,
+    /// Overwrite the file if it is there
+    #[arg(long)]
+    force: bool,
     /// End after so many packets
     #[arg(long, value_name = "N")]
     count: Option<u64>,
@@ -36,15 +39,28 @@ pub struct CaptureArgs {
     instance: SocketArgs,
 }
 
+/// Where packets go. What is no file, such as a pipe or /dev/null, is not overwritten by writing into it.
+fn open(path: &Path, force: bool) -> anyhow::Result<Box<dyn Write>> {
+    if path.as_os_str() == "-" {
+        return Ok(Box::new(std::io::stdout()));
+    }
+    let is_precious = !force && std::fs::metadata(path).is_ok_and(|found| found.is_file());
+    anyhow::ensure!(
+        !is_precious,
+        "{} is there already, and stays as it is: name another file, or say --force to overwrite it",
+        path.display()
+    );
+    let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    Ok(Box::new(opened.with_context(|| format!("cannot write {}", path.display()))?))
+}
+
 /// Writes packets until there are no more.
 pub fn run(args: &CaptureArgs) -> anyhow::Result<()> {
     let socket = args.instance.path()?;
-    let mut file: Box<dyn Write> = if args.write.as_os_str() == "-" {
-        Box::new(std::io::stdout())
-    } else {
-        let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&args.write);
-        Box::new(opened.with_context(|| format!("cannot write {}", args.write.display()))?)
-    };
+    // Before the file is touched: a name that nobody has leaves none behind.
+    let about = Request::Status { page: 1, limit: 1, tunnel: Some(args.tunnel.clone()) };
+    ask(&socket, &about)?;
+    let mut file = open(&args.write, args.force)?;
     file.write_all(&pcapng::head(concat!("sixway ", env!("CARGO_PKG_VERSION")), &SIDES, LONGEST))?;
     file.flush()?;
     let mut file = BufWriter::new(file);
@@ -75,5 +91,24 @@ fn side(from: &str, bytes: &[u8]) -> u32 {
         (false, _) => 2,
         (true, "kernel") => 0,
         (true, _) => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_there_is_left_alone_unless_that_is_meant() {
+        let path = std::env::temp_dir().join(format!("sixway-capture-{}", std::process::id()));
+        std::fs::write(&path, "mine").unwrap();
+        let why = open(&path, false).err().unwrap().to_string();
+        assert!(why.contains("--force") && std::fs::read(&path).unwrap() == b"mine", "{why}");
+        open(&path, true).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
+        std::fs::remove_file(&path).unwrap();
+        open(&path, false).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        open(Path::new("/dev/null"), false).unwrap();
     }
 }

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use sixway_dataplane::update::Outer;
 
 use super::print_line;
-use crate::config::Config;
+use crate::config::{Config, Forwarding};
 use crate::dhcp6s::files::Files;
 use crate::dhcp6s::plan;
 
@@ -35,6 +36,8 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     print_line(&format!("  addresses     {}", list(&addresses)));
     print_line(&format!("  kernel routes {}", list(&routes(&config))));
     print_line(&format!("  UDP           {}", list(&config.listen_endpoints())));
+    print_line(&format!("  protocol 41   {}", proto41(&config)));
+    print_line(&format!("  forwarding    {}", forwarding(&config)));
     print_line(&format!("  tunnels       {}", config.tunnels.len()));
     let pools: Vec<_> = config.pools.iter().map(|pool| pool.to_string()).collect();
     print_line(&format!("  pools         {}", list(&pools)));
@@ -43,7 +46,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
         print_line(&format!("  DTCP          TCP {}, {pairs}", dtcp.listen));
     }
     if let Some(tsp) = &config.tsp {
-        print_line(&format!("  TSP           {}, realm {}", tsp.listen, tsp.realm));
+        print_line(&format!("  TSP           TCP and UDP {}, realm {}", tsp.listen, tsp.realm));
     }
     if config.dhcpv6.is_some() {
         print_line("  DHCPv6        inside every tunnel");
@@ -55,8 +58,34 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     if config.store.wanted {
         print_line(&format!("  store         {}", config.store.path.display()));
     }
+    for (when, program) in [("up", &config.hooks.up), ("down", &config.hooks.down)] {
+        if let Some(program) = program {
+            print_line(&format!("  hook          {when}: {}", program.display()));
+        }
+    }
     print_line(&format!("  admin socket  {}", config.admin.socket.display()));
     Ok(())
+}
+
+/// Whether it is received, and who needs it.
+fn proto41(config: &Config) -> String {
+    let needing =
+        config.tunnels.iter().filter(|tunnel| matches!(tunnel.outer, Outer::Proto41 { .. })).count();
+    match (config.proto41.enabled, needing) {
+        (Some(false), _) => "off".to_owned(),
+        (None, 0) => "on, if the rights suffice".to_owned(),
+        (Some(true), 0) => "on".to_owned(),
+        (Some(true) | None, _) => format!("on; tunnels that need it: {needing}"),
+    }
+}
+
+/// What is done about the kernel's switch.
+fn forwarding(config: &Config) -> &'static str {
+    match (config.router.forwarding, config.needs_forwarding()) {
+        (Forwarding::Set, _) => "IPv6 forwarding of the kernel is turned on",
+        (Forwarding::Check, true) => "looked at; it has to be on",
+        (Forwarding::Check, false) => "not needed",
+    }
 }
 
 fn routes(config: &Config) -> Vec<String> {

@@ -3,7 +3,7 @@
 //! Asks the server, then runs the router with what was granted: the TUN device, the address, the default route. What was
 //! changed is put back at the end. Comes back by itself when the connection is lost; a device that still fits stays.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ use crate::admin::server::AdminSocket;
 use crate::config::{Config, DEFAULT_TUN, usual_socket};
 use crate::delegation;
 use crate::dtcp::client::{Backoff, Client, End, Output, Wish, configuration};
-use crate::dtcp::codec::{Kind, PORT, UdpWish, Up};
+use crate::dtcp::codec::{Kind, PORT, UdpWish, Up, UpInner};
 use crate::privileges::check_tun_is_open;
 use crate::router::{Router, Start, hold_signals, release_signals};
 
@@ -40,7 +40,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// Arguments of `sixway connect`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "tsp://alice@broker.example[:3653][?tunnel=v6anyv4|v6v4|v6udpv4][&prefix=56][&keepalive=30]\n    [&auth=scram-sha-256|digest-md5|plain][&client=ADDR][&mtu=1280][&pd=56]; without a user: anonymously\ndtcp://alice@broker.example[:20200][?type=network|host|tunnelonly][&udp[=PORT]][&nat][&mtu=1280][&pd=56]\n--config FILE: the tunnel of this file, with --pd\n\nThe password: --password-file, else SIXWAY_PASSWORD, else it is asked for. TSP finds\nout by itself whether a NAT is between. For DTCP, behind a NAT that forwards protocol 41 say `nat`;\n`udp` works with sixway's server only. The password itself is never sent, but MD5 of\nit is: whoever listens can try passwords against that, so let it be long and random."
+    after_help = "tsp://alice@broker.example[:3653][?tunnel=v6anyv4|v6v4|v6udpv4][&prefix=56][&keepalive=30]\n    [&auth=scram-sha-256|digest-md5|plain|anonymous][&client=ADDR][&mtu=1280][&pd=56]; without a user: anonymously\ndtcp://alice@broker.example[:20200][?type=network|host|tunnelonly][&udp[=PORT]][&nat][&mtu=1280][&pd=56]\n--config FILE: the tunnel of this file, with --pd\n\nThe password: --password-file, else SIXWAY_PASSWORD, else it is asked for. TSP finds\nout by itself whether a NAT is between. For DTCP, behind a NAT that forwards protocol 41 say `nat`;\n`udp` works with sixway's server only. Without `type` a DTCP tunnel has link-local addresses\nonly, and no default route leads into it unless --pd asks for a prefix.\n\nThe password itself is not sent (but with auth=plain), only what MD5 or SHA-256 makes of it: whoever listens can try\npasswords against that, so let it be long and random."
 )]
 pub struct ConnectArgs {
     /// Server, user and what is asked for
@@ -108,7 +108,7 @@ pub struct Job {
     /// The TUN device.
     pub tun: String,
     /// Whether the default route leads into the tunnel.
-    pub routes: bool,
+    pub way: Way,
     /// Whether to come back when the connection is lost.
     pub again: bool,
     /// Whether only to show it.
@@ -119,6 +119,27 @@ pub struct Job {
     pub background: bool,
     /// A prefix that is asked for inside the tunnel.
     pub pd: Option<delegation::Start>,
+}
+
+/// When the default route leads into the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Never.
+    Closed,
+    /// When the tunnel has an address that the world can answer to.
+    WithAddress,
+    /// Always: addresses come from elsewhere.
+    Open,
+}
+
+impl Way {
+    /// Whether it leads into this tunnel.
+    fn leads_into(self, up: &Up) -> bool {
+        match (self, &up.inner) {
+            (Self::Closed, _) | (Self::WithAddress, UpInner::TunnelOnly) => false,
+            (Self::Open, _) | (Self::WithAddress, UpInner::Host { .. } | UpInner::Network(_)) => true,
+        }
+    }
 }
 
 /// Keeps a tunnel until a signal ends it.
@@ -134,11 +155,17 @@ pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     let (tun, socket) = (args.tun.clone(), args.socket.clone());
     let pd = args.pd.start(target.pd, &tun, target.mtu)?;
     let secret = secret(args.password_file.as_deref(), &target.user, &target.host)?;
+    let way = match (args.no_route, &pd) {
+        (true, _) => Way::Closed,
+        // Hosts behind us have addresses of the prefix, whatever the tunnel has.
+        (false, Some(_)) => Way::Open,
+        (false, None) => Way::WithAddress,
+    };
     keep(Job {
         target,
         secret,
         tun,
-        routes: !args.no_route,
+        way,
         again: !args.once,
         print: args.print,
         socket,
@@ -309,6 +336,8 @@ impl Keeper {
             self.pd = Pd::start(self.job.pd.take(), &signals.asked())?;
         }
         let mut backoff = Backoff::default();
+        let Target { host, port, kind, .. } = &self.job.target;
+        tracing::info!("asking {host}, TCP port {port}, for a tunnel of type {}", kind.name());
         loop {
             let began = Instant::now();
             let left = tokio::select! {
@@ -396,8 +425,16 @@ impl Keeper {
         let IpAddr::V4(local) = local else {
             bail!("the tunnel's outer side is IPv4, and the server was reached by IPv6")
         };
-        let Job { target, tun, routes, socket, .. } = &self.job;
-        let mut text = configuration(up, local, target.udp, tun, target.mtu, *routes);
+        let Job { target, tun, way, socket, .. } = &self.job;
+        let leads = way.leads_into(up);
+        if !leads && *way != Way::Closed {
+            tracing::warn!(
+                "the tunnel has link-local addresses only, so no default route leads into it: ask for an address with \
+                 ?type=host or for a network with ?type=network (dtcpc: -t); if you give addresses by hand, `ip -6 route add \
+                 default dev {tun}`"
+            );
+        }
+        let mut text = configuration(up, local, target.udp, tun, target.mtu, leads);
         if let Some(socket) = socket {
             text += &format!("\n[admin]\nsocket = \"{}\"\n", socket.display());
         }
@@ -434,10 +471,12 @@ impl Keeper {
 
 /// What the server gave, for the log.
 fn shown(up: &Up) -> String {
-    use crate::dtcp::codec::UpInner;
     let inner = match &up.inner {
         UpInner::TunnelOnly => "link-local addresses only".to_owned(),
-        UpInner::Host { client, .. } => client.clone(),
+        // Servers write it with all digits.
+        UpInner::Host { client, .. } => {
+            client.parse().map_or_else(|_| client.clone(), |addr: Ipv6Addr| addr.to_string())
+        }
         UpInner::Network(nets) => nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
     };
     format!("{inner} by {}", up.server)
@@ -485,6 +524,16 @@ async fn goodbye(mut stream: TcpStream, left: Left) -> Left {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_default_route_leads_to_where_nobody_can_answer() {
+        let (server, client) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let up = |inner| Up { client, server, inner, udp_port: None };
+        let bare = up(UpInner::TunnelOnly);
+        let host = up(UpInner::Host { client: "2001:db8::6".to_owned(), server: "2001:db8::5".to_owned() });
+        let leads = |up: &Up| [Way::Closed, Way::WithAddress, Way::Open].map(|way| way.leads_into(up));
+        assert_eq!((leads(&bare), leads(&host)), ([false, false, true], [false, true, true]));
+    }
 
     #[test]
     fn addresses_say_where_to_and_what_for() {

@@ -18,6 +18,7 @@ use crate::compat::dhcp6sconf::Duid;
 use crate::dhcp6ctl::codec::{Binding, IaKind, InterfaceName, MAX_NAME, Order, emit};
 use crate::dhcp6ctl::session::{Side, WINDOW};
 use crate::dhcp6ctl::{CLIENT_KEY, CLIENT_PORT, SERVER_KEY, SERVER_PORT};
+use crate::privileges::told_to_others;
 
 /// How long the other side may take to read the command and close.
 const CLOSING: Duration = Duration::from_secs(10);
@@ -83,6 +84,7 @@ fn secret(file: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let next = "; run as root, or name another with -k";
     let octets =
         std::fs::read(file).with_context(|| format!("cannot read the key file {}{next}", file.display()))?;
+    told_to_others(file).iter().for_each(|said| eprintln!("dhcp6ctl: {said}"));
     ctlkey::parse(&Zeroizing::new(octets)).with_context(|| format!("{} holds no key", file.display()))
 }
 

@@ -23,6 +23,7 @@ use crate::dhcp6s::files::Files;
 use crate::dhcp6s::here::{self, Here};
 use crate::dhcp6s::{Ended, Own, Server, Start};
 use crate::dhcpv6::codec::code;
+use crate::privileges::told_to_others;
 
 /// Where the old program has its configuration.
 const CONFIG: &str = "/etc/wide-dhcpv6/dhcp6s.conf";
@@ -105,7 +106,14 @@ fn conf(args: &Dhcp6sArgs) -> anyhow::Result<(Files, ServerConf)> {
         Err(why)
             if why.downcast_ref::<std::io::Error>().is_some_and(|why| why.kind() == ErrorKind::NotFound) =>
         {
-            tracing::error!("{} is not there: nobody is given anything", file.display());
+            tell(
+                args,
+                &format!(
+                    "{} is not there, so nobody is given anything on {}: write it, then SIGHUP has it read",
+                    file.display(),
+                    args.interface
+                ),
+            );
             ServerConf::default()
         }
         read => read?,
@@ -117,6 +125,14 @@ fn conf(args: &Dhcp6sArgs) -> anyhow::Result<(Files, ServerConf)> {
         tracing::warn!("-n is obsolete: write 'option domain-name-servers ...;' into {}", file.display());
     }
     Ok((files, conf))
+}
+
+/// Says something to whoever has started this, who goes away before there is a log.
+fn tell(args: &Dhcp6sArgs, what: &str) {
+    match args.foreground || args.child {
+        true => tracing::error!("{what}"),
+        false => eprintln!("dhcp6s: {what}"),
+    }
 }
 
 fn start(args: &Dhcp6sArgs) -> anyhow::Result<Start> {
@@ -139,7 +155,10 @@ fn start(args: &Dhcp6sArgs) -> anyhow::Result<Start> {
 fn key(file: &Path) -> Option<Zeroizing<Vec<u8>>> {
     let read = here::read(file).map(Zeroizing::new).map_err(|why| why.to_string());
     match read.and_then(|octets| ctlkey::parse(&octets).map_err(|why| why.to_string())) {
-        Ok(key) => Some(key),
+        Ok(key) => {
+            told_to_others(file).iter().for_each(|said| tracing::warn!("{said}"));
+            Some(key)
+        }
         Err(why) => {
             tracing::warn!("no commands of dhcp6ctl are taken: {}: {why}", file.display());
             None

@@ -10,9 +10,10 @@ use clap::Args;
 use zeroize::Zeroizing;
 
 use super::background::into_background;
-use super::connect::{Job, Target, UDP_PORT, keep, kind_of, mtu_of, secret};
+use super::connect::{Job, Target, UDP_PORT, Way, keep, kind_of, mtu_of, secret};
 use crate::config::DEFAULT_TUN;
 use crate::dtcp::codec::PORT;
+use crate::privileges;
 
 /// Passwords, one `server:user:password` a line.
 const PASSWORDS: &str = "/usr/local/etc/dtcpc.auth";
@@ -53,9 +54,10 @@ pub struct DtcpcArgs {
     /// UDP port that is sent from
     #[arg(short = 'b', value_name = "PORT", default_value_t = UDP_PORT)]
     udp_port: u16,
-    /// Routes: static and solicit set the default route (a tunnel has one router), none sets no route
-    #[arg(short, value_name = "static|solicit|none", default_value = "static")]
-    routes: String,
+    /// Routes: static and solicit set the default route (a tunnel has one router), none sets no route [default: static, but
+    /// none in a tunnel without an address]
+    #[arg(short, value_name = "static|solicit|none")]
+    routes: Option<String>,
     /// What to route: only `default` is known
     #[arg(short = 'R', value_name = "LIST", default_value = "default")]
     destinations: String,
@@ -105,11 +107,12 @@ pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
     if let Some(address) = &args.address {
         bail!("-A {address}: nobody knows any more what it meant; leave it out");
     }
-    let routes = match args.routes.as_str() {
+    let way = match args.routes.as_deref() {
+        None => Way::WithAddress,
         // A tunnel has one router: whom soliciting would find is whom the default route leads to.
-        "static" | "solicit" => true,
-        "none" => false,
-        other => bail!("-r {other}: known are static, solicit and none"),
+        Some("static" | "solicit") => Way::Open,
+        Some("none") => Way::Closed,
+        Some(other) => bail!("-r {other}: known are static, solicit and none"),
     };
     if args.daemon && !args.child {
         return into_background("dtcpc");
@@ -142,7 +145,7 @@ pub fn run(args: &DtcpcArgs) -> anyhow::Result<()> {
     let written = args.pid_file.as_deref().map(PidFile::write).transpose()?;
     let (again, background) = (args.again, args.child);
     let kept =
-        keep(Job { target, secret, tun, routes, again, print: false, socket: None, background, pd: None });
+        keep(Job { target, secret, tun, way, again, print: false, socket: None, background, pd: None });
     drop(written);
     kept
 }
@@ -173,6 +176,7 @@ fn known(target: &Target) -> anyhow::Result<Option<Zeroizing<Vec<u8>>>> {
         return Ok(None);
     }
     let text = std::fs::read_to_string(PASSWORDS).with_context(|| format!("cannot read {PASSWORDS}"))?;
+    privileges::told_to_others(Path::new(PASSWORDS)).iter().for_each(|said| eprintln!("dtcpc: {said}"));
     Ok(find(&Zeroizing::new(text), target))
 }
 

@@ -13,8 +13,8 @@ use crate::admin::{Request, Response};
     after_help = "The user may log in again at once; `sixway user del NAME` removes the account and ends its tunnels."
 )]
 pub struct KickArgs {
-    /// A user, or one leased tunnel such as alice@dtcp
-    #[arg(value_name = "NAME")]
+    /// A user, one leased tunnel such as alice@dtcp, or a prefix or address that a DHCPv6 client has
+    #[arg(value_name = "NAME|PREFIX")]
     who: String,
     #[command(flatten)]
     instance: SocketArgs,

@@ -132,10 +132,25 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("sixway: {why:#}");
+            eprintln!("{}", told(&format!("{why:#}")));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Why something could not be done, with our name before it; but a mistake in a file stands as `FILE:LINE: what` alone, so
+/// that editors find the place of each.
+fn told(why: &str) -> String {
+    let first = why.lines().next().unwrap_or_default();
+    if is_placed(first) { why.to_owned() } else { format!("sixway: {why}") }
+}
+
+/// Whether it begins with a file and a line. `ADDRESS:PORT: ` is no such place.
+fn is_placed(line: &str) -> bool {
+    let place = line.split_once(": ").and_then(|(place, _)| place.rsplit_once(':'));
+    place.is_some_and(|(file, number)| {
+        number.parse::<usize>().is_ok() && !file.contains(' ') && file.parse::<std::net::Ipv4Addr>().is_err()
+    })
 }
 
 /// Commands that the program is also called by.
@@ -195,6 +210,17 @@ mod tests {
             .map(|w| w.into_string().unwrap())
             .collect();
         all[1..].join(" ")
+    }
+
+    #[test]
+    fn mistakes_in_files_all_begin_with_their_place() {
+        let two = "a.toml:3: unknown key\na.toml:7: `mtu`";
+        assert_eq!(told(two), two);
+        assert_eq!(told("/etc/x.conf:12: what"), "/etc/x.conf:12: what");
+        for plain in ["10.0.0.1:53: refused", "cannot reach 10.0.0.1:53: refused", "/etc/x: No such file", ""]
+        {
+            assert_eq!(told(plain), format!("sixway: {plain}"));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
 use crate::broker::account::MAX_SECRET;
+use crate::privileges::told_to_others;
 
 /// Reads a password from a file, or from standard input for `-`; a line end behind it is not part of it.
 pub(super) fn from_file(file: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
@@ -18,6 +19,7 @@ pub(super) fn from_file(file: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
         true => Box::new(std::io::stdin()),
         false => Box::new(File::open(file).with_context(name)?),
     };
+    told_to_others(file).iter().for_each(|said| eprintln!("sixway: {said}"));
     let mut octets = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 4));
     source.take(MAX_SECRET as u64 + 3).read_to_end(&mut octets).with_context(name)?;
     while octets.last().is_some_and(|last| matches!(last, b'\n' | b'\r')) {

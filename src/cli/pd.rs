@@ -14,6 +14,7 @@ use crate::delegation::line::{Line, Port, line};
 use crate::delegation::plan::{Place, Wish};
 use crate::delegation::{Delegation, Start};
 use crate::dhcp6ctl::{CLIENT_KEY, CLIENT_PORT};
+use crate::privileges::told_to_others;
 use crate::script;
 
 /// The prefix length that is asked for if none is said.
@@ -99,6 +100,7 @@ impl PdArgs {
                 .with_context(|| format!("cannot read the key file {}", file.display()))?;
             let secret =
                 ctlkey::parse(&octets).with_context(|| format!("the key file {}", file.display()))?;
+            told_to_others(file).iter().for_each(|said| eprintln!("sixway: {said}"));
             anyhow::Ok((SocketAddr::from((Ipv6Addr::LOCALHOST, self.pd_ctl_port)), secret))
         });
         Ok(Some(Start { wish, duid: self.pd_duid.clone(), control: control.transpose()? }))

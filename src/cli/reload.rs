@@ -1,6 +1,5 @@
 //! `sixway reload`: a running instance reads its configuration again.
 
-use anyhow::Context;
 use clap::Args;
 
 use super::print_line;
@@ -21,8 +20,9 @@ pub struct ReloadArgs {
 /// Asks for the reload and prints what it changed.
 pub fn run(args: &ReloadArgs) -> anyhow::Result<()> {
     let asked = ask(&args.instance.path()?, &Request::Reload);
-    let Response::Reloaded(done) = asked.context("not reloaded, the configuration before stays in force")?
-    else {
+    // Behind what is wrong, which begins with its place in the file.
+    let stays = |why| anyhow::anyhow!("{why}\nnot reloaded, the configuration before stays in force");
+    let Response::Reloaded(done) = asked.map_err(stays)? else {
         anyhow::bail!("the instance answered something else; is it another version?")
     };
     print_line(&format!(

@@ -71,7 +71,7 @@ pub fn run(args: &SnippetArgs) -> anyhow::Result<()> {
 
 fn facts(args: &SnippetArgs, config: &Config) -> anyhow::Result<Facts> {
     let dtcp = config.dtcp.as_ref();
-    let server = args.server.clone().map_or_else(|| public_address(config, dtcp), Ok)?;
+    let server = args.server.clone().map_or_else(|| public_address(config, &args.client), Ok)?;
     let safe = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
     anyhow::ensure!(
         !server.is_empty() && !server.starts_with('-') && server.chars().all(safe),
@@ -118,14 +118,19 @@ fn remembered(config: &Config) -> anyhow::Result<Memory> {
 }
 
 /// Where clients reach the router.
-fn public_address(config: &Config, dtcp: Option<&Dtcp>) -> anyhow::Result<String> {
-    let told = dtcp.and_then(|dtcp| dtcp.public_address);
-    let listens = dtcp.map(|dtcp| *dtcp.listen.ip()).filter(|ip| !ip.is_unspecified());
-    let known = told.or(listens).or(config.router.outer);
-    known.map(|ip| ip.to_string()).context(
-        "the configuration names no address that clients reach the router at; give it with --server, or write `outer` in \
-         [router] or `public_address` in [dtcp]",
-    )
+fn public_address(config: &Config, client: &str) -> anyhow::Result<String> {
+    let by_dtcp = config.dtcp.as_ref().map(|dtcp| (dtcp.public_address, *dtcp.listen.ip()));
+    let by_tsp = config.tsp.as_ref().map(|tsp| (tsp.public_address, *tsp.listen.ip()));
+    let (table, served) = if client == "gogoc" { ("[tsp]", by_tsp) } else { ("[dtcp]", by_dtcp) };
+    let (told, listens) = served.unzip();
+    let listens = listens.filter(|ip| !ip.is_unspecified());
+    let known = told.flatten().or(listens).or(config.router.outer);
+    known.map(|ip| ip.to_string()).with_context(|| {
+        format!(
+            "the configuration names no address that clients reach the router at; give it with --server, or write `outer` in \
+             [router] or `public_address` in {table}"
+        )
+    })
 }
 
 fn usual(config: &Config, account: &Account) -> Kind {

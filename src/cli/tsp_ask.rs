@@ -94,11 +94,11 @@ impl Asker<'_> {
                 Step::Over(end) => return Ok(Err(end)),
                 Step::Time(places) => search.handle_times(&self.time_all(&places).await),
                 Step::Ask { at, over, version } => {
-                    tracing::debug!("asking {at} by {over:?}, TSP {version}");
+                    tracing::debug!("asking {at} by {over}, TSP {version}");
                     match self.ask(&at, over, version).await? {
                         Ok(won) => return Ok(Ok(won)),
                         Err(end) => {
-                            tracing::debug!("{at} by {over:?}: {end}");
+                            tracing::debug!("{at} by {over}: {end}");
                             search.handle_end(end);
                         }
                     }

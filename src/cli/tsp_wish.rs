@@ -11,9 +11,10 @@ use super::connect::{ConnectArgs, secret};
 use super::pd;
 use super::script::Script;
 use crate::broker::Mechanism;
-use crate::compat::gogoc::Gogoc;
+use crate::compat::gogoc::{Gogoc, STOCK_TEMPLATES};
 use crate::config::DEFAULT_TUN;
 use crate::delegation;
+use crate::privileges::told_to_others;
 use crate::tsp::codec::Mode;
 use crate::tsp::search::Place;
 use crate::tsp::setup::House;
@@ -183,6 +184,9 @@ fn from_url(args: &ConnectArgs, url: &str) -> anyhow::Result<Job> {
 fn from_gogoc(args: &ConnectArgs, file: &Path) -> anyhow::Result<Job> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let found = Gogoc::parse(&file.display().to_string(), &Zeroizing::new(text))?;
+    if !found.secret.0.is_empty() {
+        told_to_others(file).iter().for_each(|said| eprintln!("sixway: {said}"));
+    }
     for note in &found.notes {
         eprintln!("{note}");
     }
@@ -196,8 +200,8 @@ fn from_gogoc(args: &ConnectArgs, file: &Path) -> anyhow::Result<Job> {
         dns: found.dns,
         ..Target::new(found.server, found.server_text, found.user)
     };
-    let own = found.template.map(|name| Path::new(&found.folder).join("template").join(format!("{name}.sh")));
     let home = found.home.filter(|_| found.router);
+    let own = template(found.template.as_deref(), Path::new(&found.folder), home.as_deref());
     let script = args
         .script
         .clone()
@@ -218,6 +222,25 @@ fn from_gogoc(args: &ConnectArgs, file: &Path) -> anyhow::Result<Job> {
         script: script.transpose()?,
         delays: found.delays,
     })
+}
+
+/// The script that the file names. Those that came with gogoc do what the router does by itself where they are missing; any
+/// other is somebody's own, and has to be there.
+fn template(name: Option<&str>, folder: &Path, home: Option<&str>) -> Option<PathBuf> {
+    let name = name?;
+    let script = folder.join("template").join(format!("{name}.sh"));
+    if script.exists() || !STOCK_TEMPLATES.contains(&name) {
+        return Some(script);
+    }
+    let network =
+        home.map(|home| format!("; nothing is put on if_prefix={home}: do that by hand, or ask with --pd"));
+    eprintln!(
+        "sixway: template={name}: there is no {}, so sixway gives the device its address and the default route itself{} \
+         (template=none says so without this)",
+        script.display(),
+        network.unwrap_or_default()
+    );
+    None
 }
 
 fn house(script: &Path, home: Option<String>) -> House {
@@ -241,6 +264,19 @@ fn password(
 mod tests {
     use super::*;
     use crate::tsp::codec::PORT;
+
+    #[test]
+    fn gogoc_s_own_scripts_need_not_be_there() {
+        let nowhere = Path::new("");
+        assert_eq!(template(Some("linux"), nowhere, Some("eth0")), None);
+        assert_eq!(template(Some("mine"), nowhere, None), Some("template/mine.sh".into()));
+        assert_eq!(template(None, nowhere, None), None);
+        let folder = std::env::temp_dir().join(format!("sixway-template-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("template")).unwrap();
+        std::fs::write(folder.join("template/linux.sh"), "").unwrap();
+        assert_eq!(template(Some("linux"), &folder, None), Some(folder.join("template/linux.sh")));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn addresses_say_where_to_and_what_for() {

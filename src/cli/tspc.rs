@@ -18,7 +18,7 @@ use super::pinger::Pinger;
 use super::print_line;
 use super::run::start_log;
 use super::tsp_ask::{Asker, Won};
-use super::tsp_wish::Job;
+use super::tsp_wish::{Job, Target};
 use crate::config::Config;
 use crate::dtcp::client::Backoff;
 use crate::router::{Router, Start, Voice, hold_signals};
@@ -86,6 +86,8 @@ impl Keeper {
         }
         let (first, most) = self.job.delays;
         let mut backoff = Backoff::between(first, most);
+        let Target { place, mode, .. } = &self.job.target;
+        tracing::info!("asking {place} for a tunnel of type {}", mode.name());
         loop {
             let why = match self.live(&mut signals, &mut backoff).await? {
                 Left::Stopped => return Ok(()),

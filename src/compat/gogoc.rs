@@ -55,6 +55,20 @@ pub struct Gogoc {
     pub notes: Vec<String>,
 }
 
+/// Scripts that came with gogoc, by the names of systems. Whoever names one wants what it does, and not that file.
+pub const STOCK_TEMPLATES: [&str; 10] = [
+    "linux",
+    "freebsd",
+    "netbsd",
+    "openbsd",
+    "darwin",
+    "sunos",
+    "windows",
+    "openwrt",
+    "checktunnel",
+    "cisco",
+];
+
 /// A password: not printed, overwritten when it goes.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Hidden(pub Zeroizing<String>);

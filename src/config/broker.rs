@@ -10,7 +10,7 @@ use sixway_dataplane::update::Ipv6Prefix;
 use super::address::narrow_prefix;
 use super::schema;
 use super::source::{Complaint, Report, Section};
-use super::{Config, Hooks, MAX_POOLS, Store};
+use super::{Config, Dtcp, Hooks, MAX_POOLS, Store};
 use crate::broker::pool::MAX_PLACE_BITS;
 use crate::broker::{Limits, Pool, PoolKind};
 
@@ -19,6 +19,17 @@ use crate::broker::{Limits, Pool, PoolKind};
 pub(crate) struct Pools {
     pub(crate) list: Vec<Pool>,
     pub(crate) at: Vec<usize>,
+    /// Prefixes of pools of which nothing else could be read.
+    unread: Vec<(Ipv6Prefix, usize)>,
+    /// Whether every pool has its prefix.
+    is_short: bool,
+}
+
+impl Pools {
+    /// Whether all of them could be read.
+    pub(crate) fn are_known(&self) -> bool {
+        !self.is_short && self.unread.is_empty()
+    }
 }
 
 /// Reads `[store]`; the default follows the TUN device's name.
@@ -67,7 +78,7 @@ pub(crate) fn hooks(report: &mut Report<'_>, section: &Section<'_, '_>) -> Hooks
     }
 }
 
-/// Reads all pools; those with mistakes are reported and left out.
+/// Reads all pools; of those with mistakes only the prefix is kept, to be compared with others.
 pub(crate) fn pools(report: &mut Report<'_>, root: &Section<'_, '_>) -> Pools {
     let mut all = Pools::default();
     let sections = root.tables(report, "pool", &schema::POOL);
@@ -79,11 +90,15 @@ pub(crate) fn pools(report: &mut Report<'_>, root: &Section<'_, '_>) -> Pools {
         let prefix = section.required(report, "prefix", narrow_prefix);
         let pairs = section.boolean(report, "pairs").unwrap_or(false);
         let addresses = section.boolean(report, "addresses").unwrap_or(false);
-        if !pairs && !addresses {
+        let kind_is_known = ["pairs", "addresses"].iter().all(|key| section.is_sound(report, key));
+        if !pairs && !addresses && kind_is_known {
             section.demand(report, "assign");
         }
         let assign = section.integer(report, "assign", 1..=64, "networks of hosts are a /64 or larger");
-        let Some(prefix) = prefix else { continue };
+        let Some(prefix) = prefix else {
+            all.is_short = true;
+            continue;
+        };
         let kind = if addresses {
             addresses_of(report, section, prefix, pairs)
         } else if pairs {
@@ -91,7 +106,10 @@ pub(crate) fn pools(report: &mut Report<'_>, root: &Section<'_, '_>) -> Pools {
         } else {
             networks_of(report, section, prefix, assign)
         };
-        let Some(kind) = kind else { continue };
+        let Some(kind) = kind else {
+            all.unread.push((prefix, section.at("prefix")));
+            continue;
+        };
         all.list.push(Pool { prefix, kind });
         all.at.push(section.at("prefix"));
     }
@@ -172,9 +190,13 @@ fn networks_of(
 }
 
 /// Reports pools that cannot be together with each other, or with a tunnel.
-pub(crate) fn together(report: &mut Report<'_>, config: &Config, at: &[usize]) {
-    let pools: Vec<(Ipv6Prefix, usize)> =
-        config.pools.iter().map(|pool| pool.prefix).zip(at.iter().copied()).collect();
+pub(crate) fn together(report: &mut Report<'_>, config: &Config, read: &Pools) {
+    // One that could not be read may be the one of [dtcp], which may stand twice.
+    let twin = config.dtcp.as_ref().and_then(Dtcp::pool).map(|pool| pool.prefix);
+    let unread = read.unread.iter().copied().filter(|(prefix, _)| Some(*prefix) != twin);
+    let pools = config.pools.iter().map(|pool| pool.prefix).zip(read.at.iter().copied()).chain(unread);
+    let mut pools: Vec<(Ipv6Prefix, usize)> = pools.collect();
+    pools.sort_by_key(|(_, at)| *at);
     for (n, (prefix, at)) in pools.iter().enumerate() {
         if let Some((other, first)) = pools[..n].iter().find(|(p, _)| p.covers(*prefix) || prefix.covers(*p))
         {

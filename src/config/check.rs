@@ -1,7 +1,8 @@
 //! What must hold between tunnels, and between tunnels and the rest of the file.
 //!
 //! Sorts and hashes: a million tunnels are compared in linear memory and near-linear time. Two tables
-//! that clash in many tunnels are reported once. Knows no text, only where each tunnel came from.
+//! that clash in many tunnels are reported once. Knows no text, only where each tunnel came from. Runs whatever other
+//! mistakes there are; what could not be read is compared with nothing.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -9,17 +10,18 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use sixway_dataplane::update::{Ipv6Prefix, Outer, UdpRemote};
 
-use super::source::Report;
-use super::tunnel::Block;
-use super::{Config, DEFAULT_CAPACITY, TunnelConfig};
+use super::source::{Report, Section};
+use super::tunnel::{Block, NAMELESS};
+use super::{Config, TunnelConfig};
 
-/// Reports everything that does not fit together, and makes the default capacity large enough.
+/// Reports everything that does not fit together. `is_short`: there are more tunnels than could be read.
 pub(crate) fn together(
     report: &mut Report<'_>,
-    config: &mut Config,
-    blocks: &[Block],
-    capacity_at: Option<usize>,
+    config: &Config,
+    (blocks, is_short): (&[Block], bool),
+    router: &Section<'_, '_>,
 ) {
+    let addresses_are_known = router.is_sound(report, "address");
     let mut check = Check { report, tunnels: &config.tunnels, blocks };
     check.names();
     check.prefixes();
@@ -27,23 +29,27 @@ pub(crate) fn together(
     check.proto41_pairs();
     check.udp_pairs();
     check.default_routes();
-    check.learners(config);
+    if addresses_are_known {
+        check.learners(config);
+    }
     check.proto41_is_on(config);
-    capacity(report, config, capacity_at);
+    if !is_short && router.is_sound(report, "capacity") {
+        capacity(report, config, router.at("capacity"));
+    }
 }
 
-fn capacity(report: &mut Report<'_>, config: &mut Config, written_at: Option<usize>) {
-    // MAX_TUNNELS was held while they were read.
-    let count = u32::try_from(config.tunnels.len()).unwrap_or(u32::MAX);
-    let Some(at) = written_at else {
-        config.router.capacity = DEFAULT_CAPACITY.max(count);
-        return;
-    };
+fn capacity(report: &mut Report<'_>, config: &Config, at: usize) {
+    let count = count(config);
     if count > config.router.capacity {
         let what = format!("`capacity` in [router] is {}", config.router.capacity);
         let why = format!("{count} tunnels are configured");
         report.add(at, what, why, format!("write `capacity = {count}` or more, or leave it out"));
     }
+}
+
+/// How many tunnels there are; [`super::MAX_TUNNELS`] was held while they were read.
+pub(crate) fn count(config: &Config) -> u32 {
+    u32::try_from(config.tunnels.len()).unwrap_or(u32::MAX)
 }
 
 struct Check<'a, 't> {
@@ -71,7 +77,7 @@ impl Check<'_, '_> {
     fn names(&mut self) {
         let mut seen: HashMap<&str, usize> = HashMap::with_capacity(self.tunnels.len());
         let mut clashes = Vec::new();
-        for (n, tunnel) in self.tunnels.iter().enumerate() {
+        for (n, tunnel) in self.tunnels.iter().enumerate().filter(|(_, t)| !t.name.starts_with(NAMELESS)) {
             let first = *seen.entry(&tunnel.name).or_insert(n);
             if first != n {
                 clashes.push(Clash::of(first, n));
@@ -102,8 +108,8 @@ impl Check<'_, '_> {
             let first_line = self.report.line(self.block(clash.first).prefix_at(clash.nth.0));
             let prefix = self.tunnels[clash.second].prefixes[clash.nth.1];
             let (first, second) = (self.name(clash.first), self.name(clash.second));
-            let what = format!("prefix {prefix} of tunnel '{second}' is also tunnel '{first}'s{more}");
-            let why = format!("it stands on line {first_line} already, and a prefix leads into one tunnel");
+            let what = format!("tunnel '{second}' has prefix {prefix}, which is tunnel '{first}'s{more}");
+            let why = format!("'{first}' has it on line {first_line}, and a prefix leads into one tunnel");
             self.report.add(
                 at,
                 what,
@@ -177,7 +183,7 @@ impl Check<'_, '_> {
         if !config.router.address.is_empty() {
             return;
         }
-        for block in self.blocks {
+        for block in self.blocks.iter().filter(|block| block.outer_is_known) {
             let written = match self.tunnels[block.tunnels.start].outer {
                 Outer::Udp { remote: UdpRemote::Learned(_), .. } => "learn".to_owned(),
                 Outer::Udp { remote: UdpRemote::AnyPort { addr, .. }, .. } => format!("{addr}:*"),

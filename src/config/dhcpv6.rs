@@ -1,6 +1,7 @@
 //! The tables `[dhcpv6]` and `[[dhcpv6_host]]`: what clients inside tunnels are given and told. Without the first there is
 //! no server; a client that is set something aside by its DUID has a table of the second kind.
 
+use std::collections::HashSet;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use sixway_dataplane::update::Ipv6Prefix;
 use super::Config;
 use super::address::narrow_prefix;
 use super::schema;
-use super::source::{Complaint, Report, Section};
+use super::source::{At, Complaint, Report, Section};
 use crate::dhcpv6::codec::{INFINITY, Name, Opt, code};
 use crate::dhcpv6::server::parse_duid;
 use crate::dhcpv6::session::{Reserved, Terms};
@@ -39,13 +40,52 @@ const NAMES: [(&str, u16); 5] = [
 /// Times for clients by their keys.
 const TIMES: [(&str, u16); 2] = [("sol_max_rt", code::SOL_MAX_RT), ("inf_max_rt", code::INF_MAX_RT)];
 
+/// What both tables say.
+pub(crate) struct Served {
+    /// Inside tunnels.
+    pub(crate) inside: Option<Terms>,
+    /// On links.
+    pub(crate) links: Option<Links>,
+    /// Tunnels that clients are expected in, and where each name stands.
+    tunnels: Vec<At<Box<str>>>,
+}
+
+/// Reads both tables.
+pub(crate) fn served(report: &mut Report<'_>, root: &Section<'_, '_>) -> Served {
+    let section = root.table(report, "dhcpv6", &schema::DHCPV6);
+    let mut terms = dhcpv6(report, &section);
+    let tunnels = hosts(report, root, &mut terms);
+    let links = links(report, &section);
+    Served { inside: root.has("dhcpv6").then_some(terms), links, tunnels }
+}
+
+/// Reports clients that are expected in a tunnel of the configuration which is not there. What is granted is called
+/// `USER@PROTOCOL` and comes and goes.
+pub(crate) fn together(report: &mut Report<'_>, config: &Config, served: &Served) {
+    if served.tunnels.is_empty() {
+        return;
+    }
+    let known: HashSet<&str> = config.tunnels.iter().map(|tunnel| &*tunnel.name).collect();
+    let strange = |name: &At<Box<str>>| !name.value.contains('@') && !known.contains(&*name.value);
+    for name in served.tunnels.iter().filter(|name| strange(name)) {
+        let what = format!("`tunnel` in [[dhcpv6_host]] is '{}'", name.value);
+        let next = "write the `name` of a [[tunnel]], USER@tsp or USER@dtcp for one that is granted, or leave it out";
+        report.add(
+            name.at,
+            what,
+            "there is no tunnel of that name, so nobody would have what is set aside",
+            next,
+        );
+    }
+}
+
 /// Reads `[dhcpv6]`; the server's own DUID is not in the file.
-pub(crate) fn dhcpv6(report: &mut Report<'_>, section: &Section<'_, '_>) -> Terms {
+fn dhcpv6(report: &mut Report<'_>, section: &Section<'_, '_>) -> Terms {
     let seconds = "seconds; 4294967295 is for ever";
     let preferred = section.integer(report, "preferred", 60..=INFINITY, seconds).unwrap_or(PREFERRED);
     let valid = section.integer(report, "valid", 60..=INFINITY, seconds);
     let valid = valid.unwrap_or(preferred.saturating_mul(2));
-    if preferred > valid {
+    if preferred > valid && ["preferred", "valid"].iter().all(|key| section.is_sound(report, key)) {
         let what = format!("`valid` in [dhcpv6] is {valid}, and `preferred` is {preferred}");
         let why = "what is no longer valid is not preferred either";
         report.add(section.at("valid"), what, why, "write a longer `valid` or a shorter `preferred`");
@@ -87,7 +127,7 @@ pub struct Links {
 }
 
 /// Reads `interfaces` and `link_config` of `[dhcpv6]`; without the first there are no links.
-pub(crate) fn links(report: &mut Report<'_>, section: &Section<'_, '_>) -> Option<Links> {
+fn links(report: &mut Report<'_>, section: &Section<'_, '_>) -> Option<Links> {
     let interfaces = section.texts(report, "interfaces", interface);
     let config = section.text(report, "link_config", |text| Ok(PathBuf::from(text)));
     let interfaces: Vec<String> = interfaces?.into_iter().map(|at| at.value).collect();
@@ -167,12 +207,14 @@ fn options(report: &mut Report<'_>, section: &Section<'_, '_>) -> Vec<Opt> {
     all
 }
 
-/// Reads every `[[dhcpv6_host]]` into `terms`.
-pub(crate) fn hosts(report: &mut Report<'_>, root: &Section<'_, '_>, terms: &mut Terms) {
+/// Reads every `[[dhcpv6_host]]` into `terms`; returns the tunnels that they name.
+fn hosts(report: &mut Report<'_>, root: &Section<'_, '_>, terms: &mut Terms) -> Vec<At<Box<str>>> {
+    let mut tunnels = Vec::new();
     let mut all: Vec<(Ipv6Prefix, usize)> = Vec::new();
     for section in root.tables(report, "dhcpv6_host", &schema::DHCPV6_HOST) {
         let duid = section.required(report, "duid", duid);
         let tunnel = section.text(report, "tunnel", |text| Ok(Box::<str>::from(text)));
+        tunnels.extend(tunnel.clone().map(|value| At { value, at: section.at("tunnel") }));
         let networks = section.texts(report, "prefixes", network).unwrap_or_default();
         let hosts = section.texts(report, "addresses", address).unwrap_or_default();
         let hosts = hosts.into_iter().map(|at| (Ipv6Prefix::host(at.value), at.at));
@@ -192,6 +234,7 @@ pub(crate) fn hosts(report: &mut Report<'_>, root: &Section<'_, '_>, terms: &mut
             report.add(*one.max(two), what, why, "give each client something of its own");
         }
     }
+    tunnels
 }
 
 fn duid(text: &str) -> Result<Vec<u8>, Complaint> {

@@ -139,9 +139,14 @@ pub(crate) fn dtcp(report: &mut Report<'_>, section: &Section<'_, '_>, pools: &m
 }
 
 /// Reports what `[dtcp]` wants of other tables that do not have it.
-pub(crate) fn together(report: &mut Report<'_>, config: &Config, section: &Section<'_, '_>) {
+pub(crate) fn together(
+    report: &mut Report<'_>,
+    config: &Config,
+    section: &Section<'_, '_>,
+    router: &Section<'_, '_>,
+) {
     let Some(dtcp) = &config.dtcp else { return };
-    if dtcp.udp && config.router.address.is_empty() {
+    if dtcp.udp && config.router.address.is_empty() && router.is_sound(report, "address") {
         report.add(
             section.at("udp"),
             "`udp` in [dtcp] is true, and the router has no address",
@@ -149,7 +154,7 @@ pub(crate) fn together(report: &mut Report<'_>, config: &Config, section: &Secti
             "write for example `address = [\"2001:db8:100::1/64\"]` in [router]",
         );
     }
-    if config.proto41.enabled == Some(false) && !dtcp.udp {
+    if config.proto41.enabled == Some(false) && !dtcp.udp && section.is_sound(report, "udp") {
         report.add(
             section.at("listen"),
             "[dtcp] gives out tunnels by protocol 41 only",

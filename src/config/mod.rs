@@ -34,6 +34,7 @@ pub use dtcp::{Dtcp, HostPrefix};
 pub use source::{ConfigError, ConfigErrors, Place, Position};
 pub use tsp::Tsp;
 
+pub(crate) use source::nearest;
 use source::{Report, Section};
 
 use crate::broker::{Limits, Pool, Protocol, Terms};
@@ -263,14 +264,15 @@ impl Config {
     /// That the file cannot be read, or all mistakes in it.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let file = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| unreadable(&file, &error))?;
-        Self::parse(&file, &text)
+        let octets = std::fs::read(path).map_err(|error| unreadable(&file, &error))?;
+        Self::parse(&file, std::str::from_utf8(&octets).map_err(|error| no_text(&file, &octets, error))?)
     }
 
     /// Checks the text of a file; `file` is only its name in error messages.
     ///
     /// # Errors
-    /// All mistakes in it; where the text is not TOML, only those that make it so.
+    /// All mistakes in it, but those that would show only when another one is mended; where the text is not TOML, only those
+    /// that make it so.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
         let mut report = Report::new(file, text);
         let (document, errors) = DeTable::parse_recoverable(text);
@@ -349,66 +351,65 @@ pub fn network(text: &str) -> Result<Ipv6Prefix, String> {
 
 fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
     let root = Section::open(report, &schema::ROOT, document, 0);
-    let router_section = root.table(report, "router", &schema::ROUTER);
-    let udp_section = root.table(report, "udp", &schema::UDP);
-    let proto41_section = root.table(report, "proto41", &schema::PROTO41);
-    let offload_section = root.table(report, "offload", &schema::OFFLOAD);
-    let guard_section = root.table(report, "guard", &schema::GUARD);
-    let guard = care::guard(report, &guard_section);
-    let leased_section = root.table(report, "leased", &schema::LEASED);
-    let leased = care::leased(report, &leased_section);
-    let admin_section = root.table(report, "admin", &schema::ADMIN);
+    // All of them first: what is unknown in one may be meant for another.
+    let mut table = |key, schema| root.table(report, key, schema);
+    let router_section = table("router", &schema::ROUTER);
+    let udp_section = table("udp", &schema::UDP);
+    let dtcp_section = table("dtcp", &schema::DTCP);
+    let tsp_section = table("tsp", &schema::TSP);
+    let [admin, store] = [table("admin", &schema::ADMIN), table("store", &schema::STORE)];
+    let [proto41, offload] = [table("proto41", &schema::PROTO41), table("offload", &schema::OFFLOAD)];
+    let [guard, leased] = [table("guard", &schema::GUARD), table("leased", &schema::LEASED)];
+    let [limits, hooks] = [table("limits", &schema::LIMITS), table("hooks", &schema::HOOKS)];
     let router = sections::router(report, &router_section);
     let udp = sections::udp(report, &udp_section);
-    let proto41 = sections::proto41(report, &proto41_section);
-    let offload = sections::offload(report, &offload_section);
-    let admin = sections::admin(report, &admin_section, &router.tun);
-    let store_section = root.table(report, "store", &schema::STORE);
-    let limits_section = root.table(report, "limits", &schema::LIMITS);
-    let hooks_section = root.table(report, "hooks", &schema::HOOKS);
-    let limits = broker::limits(report, &limits_section);
-    let hooks = broker::hooks(report, &hooks_section);
     let mut pools = broker::pools(report, &root);
-    let dtcp_section = root.table(report, "dtcp", &schema::DTCP);
     let dtcp = root.has("dtcp").then(|| dtcp::dtcp(report, &dtcp_section, &mut pools));
-    let tsp_section = root.table(report, "tsp", &schema::TSP);
     let tsp = root.has("tsp").then(|| tsp::tsp(report, &tsp_section, router.outer));
-    let dhcpv6_section = root.table(report, "dhcpv6", &schema::DHCPV6);
-    let mut dhcpv6 = dhcpv6::dhcpv6(report, &dhcpv6_section);
-    dhcpv6::hosts(report, &root, &mut dhcpv6);
-    let links = dhcpv6::links(report, &dhcpv6_section);
-    let dhcpv6 = root.has("dhcpv6").then_some(dhcpv6);
-    let served = dtcp.is_some() || tsp.is_some() || dhcpv6.is_some();
+    let mut dhcpv6 = dhcpv6::served(report, &root);
+    let served = dtcp.is_some() || tsp.is_some() || dhcpv6.inside.is_some();
     let wanted = served || root.has("store") || !pools.list.is_empty();
-    let store = broker::store(report, &store_section, &router.tun, wanted);
-    // What tunnels take from a mistaken table is a guess; no mistakes are derived from guesses.
-    let sound = report.count() == 0;
-    let defaults = tunnel::Defaults { outer: router.outer, udp_port: udp.ports.first().copied() };
-    let tunnels = tunnel::tunnels(report, &root, defaults);
+    let port_is_sound = udp_section.is_sound(report, "ports");
+    let guess = (!port_is_sound).then_some(DEFAULT_UDP_PORT);
+    let defaults = tunnel::Defaults {
+        outer: router.outer,
+        outer_is_sound: router_section.is_sound(report, "outer"),
+        udp_port: udp.ports.first().copied().or(guess),
+        port_is_sound,
+    };
+    let tunnel::Tunnels { list, blocks, is_short } = tunnel::tunnels(report, &root, defaults);
     let mut config = Config {
-        router,
-        admin,
+        admin: sections::admin(report, &admin, &router.tun),
         udp,
-        proto41,
-        offload,
-        guard,
-        leased,
-        tunnels: tunnels.list,
-        store,
-        pools: pools.list,
-        limits,
-        hooks,
+        proto41: sections::proto41(report, &proto41),
+        offload: sections::offload(report, &offload),
+        guard: care::guard(report, &guard),
+        leased: care::leased(report, &leased),
+        tunnels: list,
+        store: broker::store(report, &store, &router.tun, wanted),
+        pools: std::mem::take(&mut pools.list),
+        limits: broker::limits(report, &limits),
+        hooks: broker::hooks(report, &hooks),
+        router,
         dtcp,
         tsp,
-        dhcpv6,
-        links,
+        dhcpv6: dhcpv6.inside.take(),
+        links: dhcpv6.links.take(),
     };
-    if sound {
-        let capacity_at = router_section.has("capacity").then(|| router_section.at("capacity"));
-        check::together(report, &mut config, &tunnels.blocks, capacity_at);
-        broker::together(report, &config, &pools.at);
-        dtcp::together(report, &config, &dtcp_section);
-        tsp::together(report, &config, &tsp_section);
+    if !router_section.has("capacity") {
+        config.router.capacity = DEFAULT_CAPACITY.max(check::count(&config));
+    }
+    // Each of these leaves out what hangs on something that could not be read: no mistakes are derived from guesses.
+    check::together(report, &config, (&blocks, is_short), &router_section);
+    broker::together(report, &config, &pools);
+    dtcp::together(report, &config, &dtcp_section, &router_section);
+    let may_have_more = |key| !root.has(key) && !root.is_sound(report, key);
+    let pools_are_known = pools.are_known()
+        && dtcp_section.is_sound(report, "prefix")
+        && !["pool", "dtcp"].into_iter().any(may_have_more);
+    tsp::together(report, &config, &tsp_section, pools_are_known);
+    if !is_short {
+        dhcpv6::together(report, &config, &dhcpv6);
     }
     config
 }
@@ -419,11 +420,22 @@ fn syntax(report: &mut Report<'_>, errors: &[toml::de::Error]) {
     for error in errors {
         let at = error.span().map_or(0, |span| span.start);
         if reported.insert(report.line(at)) {
-            let message: Vec<&str> = error.message().lines().collect();
+            let mut message = error.message().lines().collect::<Vec<_>>().join(", ");
+            if message == "duplicate key" {
+                message += &format!(" `{}`", error.span().map_or("", |span| report.written(span)).trim());
+            }
             let why = "this is not TOML (https://toml.io)";
-            report.add(at, message.join(", "), why, "correct the line, then check again");
+            report.add(at, message, why, "correct the line, then check again");
         }
     }
+}
+
+fn no_text(file: &str, octets: &[u8], error: std::str::Utf8Error) -> ConfigErrors {
+    let good = String::from_utf8_lossy(&octets[..error.valid_up_to()]);
+    let mut report = Report::new(file, &good);
+    let why = "a configuration is text in UTF-8, and here it is not";
+    report.add(good.len(), "this cannot be read", why, "name a TOML file, or save this one as UTF-8");
+    report.into_errors()
 }
 
 fn unreadable(file: &str, error: &std::io::Error) -> ConfigErrors {

@@ -8,8 +8,10 @@
 pub(crate) struct Schema {
     /// The table as it is written in the file; empty for the top of the file.
     pub(crate) title: &'static str,
-    /// Its keys.
-    pub(crate) keys: &'static [Key],
+    /// Its own keys.
+    own: &'static [Key],
+    /// Keys that other tables have as well.
+    shared: &'static [Key],
 }
 
 /// One key.
@@ -22,9 +24,14 @@ pub(crate) struct Key {
 }
 
 impl Schema {
+    /// Its keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'static Key> + use<> {
+        self.own.iter().chain(self.shared)
+    }
+
     /// The key of that name.
     pub(crate) fn key(&self, name: &str) -> Option<&'static Key> {
-        self.keys.iter().find(|key| key.name == name)
+        self.keys().find(|key| key.name == name)
     }
 
     /// How the table is called in a sentence.
@@ -37,10 +44,25 @@ const fn key(name: &'static str, example: &'static str) -> Key {
     Key { name, example }
 }
 
+const fn table(title: &'static str, own: &'static [Key]) -> Schema {
+    Schema { title, own, shared: &[] }
+}
+
+/// How a tunnel treats its packets: in every table that makes tunnels.
+const CARE: &[Key] = &[
+    key("pmtu", "pmtu = \"static\""),
+    key("dscp", "dscp = 0"),
+    key("ecn", "ecn = \"normal\""),
+    key("mss_clamp", "mss_clamp = false"),
+    key("packets_per_second", "packets_per_second = 100_000"),
+    key("kbit_per_second", "kbit_per_second = 1_000_000"),
+    key("quota_mib", "quota_mib = 100_000"),
+];
+
 /// The tables of the file.
-pub(crate) const ROOT: Schema = Schema {
-    title: "",
-    keys: &[
+pub(crate) const ROOT: Schema = table(
+    "",
+    &[
         key("router", "[router]"),
         key("admin", "[admin]"),
         key("store", "[store]"),
@@ -59,12 +81,12 @@ pub(crate) const ROOT: Schema = Schema {
         key("tunnel_range", "[[tunnel_range]]"),
         key("pool", "[[pool]]"),
     ],
-};
+);
 
 /// `[router]`: the machine itself.
-pub(crate) const ROUTER: Schema = Schema {
-    title: "[router]",
-    keys: &[
+pub(crate) const ROUTER: Schema = table(
+    "[router]",
+    &[
         key("tun", "tun = \"six0\""),
         key("address", "address = [\"2001:db8:100::1/64\"]"),
         key("outer", "outer = \"10.71.0.1\""),
@@ -77,20 +99,18 @@ pub(crate) const ROUTER: Schema = Schema {
         key("ttl", "ttl = 64"),
         key("capacity", "capacity = 1048576"),
     ],
-};
+);
 
 /// `[admin]`: how to ask the running router.
-pub(crate) const ADMIN: Schema =
-    Schema { title: "[admin]", keys: &[key("socket", "socket = \"/run/sixway/six0.sock\"")] };
+pub(crate) const ADMIN: Schema = table("[admin]", &[key("socket", "socket = \"/run/sixway/six0.sock\"")]);
 
 /// `[store]`: what must survive the process.
-pub(crate) const STORE: Schema =
-    Schema { title: "[store]", keys: &[key("path", "path = \"/var/lib/sixway/six0.db\"")] };
+pub(crate) const STORE: Schema = table("[store]", &[key("path", "path = \"/var/lib/sixway/six0.db\"")]);
 
 /// `[limits]`: how much one client may ask for.
-pub(crate) const LIMITS: Schema = Schema {
-    title: "[limits]",
-    keys: &[
+pub(crate) const LIMITS: Schema = table(
+    "[limits]",
+    &[
         key("tunnels_per_account", "tunnels_per_account = 1"),
         key("tunnels_per_address", "tunnels_per_address = 256"),
         key("anonymous_tunnels", "anonymous_tunnels = 1024"),
@@ -100,23 +120,23 @@ pub(crate) const LIMITS: Schema = Schema {
         key("connects_per_minute", "connects_per_minute = 600"),
         key("failed_logins_per_minute", "failed_logins_per_minute = 20"),
     ],
-};
+);
 
 /// `[hooks]`: programs that are run when leased tunnels come and go.
-pub(crate) const HOOKS: Schema = Schema {
-    title: "[hooks]",
-    keys: &[
+pub(crate) const HOOKS: Schema = table(
+    "[hooks]",
+    &[
         key("up", "up = \"/etc/sixway/up\""),
         key("down", "down = \"/etc/sixway/down\""),
         key("timeout", "timeout = 10"),
         key("at_once", "at_once = 8"),
     ],
-};
+);
 
 /// `[dtcp]`: the server for tunnels by DTCP.
-pub(crate) const DTCP: Schema = Schema {
-    title: "[dtcp]",
-    keys: &[
+pub(crate) const DTCP: Schema = table(
+    "[dtcp]",
+    &[
         key("listen", "listen = \":20200\""),
         key("prefix", "prefix = \"2001:db8:ffff::/64\""),
         key("routetable", "routetable = \"/usr/local/etc/routetable\""),
@@ -134,12 +154,12 @@ pub(crate) const DTCP: Schema = Schema {
         key("tunnel_timeout", "tunnel_timeout = 300"),
         key("pid_file", "pid_file = \"/var/run/dtcps.pid\""),
     ],
-};
+);
 
 /// `[tsp]`: the server for tunnels by TSP.
-pub(crate) const TSP: Schema = Schema {
-    title: "[tsp]",
-    keys: &[
+pub(crate) const TSP: Schema = table(
+    "[tsp]",
+    &[
         key("listen", "listen = \":3653\""),
         key("realm", "realm = \"broker.example\""),
         key("mechanisms", "mechanisms = [\"DIGEST-MD5\", \"SCRAM-SHA-256\"]"),
@@ -157,23 +177,23 @@ pub(crate) const TSP: Schema = Schema {
         key("mtu", "mtu = 1280"),
         key("ra", "ra = false"),
     ],
-};
+);
 
 /// `[[pool]]`: address space that is given out.
-pub(crate) const POOL: Schema = Schema {
-    title: "[[pool]]",
-    keys: &[
+pub(crate) const POOL: Schema = table(
+    "[[pool]]",
+    &[
         key("prefix", "prefix = \"2001:db8:100::/40\""),
         key("assign", "assign = 56"),
         key("pairs", "pairs = true"),
         key("addresses", "addresses = true"),
     ],
-};
+);
 
 /// `[dhcpv6]`: the server for clients inside tunnels.
-pub(crate) const DHCPV6: Schema = Schema {
-    title: "[dhcpv6]",
-    keys: &[
+pub(crate) const DHCPV6: Schema = table(
+    "[dhcpv6]",
+    &[
         key("preferred", "preferred = 3600"),
         key("valid", "valid = 7200"),
         key("rapid_commit", "rapid_commit = false"),
@@ -200,32 +220,30 @@ pub(crate) const DHCPV6: Schema = Schema {
         key("interfaces", "interfaces = [\"eth1\"]"),
         key("link_config", "link_config = \"/etc/wide-dhcpv6/dhcp6s.conf\""),
     ],
-};
+);
 
 /// `[[dhcpv6_host]]`: what is set aside for one client.
-pub(crate) const DHCPV6_HOST: Schema = Schema {
-    title: "[[dhcpv6_host]]",
-    keys: &[
+pub(crate) const DHCPV6_HOST: Schema = table(
+    "[[dhcpv6_host]]",
+    &[
         key("duid", "duid = \"00:03:00:01:02:00:00:00:53:02\""),
         key("prefixes", "prefixes = [\"2001:db8:1111::/48\"]"),
         key("addresses", "addresses = [\"2001:db8:53:1::180\"]"),
         key("tunnel", "tunnel = \"alice\""),
     ],
-};
+);
 
 /// `[udp]`: the UDP encapsulation.
-pub(crate) const UDP: Schema = Schema { title: "[udp]", keys: &[key("ports", "ports = [3653]")] };
+pub(crate) const UDP: Schema = table("[udp]", &[key("ports", "ports = [3653]")]);
 
 /// `[proto41]`: the protocol 41 encapsulation.
-pub(crate) const PROTO41: Schema = Schema {
-    title: "[proto41]",
-    keys: &[key("enabled", "enabled = true"), key("receive", "receive = \"auto\"")],
-};
+pub(crate) const PROTO41: Schema =
+    table("[proto41]", &[key("enabled", "enabled = true"), key("receive", "receive = \"auto\"")]);
 
 /// `[offload]`: the kernel's offloads, one knob each.
-pub(crate) const OFFLOAD: Schema = Schema {
-    title: "[offload]",
-    keys: &[
+pub(crate) const OFFLOAD: Schema = table(
+    "[offload]",
+    &[
         key("tun_tcp", "tun_tcp = true"),
         key("tun_udp", "tun_udp = true"),
         key("merge_tcp", "merge_tcp = true"),
@@ -234,89 +252,70 @@ pub(crate) const OFFLOAD: Schema = Schema {
         key("udp_gro", "udp_gro = true"),
         key("proto41_gso", "proto41_gso = true"),
     ],
-};
+);
 
 /// `[[tunnel]]`: one tunnel.
 pub(crate) const TUNNEL: Schema = Schema {
-    title: "[[tunnel]]",
-    keys: &[
-        key("name", "name = \"alice\""),
-        key("encap", "encap = \"proto41\""),
-        key("local", "local = \"10.71.0.1\""),
-        key("remote", "remote = \"10.71.0.2\""),
-        key("prefixes", "prefixes = [\"2001:db8:100:1::/64\"]"),
-        key("mtu", "mtu = 1280"),
-        key("default_route", "default_route = true"),
-        key("ra", "ra = { on = true }"),
-        key("pmtu", "pmtu = \"static\""),
-        key("echo", "echo = \"2001:db8:100:1::1\""),
-        key("dscp", "dscp = 0"),
-        key("ecn", "ecn = \"normal\""),
-        key("mss_clamp", "mss_clamp = false"),
-        key("packets_per_second", "packets_per_second = 100_000"),
-        key("kbit_per_second", "kbit_per_second = 1_000_000"),
-        key("quota_mib", "quota_mib = 100_000"),
-    ],
+    shared: CARE,
+    ..table(
+        "[[tunnel]]",
+        &[
+            key("name", "name = \"alice\""),
+            key("encap", "encap = \"proto41\""),
+            key("local", "local = \"10.71.0.1\""),
+            key("remote", "remote = \"10.71.0.2\""),
+            key("prefixes", "prefixes = [\"2001:db8:100:1::/64\"]"),
+            key("mtu", "mtu = 1280"),
+            key("default_route", "default_route = true"),
+            key("ra", "ra = { on = true }"),
+            key("echo", "echo = \"2001:db8:100:1::1\""),
+        ],
+    )
 };
 
 /// `[[tunnel_range]]`: many tunnels alike.
 pub(crate) const TUNNEL_RANGE: Schema = Schema {
-    title: "[[tunnel_range]]",
-    keys: &[
-        key("count", "count = 1000"),
-        key("name", "name = \"t\""),
-        key("encap", "encap = \"udp\""),
-        key("local", "local = \"10.71.0.1:3653\""),
-        key("prefix", "prefix = \"2001:db8:200::/64\""),
-        key("remote", "remote = \"10.128.0.0:4000\""),
-        key("mtu", "mtu = 1280"),
-        key("ra", "ra = { on = true }"),
-        key("pmtu", "pmtu = \"static\""),
-        key("dscp", "dscp = 0"),
-        key("ecn", "ecn = \"normal\""),
-        key("mss_clamp", "mss_clamp = false"),
-        key("packets_per_second", "packets_per_second = 100_000"),
-        key("kbit_per_second", "kbit_per_second = 1_000_000"),
-        key("quota_mib", "quota_mib = 100_000"),
-    ],
+    shared: CARE,
+    ..table(
+        "[[tunnel_range]]",
+        &[
+            key("count", "count = 1000"),
+            key("name", "name = \"t\""),
+            key("encap", "encap = \"udp\""),
+            key("local", "local = \"10.71.0.1:3653\""),
+            key("prefix", "prefix = \"2001:db8:200::/64\""),
+            key("remote", "remote = \"10.128.0.0:4000\""),
+            key("mtu", "mtu = 1280"),
+            key("ra", "ra = { on = true }"),
+        ],
+    )
 };
 
 /// `[leased]`: how tunnels that are granted treat their packets.
-pub(crate) const LEASED: Schema = Schema {
-    title: "[leased]",
-    keys: &[
-        key("pmtu", "pmtu = \"static\""),
-        key("dscp", "dscp = 0"),
-        key("ecn", "ecn = \"normal\""),
-        key("mss_clamp", "mss_clamp = false"),
-        key("packets_per_second", "packets_per_second = 100_000"),
-        key("kbit_per_second", "kbit_per_second = 1_000_000"),
-        key("quota_mib", "quota_mib = 100_000"),
-    ],
-};
+pub(crate) const LEASED: Schema = Schema { shared: CARE, ..table("[leased]", &[]) };
 
 /// `[guard]`: what may not pass, and what is said about it.
-pub(crate) const GUARD: Schema = Schema {
-    title: "[guard]",
-    keys: &[
+pub(crate) const GUARD: Schema = table(
+    "[guard]",
+    &[
         key("icmp_errors", "icmp_errors = 1000"),
         key("icmp_errors_of_tunnel", "icmp_errors_of_tunnel = 100"),
         key("tell_source", "tell_source = false"),
         key("source_routes", "source_routes = false"),
         key("nesting", "nesting = 4"),
     ],
-};
+);
 
 /// `ra = { ... }`: router advertisements inside a tunnel.
-pub(crate) const RA: Schema = Schema {
-    title: "`ra`",
-    keys: &[
+pub(crate) const RA: Schema = table(
+    "`ra`",
+    &[
         key("on", "on = true"),
         key("managed", "managed = false"),
         key("other", "other = false"),
         key("prefix", "prefix = [\"2001:db8:100:1::/64\"]"),
     ],
-};
+);
 
 /// All of them.
 pub(crate) const ALL: [&Schema; 19] = [

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::hash::Hash;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
@@ -97,13 +97,15 @@ pub(crate) struct Report<'t> {
     text: &'t str,
     line_starts: Vec<usize>,
     errors: Vec<(usize, ConfigError)>,
+    /// Keys that nobody knows, with the tables that they stand in: each may be meant for one that is missing.
+    strange: Vec<(String, &'static str)>,
 }
 
 impl<'t> Report<'t> {
     pub(crate) fn new(file: &'t str, text: &'t str) -> Self {
         let after_newlines = text.match_indices('\n').map(|(at, _)| at + 1);
         let line_starts = std::iter::once(0).chain(after_newlines).collect();
-        Self { file, text, line_starts, errors: Vec::new() }
+        Self { file, text, line_starts, errors: Vec::new(), strange: Vec::new() }
     }
 
     /// The line and column of an offset; an offset behind the end counts as the end.
@@ -123,6 +125,21 @@ impl<'t> Report<'t> {
     /// How many mistakes were found so far.
     pub(crate) fn count(&self) -> usize {
         self.errors.len()
+    }
+
+    /// What stands at a place of the text.
+    pub(crate) fn written(&self, at: Range<usize>) -> &'t str {
+        self.text.get(at).unwrap_or_default()
+    }
+
+    fn is_right(&self, at: &Range<usize>) -> bool {
+        !self.errors.iter().any(|(mistake, _)| at.contains(mistake))
+    }
+
+    /// Whether an unknown key may be this one of that table, misspelt or misplaced.
+    fn may_be_misspelt(&self, schema: &Schema, key: &str) -> bool {
+        let tables = [schema.place(), schema::ROOT.place()];
+        self.strange.iter().any(|(name, table)| name == key || tables.contains(table))
     }
 
     /// Adds one mistake.
@@ -165,6 +182,8 @@ pub(crate) struct Section<'d, 'i> {
     schema: &'static Schema,
     table: Option<&'d DeTable<'i>>,
     at: usize,
+    /// It is written, and is no table.
+    is_lost: bool,
 }
 
 impl<'d, 'i> Section<'d, 'i> {
@@ -178,11 +197,11 @@ impl<'d, 'i> Section<'d, 'i> {
         for key in table.keys().filter(|key| schema.key(key.get_ref()).is_none()) {
             unknown_key(report, schema, key.get_ref(), key.span().start);
         }
-        Self { schema, table: Some(table), at }
+        Self { schema, table: Some(table), at, is_lost: false }
     }
 
     fn absent(schema: &'static Schema) -> Self {
-        Self { schema, table: None, at: 0 }
+        Self { schema, table: None, at: 0, is_lost: false }
     }
 
     /// How the table is called in a sentence.
@@ -200,6 +219,15 @@ impl<'d, 'i> Section<'d, 'i> {
         self.find(key).is_some()
     }
 
+    /// Whether that is known which the key says: it is written without a mistake, or left out. A key that is missing beside
+    /// an unknown one may be that one. What is checked against other tables must be sound: from guesses follow no mistakes.
+    pub(crate) fn is_sound(&self, report: &Report<'_>, key: &str) -> bool {
+        match self.find(key) {
+            Some(value) => report.is_right(&value.span()),
+            None => !self.is_lost && !report.may_be_misspelt(self.schema, key),
+        }
+    }
+
     fn find(&self, key: &str) -> Option<&'d Spanned<DeValue<'i>>> {
         debug_assert!(self.schema.key(key).is_some(), "{key} is not in the schema of {}", self.place());
         self.table?.get(key)
@@ -211,7 +239,7 @@ impl<'d, 'i> Section<'d, 'i> {
         let at = value.span().start;
         let Some(table) = value.get_ref().as_table() else {
             self.mistyped(report, key, at, "a table", kind(value.get_ref()));
-            return Self::absent(schema);
+            return Self { at, is_lost: true, ..Self::absent(schema) };
         };
         Self::open(report, schema, table, at)
     }
@@ -439,6 +467,7 @@ pub(crate) fn choose<T: Copy>(choices: &[(&str, T)], text: &str) -> Result<T, Co
 }
 
 fn unknown_key(report: &mut Report<'_>, schema: &Schema, key: &str, at: usize) {
+    report.strange.push((key.to_owned(), schema.place()));
     let what = format!("unknown key `{key}` in {}", schema.place());
     let elsewhere = schema::ALL.iter().find(|other| other.key(key).is_some());
     if let Some(other) = elsewhere {
@@ -449,18 +478,18 @@ fn unknown_key(report: &mut Report<'_>, schema: &Schema, key: &str, at: usize) {
             format!("move it to {}", other.place()),
         );
     }
-    let names: Vec<&str> = schema.keys.iter().map(|key| key.name).collect();
+    let names: Vec<&str> = schema.keys().map(|key| key.name).collect();
     let why = format!("known are {}", names.join(", "));
     let cure =
         nearest(key, &names).map_or("take it out".to_owned(), |name| format!("did you mean `{name}`?"));
     report.add(at, what, why, cure);
 }
 
-/// The word that was probably meant: not more than a third of it is written otherwise, and two letters in a short one.
-fn nearest<'w>(written: &str, words: &[&'w str]) -> Option<&'w str> {
+/// The word that was probably meant: about a third of it is written otherwise at most, of a short one a letter.
+pub(crate) fn nearest<'w>(written: &str, words: &[&'w str]) -> Option<&'w str> {
     let distance = |word: &str| strsim::damerau_levenshtein(written, word);
     let near = words.iter().copied().min_by_key(|word| distance(word))?;
-    (distance(near) <= (near.len() / 3).max(2)).then_some(near)
+    (distance(near) <= near.len().div_ceil(3).max(1)).then_some(near)
 }
 
 fn kind(value: &DeValue<'_>) -> &'static str {

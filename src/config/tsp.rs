@@ -137,9 +137,15 @@ fn brokers(report: &mut Report<'_>, section: &Section<'_, '_>) -> Vec<BrokerAt> 
 }
 
 /// Reports what `[tsp]` wants of other tables that do not have it, and what does not go together in it.
-pub(crate) fn together(report: &mut Report<'_>, config: &Config, section: &Section<'_, '_>) {
+/// `pools_are_known`: there are no others than those that were read.
+pub(crate) fn together(
+    report: &mut Report<'_>,
+    config: &Config,
+    section: &Section<'_, '_>,
+    pools_are_known: bool,
+) {
     let Some(tsp) = &config.tsp else { return };
-    if !config.pools.iter().any(|pool| pool.kind == PoolKind::Pairs) {
+    if pools_are_known && !config.pools.iter().any(|pool| pool.kind == PoolKind::Pairs) {
         report.add(
             section.at("listen"),
             "[tsp] has no addresses to give out",
@@ -147,7 +153,7 @@ pub(crate) fn together(report: &mut Report<'_>, config: &Config, section: &Secti
             "add for example `[[pool]]` with `prefix = \"2001:db8:ffff::/64\"` and `pairs = true`",
         );
     }
-    if tsp.redirect.is_some() && tsp.brokers.is_empty() {
+    if tsp.redirect.is_some() && tsp.brokers.is_empty() && section.is_sound(report, "brokers") {
         let why = "there is nowhere to send clients to";
         report.add(
             section.at("redirect"),
@@ -156,7 +162,8 @@ pub(crate) fn together(report: &mut Report<'_>, config: &Config, section: &Secti
             "add `brokers = [...]`, or take it out",
         );
     }
-    if config.proto41.enabled == Some(false) && tsp.tunnels == [Mode::V6V4] {
+    let only41 = tsp.tunnels == [Mode::V6V4] && section.is_sound(report, "tunnels");
+    if config.proto41.enabled == Some(false) && only41 {
         let why = "`enabled = false` in [proto41] turns that off";
         report.add(
             section.at("tunnels"),
@@ -166,7 +173,7 @@ pub(crate) fn together(report: &mut Report<'_>, config: &Config, section: &Secti
         );
     }
     for (key, is_empty) in [("mechanisms", tsp.mechanisms.is_empty()), ("tunnels", tsp.tunnels.is_empty())] {
-        if is_empty && section.has(key) {
+        if is_empty && section.has(key) && section.is_sound(report, key) {
             let next = "name one, or take [tsp] out";
             report.add(
                 section.at(key),

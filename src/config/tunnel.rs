@@ -3,7 +3,8 @@
 //! A range counts up: its name by a decimal number from 0, its prefix by the prefix's own size, its
 //! remote by address (protocol 41, or UDP with any port), or by port from the given one to 65535 and
 //! then on the next address from the given port again (UDP). Each tunnel is checked by itself here;
-//! how tunnels stand to each other is `check`'s business.
+//! how tunnels stand to each other is `check`'s business. One with a mistake goes there too, as far as it could be read: with
+//! a mistake in the file nothing is run by it.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::ops::Range;
@@ -21,8 +22,20 @@ use super::{MAX_NAME, MAX_PREFIXES, MAX_RA_PREFIXES, MAX_TUNNELS, Ra, TunnelConf
 pub(crate) struct Defaults {
     /// Our outer address.
     pub(crate) outer: Option<Ipv4Addr>,
+    /// Whether that could be read.
+    pub(crate) outer_is_sound: bool,
     /// The first UDP port; `None` when UDP is off.
     pub(crate) udp_port: Option<u16>,
+    /// Whether that could be read.
+    pub(crate) port_is_sound: bool,
+}
+
+impl Defaults {
+    /// Whether what this tunnel takes from the other tables is known.
+    fn are_known(&self, section: &Section<'_, '_>, outer: &Outer) -> bool {
+        let needs_port = matches!(outer, Outer::Udp { .. });
+        section.has("local") || (self.outer_is_sound && (self.port_is_sound || !needs_port))
+    }
 }
 
 /// All tunnels, and the tables they come from.
@@ -31,12 +44,16 @@ pub(crate) struct Tunnels {
     pub(crate) list: Vec<TunnelConfig>,
     /// In the order of `list`, without gaps.
     pub(crate) blocks: Vec<Block>,
+    /// Whether a table is not among them, because too much of it could not be read.
+    pub(crate) is_short: bool,
 }
 
 /// One table: where its keys stand in the text, and which tunnels it made.
 #[derive(Debug)]
 pub(crate) struct Block {
     pub(crate) title: &'static str,
+    /// Whether its tunnels have the outer side that is meant, and not [`UNREAD`].
+    pub(crate) outer_is_known: bool,
     pub(crate) name_at: usize,
     pub(crate) encap_at: usize,
     pub(crate) remote_at: usize,
@@ -52,7 +69,13 @@ impl Block {
     }
 }
 
-/// Reads all tunnels; those with mistakes are reported and left out.
+/// Stands for an outer side that could not be read: it is like no other one.
+const UNREAD: Outer =
+    Outer::Udp { local: UdpLocal { addr: None, port: 0 }, remote: UdpRemote::Learned(None) };
+/// Stands for a name that could not be read; no name has this character.
+pub(crate) const NAMELESS: &str = "?";
+
+/// Reads all tunnels, those with mistakes as far as they go.
 pub(crate) fn tunnels(report: &mut Report<'_>, root: &Section<'_, '_>, defaults: Defaults) -> Tunnels {
     let mut all = Tunnels::default();
     for section in root.tables(report, "tunnel", &schema::TUNNEL) {
@@ -82,16 +105,14 @@ fn single(report: &mut Report<'_>, section: &Section<'_, '_>, defaults: Defaults
         leads_everywhere(report, section, default_route, &prefixes);
         advertises_its_own(report, section, &ra, &prefixes);
     }
-    let (Some(name), Some(outer)) = (name, outer) else { return };
-    if !passes(report, section, outer, defaults, "") {
-        return;
-    }
-    // Other mistakes do not keep it from being compared with the rest.
+    let outer = outer.filter(|outer| passes(report, section, *outer, defaults, ""));
+    let outer = outer.filter(|outer| defaults.are_known(section, outer));
+    // Mistakes do not keep it from being compared with the rest.
     let prefixes_at = written.iter().map(|prefix| prefix.at).collect();
-    all.blocks.push(block(section, prefixes_at, all.list.len()..all.list.len() + 1));
+    all.blocks.push(block(section, prefixes_at, outer.is_some(), all.list.len()..all.list.len() + 1));
     all.list.push(TunnelConfig {
-        name: name.into(),
-        outer,
+        name: name.unwrap_or(NAMELESS).into(),
+        outer: outer.unwrap_or(UNREAD),
         prefixes,
         mtu,
         default_route,
@@ -117,19 +138,25 @@ fn range(report: &mut Report<'_>, section: &Section<'_, '_>, defaults: Defaults,
             "leave `prefix` out of `ra`, or write the tunnels one by one",
         );
     }
-    let (Some(count), Some(name), Some(outer), Some(prefix)) = (count, name, outer, prefix) else { return };
-    if !range_fits(report, section, name, count, all.list.len()) {
+    let fits = |count: &u32| range_fits(report, section, name.unwrap_or(NAMELESS), *count, all.list.len());
+    let (Some(count), Some(prefix)) = (count.filter(fits), prefix) else {
+        all.is_short = true;
         return;
-    }
-    let seed = Seed { name, outer, prefix, mtu, ra, care };
+    };
+    let outer = outer.filter(|outer| defaults.are_known(section, outer));
+    let (name, is_known) = (name.unwrap_or(NAMELESS), outer.is_some());
+    let seed = Seed { name, outer: outer.unwrap_or(UNREAD), prefix, mtu, ra, care };
     let first = all.list.len();
     all.list.reserve(count as usize);
     for n in 0..count {
         // One that cannot be is reported, and the range is left out.
-        let Some(tunnel) = seed.grow(report, section, defaults, n) else { return all.list.truncate(first) };
+        let Some(tunnel) = seed.grow(report, section, defaults, n) else {
+            all.is_short = true;
+            return all.list.truncate(first);
+        };
         all.list.push(tunnel);
     }
-    all.blocks.push(block(section, vec![section.at("prefix")], first..all.list.len()));
+    all.blocks.push(block(section, vec![section.at("prefix")], is_known, first..all.list.len()));
 }
 
 /// What the tunnels of a range have in common, and what they count up from.
@@ -252,12 +279,18 @@ fn passes(
     false
 }
 
-fn block(section: &Section<'_, '_>, prefixes_at: Vec<usize>, tunnels: Range<usize>) -> Block {
+fn block(
+    section: &Section<'_, '_>,
+    prefixes_at: Vec<usize>,
+    outer_is_known: bool,
+    tunnels: Range<usize>,
+) -> Block {
     let name_at = section.at("name");
     let ranged = section.place() == schema::TUNNEL_RANGE.title;
     let default_route_at = if ranged { name_at } else { section.at("default_route") };
     Block {
         title: section.place(),
+        outer_is_known,
         name_at,
         encap_at: section.at("encap"),
         remote_at: section.at("remote"),

@@ -227,7 +227,7 @@ impl Keeper {
     async fn obey(&mut self, ordered: Ordered) {
         let here = self.state.wish().tun.clone();
         let now = self.now();
-        tracing::info!(event = "ordered", order = ?ordered.order, "dhcp6ctl");
+        tracing::info!(event = "ordered", order = ordered.order.to_string(), "dhcp6ctl");
         match &ordered.order {
             Order::Reload => self.client.renew(now),
             Order::Stop => self.stop.notify_one(),

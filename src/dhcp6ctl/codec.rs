@@ -2,6 +2,8 @@
 //!
 //! Whether a message is late, forged or meant for somebody else is `session`'s business.
 
+use std::fmt;
+
 use hmac::{Hmac, KeyInit, Mac};
 use md5::Md5;
 
@@ -37,6 +39,26 @@ pub enum Order {
     Stop,
     /// A client is to give up what it has on an interface.
     StopInterface(InterfaceName),
+}
+
+/// As it is typed.
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reload => f.write_str("reload"),
+            Self::Remove(Binding { kind, iaid, duid }) => {
+                let kind = match kind {
+                    IaKind::Na => "IA_NA",
+                    IaKind::Pd => "IA_PD",
+                };
+                let duid: Vec<_> = duid.iter().map(|octet| format!("{octet:02x}")).collect();
+                write!(f, "remove binding IA {kind} {iaid} {}", duid.join(":"))
+            }
+            Self::Start(name) => write!(f, "start interface {}", name.as_str().escape_debug()),
+            Self::Stop => f.write_str("stop"),
+            Self::StopInterface(name) => write!(f, "stop interface {}", name.as_str().escape_debug()),
+        }
+    }
 }
 
 /// One identity association of one client.
@@ -93,21 +115,28 @@ pub struct Message<'a> {
 }
 
 /// Why arguments make no order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unclear {
     /// No such command, or not for this kind of process.
+    #[error("there is no such command, or not for this kind of process")]
     Command,
     /// A command that takes none has arguments, or some are missing.
+    #[error("there are too many of them, or some are missing")]
     Length,
     /// What is to be removed, started or stopped is of no known kind.
+    #[error("what is to be removed, started or stopped is of no known kind")]
     Target,
     /// What kind of binding is to be removed is not known.
+    #[error("what kind of binding is to be removed is not known")]
     Binding,
     /// Neither addresses nor prefixes.
+    #[error("the binding is neither of addresses nor of prefixes")]
     Ia,
     /// The DUID is empty or longer than the message.
+    #[error("the DUID is empty, or longer than the message")]
     Duid,
     /// The interface's name is empty, too long or no text.
+    #[error("the interface's name is empty, too long or no text")]
     Name,
 }
 

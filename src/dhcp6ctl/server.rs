@@ -215,7 +215,7 @@ async fn listen(stream: &TcpStream, house: &House) -> Option<Result<Order, Refus
 
 impl House {
     async fn pass_on(&self, order: Order) {
-        tracing::info!(event = "control", ?order);
+        tracing::info!(event = "control", order = order.to_string());
         let (done, carried_out) = oneshot::channel();
         if self.orders.try_send(Ordered { order, done }).is_err() {
             count(&self.counts.busy);

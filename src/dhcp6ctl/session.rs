@@ -53,7 +53,7 @@ pub enum Refusal {
     #[error("its command is not known here")]
     Command,
     /// The arguments do not make sense.
-    #[error("its arguments make no sense: {0:?}")]
+    #[error("its arguments make no sense: {0}")]
     Arguments(Unclear),
 }
 

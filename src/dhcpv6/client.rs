@@ -414,8 +414,7 @@ impl<R: Rng> Client<R> {
         });
         let Some((code, text)) = status(message).or(inside) else { return };
         let text: String = text.chars().filter(|c| !c.is_control()).take(MOST_WORDS).collect();
-        let text = if text.is_empty() { String::new() } else { format!(" ({text})") };
-        self.out.push_back(Output::Refused(format!("{code:?}{text}")));
+        self.out.push_back(Output::Refused(words(code, &text)));
     }
 
     /// Forgets everything and says nothing more.
@@ -522,6 +521,22 @@ fn preference(message: &Message) -> u8 {
         .iter()
         .find_map(|option| if let Opt::Leaf(DhcpOption::Preference(n)) = option { Some(*n) } else { None });
     found.unwrap_or(0)
+}
+
+/// A status (RFC 8415 section 21.13) in words, with its name and what the server says to it.
+fn words(status: Status, text: &str) -> String {
+    const KNOWN: [(Status, &str, &str); 5] = [
+        (Status::UnspecFail, "it has failed", "UnspecFail"),
+        (Status::NoAddrsAvail, "it has no addresses left", "NoAddrsAvail"),
+        (Status::NoBinding, "it knows of no such binding", "NoBinding"),
+        (Status::NotOnLink, "what is asked for does not belong on this link", "NotOnLink"),
+        (Status::NoPrefixAvail, "it has no prefixes left", "NoPrefixAvail"),
+    ];
+    let said = if text.is_empty() { String::new() } else { format!(": {text}") };
+    match KNOWN.iter().find(|(known, ..)| *known == status) {
+        Some((_, words, name)) => format!("{words} ({name}{said})"),
+        None => format!("it says so with status {}{said}", u16::from(status)),
+    }
 }
 
 /// What the server says of the message as a whole, if it is no success.

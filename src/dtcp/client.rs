@@ -181,7 +181,7 @@ impl Client {
 
     fn handle_answer(&mut self, line: &str, now: Duration) {
         match Up::parse(line, self.wish.kind) {
-            Err(why) => self.refused(advised(why)),
+            Err(why) => self.refused(advised(why, self.wish.udp.is_some())),
             Ok(up) if up.udp_port.is_none() && self.wish.udp.is_some() => {
                 self.refused("the server gave a tunnel by protocol 41, not in UDP: it does not know how".to_owned());
             }
@@ -223,10 +223,14 @@ impl Client {
     }
 }
 
-/// What can be done about a refusal, behind it.
-fn advised(why: String) -> String {
+/// What can be done about a refusal, behind it. A server without UDP refuses the words for it as it does a wrong password.
+fn advised(why: String, in_udp: bool) -> String {
+    let wrong = match in_udp {
+        true => "user or password is wrong, or it gives no IPv6 in UDP: `udp = true` in its [dtcp]",
+        false => "user or password is wrong",
+    };
     let known = [
-        ("authentication failed", "user or password is wrong"),
+        ("authentication failed", wrong),
         ("unsupported tunnel type", "ask for another one"),
         (
             "no prefix for user",
@@ -388,7 +392,15 @@ mod tests {
             let Some(Output::Over(end)) = out.pop() else { panic!("{out:?}") };
             end
         };
-        assert!(matches!(answer("-ERR authentication failed."), End::Refused(_)));
+        let wrong = answer("-ERR authentication failed.");
+        assert!(matches!(&wrong, End::Refused(why) if !why.contains("UDP")), "{wrong}");
+        let mut in_udp = client(Kind::Host, Some(UdpWish { port: None }));
+        hears(&mut in_udp, GREETING, s(1));
+        let out = hears(&mut in_udp, "-ERR authentication failed.", s(2));
+        assert!(
+            matches!(out.last(), Some(Output::Over(End::Refused(why))) if why.contains("`udp = true`")),
+            "{out:?}"
+        );
         assert!(matches!(answer("-ERR tunnel interface sold out"), End::Lost(_)));
         let refused = answer("-ERR no prefix for user \u{1b}[2Jfoo").to_string();
         assert!(refused.contains("ask its operator") && refused.contains("?[2Jfoo"), "{refused}");

@@ -168,7 +168,7 @@ impl Hall {
             }
             Err(why) => {
                 count(&house.counts.refused);
-                tracing::debug!(event = "refused", %why);
+                tracing::debug!(event = "refused", why = why.to_string());
                 false
             }
         }

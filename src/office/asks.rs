@@ -44,7 +44,7 @@ impl Office {
         match granted {
             Ok((grant, outcome)) => self.open.grant(grant, outcome, reply),
             Err(why) => {
-                tracing::info!(event = "refused", user = %wish.user, protocol = wish.protocol.name(), %why);
+                tracing::info!(event = "refused", user = %wish.user, protocol = wish.protocol.name(), why = why.to_string());
                 let _the_asker_may_have_left = reply.send(Err(why));
             }
         }

@@ -124,7 +124,7 @@ async fn run_all(mut runs: mpsc::Receiver<Run>) {
         let program = run.program.clone();
         let tunnel = run.tunnel.clone();
         if let Err(why) = run_one(run).await {
-            tracing::warn!(event = "hook_failed", %tunnel, program = %program.display(), %why);
+            tracing::warn!(event = "hook_failed", %tunnel, program = %program.display(), why = why.to_string());
         }
     }
 }

@@ -41,7 +41,8 @@ impl Keeper {
         let (back, unkept) = std_mpsc::channel();
         let thread = std::thread::Builder::new().name("store".to_owned());
         let thread = thread.spawn(move || keep(store, &work, &tell, &back));
-        let thread = thread.map_err(|why| tracing::error!(%why, "no thread for the store")).ok();
+        let thread =
+            thread.map_err(|why| tracing::error!(why = why.to_string(), "no thread for the store")).ok();
         Self { batches: Some(batches), told, unkept, thread }
     }
 
@@ -110,6 +111,6 @@ fn look(store: &mut dyn Store, tell: &mpsc::Sender<Told>) {
         Ok(Some(accounts)) => {
             let _the_office_may_have_closed = tell.blocking_send(Told::Accounts(accounts));
         }
-        Err(why) => tracing::warn!(%why, "accounts cannot be looked after"),
+        Err(why) => tracing::warn!(why = why.to_string(), "accounts cannot be looked after"),
     }
 }

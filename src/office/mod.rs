@@ -378,7 +378,7 @@ impl Office {
                     let raised =
                         if failed { Err(Refusal::Store) } else { self.raise(&routes, tables, &mut settled) };
                     if let Err(why) = &raised {
-                        tracing::warn!(event = "binding_refused", %why);
+                        tracing::warn!(event = "binding_refused", why = why.to_string());
                         self.withdraw_bound(routes, tables, &mut settled);
                     }
                     settled.acted.push((ticket, raised.is_ok()));
@@ -401,7 +401,7 @@ impl Office {
             }
             return false;
         };
-        tracing::error!(event = "store_failed", %why, "nothing is granted until it works");
+        tracing::error!(event = "store_failed", why = why.to_string(), "nothing is granted until it works");
         self.failing = Some(Instant::now() + RETRY);
         // In front of what came since: nothing of it may be forgotten.
         self.open.put_back(self.keeper.unkept());
@@ -462,12 +462,12 @@ impl Office {
             match route {
                 Route::Up(grant) => {
                     self.undo(grant.lease);
-                    tracing::warn!(event = "tunnel_refused", tunnel = %grant.name, %why);
+                    tracing::warn!(event = "tunnel_refused", tunnel = %grant.name, why = why.to_string());
                 }
                 Route::Bind(binding) => {
                     let outcome = self.broker.unbind(self.now(), binding.prefix, End::Withdrawn);
                     self.open.add(outcome);
-                    tracing::warn!(event = "binding_refused", prefix = %binding.prefix, %why);
+                    tracing::warn!(event = "binding_refused", prefix = %binding.prefix, why = why.to_string());
                 }
                 Route::Down(..) | Route::Unbind(..) => {}
             }
@@ -547,10 +547,12 @@ fn log(moved: &Move) {
     match moved {
         Move::Up(Grant { lease, user, protocol: _, name, outer, pair, networks, mtu, expires }) => {
             let (encap, local, remote) = ends(outer);
-            let client = pair.map(|pair| pair.client);
+            // What it does not have is left out of the line.
+            let client = pair.map(|pair| pair.client.to_string());
+            let networks: Vec<_> = networks.iter().map(ToString::to_string).collect();
+            let networks = (!networks.is_empty()).then(|| networks.join(","));
             tracing::info!(
-                event = "tunnel_up", tunnel = %name, %user, lease = lease.0, encap, local, remote, ?client,
-                networks = ?networks.iter().map(ToString::to_string).collect::<Vec<_>>(), mtu,
+                event = "tunnel_up", tunnel = %name, %user, lease = lease.0, encap, local, remote, client, networks, mtu,
                 lasts = expires.is_some(),
             );
         }

@@ -8,8 +8,10 @@ use crate::admin::{Reply, Request, Response};
 use crate::audit::Auditor;
 use crate::broker::{End, UserName};
 use crate::churn::{Batch, MOST_TUNNELS, is_churn};
+use crate::config::nearest;
 use crate::dhcpv6::server as dhcpv6;
 use crate::explain::{drops, explain as explain_packet};
+use crate::registry::MOST_COMPARED;
 use crate::tsp;
 
 use super::Control;
@@ -114,15 +116,30 @@ impl Control {
             return Response::Kicked { tunnels: 1 };
         }
         match UserName::parse(who).map_or(0, |user| office.kick_user(&user)) {
-            0 => Response::Error(format!("no leased tunnel '{who}', and no user '{who}' who has one")),
+            0 => Response::Error(self.nobody(who)),
             tunnels => Response::Kicked { tunnels },
         }
     }
 
+    /// That nobody of this name has anything, and who may be meant: a tunnel that is granted, or its user.
+    fn nobody(&self, who: &str) -> String {
+        let leased = self.registry.iter().map(|(_, live)| live).filter(|live| live.lease.is_some());
+        let tunnels: Vec<&str> = leased.take(MOST_COMPARED).map(|live| &*live.config.name).collect();
+        let users = tunnels.iter().filter_map(|name| Some(name.rsplit_once('@')?.0));
+        let names: Vec<&str> = users.chain(tunnels.iter().copied()).collect();
+        let next = nearest(who, &names).map_or_else(
+            || "`sixway status` lists what is granted".to_owned(),
+            |near| format!("did you mean '{near}'?"),
+        );
+        format!(
+            "no leased tunnel '{who}', no user '{who}' who has one, and no binding of that prefix; {next}"
+        )
+    }
+
     /// Has DHCPv6 clients ask anew, in one tunnel or everywhere.
     async fn reconfigure(&mut self, tunnel: Option<&str>) -> Response {
-        if tunnel.is_some_and(|name| self.registry.by_name(name).is_none()) {
-            return Response::Error(format!("there is no tunnel '{}'", tunnel.unwrap_or_default()));
+        if let Some(name) = tunnel.filter(|name| self.registry.by_name(name).is_none()) {
+            return Response::Error(self.registry.no_tunnel(name));
         }
         let mut clients = None;
         if let (Some(server), Some(office)) = (&mut self.dhcpv6, &self.office) {

@@ -115,7 +115,10 @@ impl Control {
 
     async fn put_network_back(&mut self) {
         if let Err(why) = self.network.apply(&self.config).await {
-            tracing::error!(%why, "the device's addresses and routes could not be put back; restart");
+            tracing::error!(
+                why = why.to_string(),
+                "the device's addresses and routes could not be put back; restart"
+            );
         }
     }
 

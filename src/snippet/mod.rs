@@ -65,6 +65,21 @@ pub enum SnippetError {
         /// What was given.
         server: String,
     },
+    /// What is granted may be somebody else's before the files are used.
+    #[error(
+        "--for {client} writes {what} into files, and it is not set aside for '{user}': until the first login somebody else may \
+         be given it. {how}. --for linux takes it from the server's answer instead"
+    )]
+    NotFixed {
+        /// For whom.
+        client: &'static str,
+        /// What may change.
+        what: String,
+        /// Whose it is to be.
+        user: UserName,
+        /// How it is set aside.
+        how: String,
+    },
     /// A secret that cannot be written there.
     #[error(
         "the secret of '{user}' cannot be written into {place}: {why}; change it with `sixway user passwd {user}`"
@@ -141,8 +156,35 @@ impl Facts {
         Ok(text)
     }
 
+    /// For files that name what is granted.
+    fn must_be_fixed(&self, client: &'static str) -> Result<(), SnippetError> {
+        let user = self.user.clone();
+        let anew = format!("sixway user del {user}; sixway user add {user}");
+        let (what, how) = match self.kind {
+            Kind::TunnelOnly => return Ok(()),
+            Kind::Network => (
+                "the network",
+                format!("Have '{user}' log in once, or set one aside: {anew} --prefix PREFIX"),
+            ),
+            Kind::Host => ("the address", format!("Set one aside: {anew} --interface N")),
+        };
+        if self.is_fixed {
+            return Ok(());
+        }
+        let what = format!("{what} ({})", self.granted());
+        Err(SnippetError::NotFixed { client, what, user, how })
+    }
+
+    /// What is granted, for people.
+    fn granted(&self) -> String {
+        let mut what: Vec<String> = self.networks().iter().map(ToString::to_string).collect();
+        what.extend(self.grant.pair.map(|pair| pair.client.to_string()));
+        if what.is_empty() { "link-local addresses only".to_owned() } else { what.join(", ") }
+    }
+
     fn networkd(&self) -> Result<Zeroizing<String>, SnippetError> {
         let server = self.address("networkd")?;
+        self.must_be_fixed("networkd")?;
         let file = format!("/etc/sixway/{}.secret", self.user);
         let mut text = self.head(
             "#!/bin/bash",
@@ -189,6 +231,7 @@ impl Facts {
 
     fn openwrt(&self) -> Result<Zeroizing<String>, SnippetError> {
         let server = self.address("openwrt")?;
+        self.must_be_fixed("openwrt")?;
         let file = format!("/etc/sixway-{}.secret", self.user);
         let mut text = self.head(
             "#!/bin/sh",
@@ -281,9 +324,7 @@ impl Facts {
     /// The first lines: what it is, where it goes, what is granted.
     fn head(&self, first: &str, place: &str) -> Zeroizing<String> {
         let Self { user, server, kind, .. } = self;
-        let mut what: Vec<String> = self.networks().iter().map(ToString::to_string).collect();
-        what.extend(self.grant.pair.map(|pair| pair.client.to_string()));
-        let what = if what.is_empty() { "link-local addresses only".to_owned() } else { what.join(", ") };
+        let what = self.granted();
         let fixed = match (self.is_fixed, *kind) {
             (true, _) | (_, Kind::TunnelOnly) => "",
             (false, Kind::Host | Kind::Network) => {

@@ -38,6 +38,15 @@ pub enum Transport {
     Tcp,
 }
 
+impl std::fmt::Display for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "UDP",
+            Self::Tcp => "TCP",
+        })
+    }
+}
+
 /// Who asks.
 #[derive(Clone, Debug)]
 pub enum Login {
@@ -388,8 +397,12 @@ impl Client {
         let is_offered = |one: &&Mechanism| offer.mechanisms.iter().any(|name| name.as_str() == one.name());
         wanted.iter().find(is_offered).copied().ok_or_else(|| {
             let names: Vec<&str> = wanted.iter().map(|one| one.name()).collect();
+            let next = match &self.wish.login {
+                Login::Anonymous => "; say who you are: tsp://USER@...",
+                Login::Account { .. } => "",
+            };
             End::Refused(format!(
-                "the server takes no login by {}; it offers: {}",
+                "the server takes no login by {}; it offers: {}{next}",
                 names.join(" or "),
                 offer.mechanisms.join(", ")
             ))

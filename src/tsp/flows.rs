@@ -500,7 +500,7 @@ fn no_session(payload: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{Mechanism, Site};
+    use crate::auth::Mechanism;
     use crate::broker::UserName;
     use crate::tsp::codec::Mode;
     use crate::tsp::terms::Given;
@@ -508,20 +508,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     fn flows(most: usize) -> Flows {
-        let offer = Offer {
-            tunnels: vec![Mode::V6UdpV4],
-            mechanisms: vec![Mechanism::DigestMd5, Mechanism::Anonymous],
-            site: Site { realm: "x".into(), service: "tsp", salt: [0; 32] },
-            brokers: Vec::new(),
-            redirect: None,
-            lifetime: 1,
-            keepalive: None,
-            anonymous_keepalive: None,
-            dns: Vec::new(),
-            domain: None,
-            proxy: false,
-            public_address: None,
-        };
+        let offer = Offer::plain(Mode::V6UdpV4, vec![Mechanism::DigestMd5, Mechanism::Anonymous]);
         Flows::new(Arc::new(offer), most)
     }
 
@@ -532,7 +519,18 @@ mod tests {
 
     /// What one message is answered; proofs are good, and grants are made at once.
     fn ask(flows: &mut Flows, ends: Ends, sequence: u32, text: &str, now: Duration) -> Vec<String> {
-        let datagram = Header::new(sequence, 7).wrap(text.as_bytes());
+        ask_at(flows, ends, (sequence, 7), text, now)
+    }
+
+    /// The same of a message that says when it was sent.
+    fn ask_at(
+        flows: &mut Flows,
+        ends: Ends,
+        (sequence, stamp): (u32, u32),
+        text: &str,
+        now: Duration,
+    ) -> Vec<String> {
+        let datagram = Header::new(sequence, stamp).wrap(text.as_bytes());
         flows.handle_datagram(ends, &datagram, [1; 16], now);
         let mut said = Vec::new();
         loop {
@@ -543,25 +541,26 @@ mod tests {
             for act in acts {
                 match act {
                     Act::Send(_, payload) => said.push(String::from_utf8_lossy(&payload[8..]).into_owned()),
-                    Act::Do(ends, number, Output::Grant(_)) => {
-                        let [server, client] = ["2001:db8::1", "2001:db8::2"].map(|a| a.parse().unwrap());
-                        let given = Given { server, client, network: None };
-                        flows
-                            .handle_answer(ends, number, now, |session| session.handle_grant(Ok(given), now));
-                    }
-                    Act::Do(ends, number, Output::Accepted) => {
-                        flows.handle_answer(ends, number, now, |session| session.handle_taken(Ok(()), now));
-                    }
-                    Act::Do(ends, number, Output::Prove(_)) => {
-                        let alice = UserName::parse("alice").unwrap();
-                        flows.handle_answer(ends, number, now, |session| {
-                            session.handle_proof(Some((alice, Vec::new())), now);
-                        });
-                    }
-                    Act::Do(..) => {}
+                    Act::Do(ends, number, output) => carry_out(flows, ends, number, output, now),
                 }
             }
         }
+    }
+
+    fn carry_out(flows: &mut Flows, ends: Ends, number: u64, output: Output, now: Duration) {
+        flows.handle_answer(ends, number, now, |session| match output {
+            Output::Grant(_) => {
+                let [server, client] = ["2001:db8::1", "2001:db8::2"].map(|a| a.parse().unwrap());
+                session.handle_grant(Ok(Given { server, client, network: None }), now);
+            }
+            Output::Accepted => session.handle_taken(Ok(()), now),
+            Output::Prove(_) => {
+                let alice = UserName::parse("alice").unwrap();
+                session.handle_proof(Some((alice, Vec::new())), now);
+            }
+            Output::Send(_) | Output::Pause | Output::Find(_) | Output::Delete(_) => {}
+            Output::Release | Output::Finish => {}
+        });
     }
 
     fn log_in(flows: &mut Flows, ends: Ends, now: Duration) {
@@ -717,33 +716,8 @@ mod tests {
     fn what_comes_late_is_known_again() {
         let mut flows = flows(100);
         let one = from(1, 5000);
-        let mut say = |stamp: u32, sequence, text: &str| {
-            let datagram = Header::new(sequence, stamp).wrap(text.as_bytes());
-            flows.handle_datagram(one, &datagram, [1; 16], S);
-            let mut said = 0;
-            loop {
-                let acts = flows.poll_acts();
-                if acts.is_empty() {
-                    return said;
-                }
-                for act in acts {
-                    match act {
-                        Act::Send(..) => said += 1,
-                        Act::Do(ends, number, Output::Grant(_)) => {
-                            let [server, client] = ["2001:db8::1", "2001:db8::2"].map(|a| a.parse().unwrap());
-                            let given = Given { server, client, network: None };
-                            flows
-                                .handle_answer(ends, number, S, |session| session.handle_grant(Ok(given), S));
-                        }
-                        Act::Do(ends, number, Output::Accepted) => {
-                            flows.handle_answer(ends, number, S, |session| session.handle_taken(Ok(()), S));
-                        }
-                        Act::Do(_, _, Output::Finish) => {}
-                        Act::Do(_, _, output) => panic!("{output:?}"),
-                    }
-                }
-            }
-        };
+        let mut say =
+            |stamp: u32, sequence, text: &str| ask_at(&mut flows, one, (sequence, stamp), text, S).len();
         let accept = frame("<tunnel action=\"accept\"></tunnel>\r\n");
         let all = ["VERSION=2.0.2", "AUTHENTICATE ANONYMOUS", &create(), &accept];
         for (n, text) in all.iter().enumerate() {

@@ -85,7 +85,8 @@ fn network(tunnel: &Tunnel) -> Result<Option<Net>, String> {
     };
     // Some servers write the length behind the address too.
     let text = prefix.text.split('/').next().unwrap_or_default();
-    let wrong = || format!("'{}' with length {:?} is no network", text.escape_debug(), prefix.length);
+    let length = prefix.length.as_deref().unwrap_or("nothing").escape_debug();
+    let wrong = || format!("'{}' with {length} as its length is no network", text.escape_debug());
     let addr: Ipv6Addr = text.parse().map_err(|_| wrong())?;
     let bits = prefix.bits().filter(|bits| *bits > 0).ok_or_else(wrong)?;
     let mask = u128::MAX << (128 - u32::from(bits));

@@ -269,7 +269,7 @@ fn receive(stream: TcpStream, (remote, local): entrance::Ends, house: &Arc<House
         }
         Err(why) => {
             count(&house.counts.refused);
-            tracing::debug!(event = "refused", %why);
+            tracing::debug!(event = "refused", why = why.to_string());
         }
     }
 }

@@ -67,6 +67,25 @@ pub struct Offer {
 }
 
 impl Offer {
+    /// The least that can be offered.
+    #[cfg(test)]
+    pub(super) fn plain(mode: Mode, mechanisms: Vec<Mechanism>) -> Self {
+        Self {
+            tunnels: vec![mode],
+            mechanisms,
+            site: Site { realm: "x".into(), service: "tsp", salt: [0; 32] },
+            brokers: Vec::new(),
+            redirect: None,
+            lifetime: 1,
+            keepalive: None,
+            anonymous_keepalive: None,
+            dns: Vec::new(),
+            domain: None,
+            proxy: false,
+            public_address: None,
+        }
+    }
+
     /// What a client that speaks this is told of it.
     pub fn capability(&self, dialect: Dialect) -> Capability {
         // A 1.0 client cannot use UDP.

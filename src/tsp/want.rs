@@ -125,24 +125,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::auth::Site;
     use crate::tsp::terms::Offer;
 
     fn aimed_at(addr: &str) -> Result<Want, Code> {
-        let offer = Offer {
-            tunnels: vec![Mode::V6V4],
-            mechanisms: Vec::new(),
-            site: Site { realm: "x".into(), service: "tsp", salt: [0; 32] },
-            brokers: Vec::new(),
-            redirect: None,
-            lifetime: 1,
-            keepalive: None,
-            anonymous_keepalive: None,
-            dns: Vec::new(),
-            domain: None,
-            proxy: true,
-            public_address: Some(Ipv4Addr::new(203, 0, 113, 1)),
-        };
+        let public_address = Some(Ipv4Addr::new(203, 0, 113, 1));
+        let offer = Offer { proxy: true, public_address, ..Offer::plain(Mode::V6V4, Vec::new()) };
         let [peer, local] = [[198, 51, 100, 9], [192, 0, 2, 1]].map(Ipv4Addr::from);
         let terms = Terms { transport: Transport::Udp, peer, local, random: [0; 16], offer: Arc::new(offer) };
         let xml = format!(

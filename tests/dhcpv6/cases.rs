@@ -178,7 +178,7 @@ fn a_rebind_of_what_is_of_elsewhere_hears_that_it_is_over() {
 #[test]
 fn what_the_tunnel_has_comes_before_what_the_account_has_and_that_before_a_duid_and_a_pool() {
     let mut lab = Lab::new(&format!(
-        "[dhcpv6]\n{POOLS}\n[[dhcpv6_host]]\nduid = \"00:03:01\"\nprefixes = [\"2001:db8:7::/48\"]\n[[dhcpv6_host]]\nduid = \"00:03:02\"\ntunnel = \"other\"\nprefixes = [\"2001:db8:8::/48\"]\n"
+        "[dhcpv6]\n{POOLS}\n[[dhcpv6_host]]\nduid = \"00:03:01\"\nprefixes = [\"2001:db8:7::/48\"]\n[[dhcpv6_host]]\nduid = \"00:03:02\"\ntunnel = \"other@tsp\"\nprefixes = [\"2001:db8:8::/48\"]\n"
     ));
     let alice = UserName::parse("alice").unwrap();
     let secret = Secret::random([1; 16]);
@@ -200,7 +200,7 @@ fn what_the_tunnel_has_comes_before_what_the_account_has_and_that_before_a_duid_
     assert_eq!(ask(1, 3, "t", Some(&alice)), prefix("2001:db8:7::/48"));
     assert!(prefix("2001:db8:200::/40").covers(ask(1, 4, "t", Some(&alice))));
     assert!(prefix("2001:db8:200::/40").covers(ask(2, 1, "u", None)), "set aside in another tunnel only");
-    assert_eq!(ask(2, 1, "other", None), prefix("2001:db8:8::/48"));
+    assert_eq!(ask(2, 1, "other@tsp", None), prefix("2001:db8:8::/48"));
 }
 
 #[test]
