@@ -183,7 +183,7 @@ fn root() -> PathBuf {
 
 /// A room's tests in several files, as `tests.rs` in one.
 fn is_of_tests(folder: &Path) -> bool {
-    folder.ends_with("tests") && folder.components().any(|part| part.as_os_str() == "src")
+    folder.ends_with("tests") && folder.strip_prefix(root()).is_ok_and(|room| room.starts_with("src"))
 }
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
