@@ -20,7 +20,9 @@ dhcp6_story() {
     done
     if [ -z "${INTEROP_PRIVATE:-}" ]; then
         # All of it counts as one here.
+        local before; before=$(host_etc)
         if INTEROP_PRIVATE=1 unshare -m "$0" --dhcp6; then PASSED=$((PASSED + 1)); else FAILED=$((FAILED + 1)); fi
+        check "nothing in the host's /etc has changed" etc_is "$before"
         return
     fi
     dhcp6_rig
@@ -44,8 +46,17 @@ dhcp6_story() {
     dhcp6_tunnel_checks
 }
 
+# What is in the host's /etc, and since when.
+host_etc() { find /etc -xdev -printf '%p %s %T@ %m %U\n' | sort; }
+etc_is() { diff <(echo "$1") <(host_etc); }
+
 dhcp6_rig() {
     local n
+    # Clients write resolv.conf, and dibbler copies of it beside it: all into a copy of /etc.
+    cp -a /etc "$WORK/etc"
+    mount --bind "$WORK/etc" /etc
+    rm -f /etc/resolv.conf
+    : >/etc/resolv.conf
     mount -t tmpfs none /run
     mkdir -p /run/dibbler /run/netns
     for n in S F U; do
@@ -53,13 +64,11 @@ dhcp6_rig() {
         ip -n "$TAG-$n" link set lo up
         ip netns exec "$TAG-$n" sysctl -qw net.ipv6.conf.default.accept_dad=0
     done
-    mkdir -p /etc/wide-dhcpv6 /var/lib/dhcpv6 /var/lib/dibbler /var/lib/dhcpcd /etc/dibbler
-    for n in /etc/wide-dhcpv6 /var/lib/dhcpv6 /var/lib/dibbler /var/lib/dhcpcd /etc/dibbler /var/log/dibbler; do
+    rm -rf /etc/wide-dhcpv6 /etc/dibbler
+    mkdir -p /etc/wide-dhcpv6 /etc/dibbler /var/lib/dhcpv6 /var/lib/dibbler /var/lib/dhcpcd
+    for n in /var/lib/dhcpv6 /var/lib/dibbler /var/lib/dhcpcd /var/log/dibbler; do
         [ -d $n ] && mount -t tmpfs none $n
     done
-    # Nobody writes the host's resolv.conf.
-    : >"$WORK/resolv.conf"
-    mount --bind "$WORK/resolv.conf" "$(readlink -f /etc/resolv.conf)"
     S ip link add vs0 address 02:00:00:00:53:01 type veth peer name vc0 address 02:00:00:00:53:02 netns "$TAG-F"
     C ip link add lan0 type veth peer name lan1 address 02:00:00:00:53:03 netns "$TAG-U"
     S sh -c 'ip link set vs0 up; ip addr add 2001:db8:1::1/64 dev vs0'
