@@ -66,6 +66,10 @@ pub struct Editor {
     waiting: Vec<u32>,
     /// Prefixes that nobody holds any more; they lead to their old records until the batch is over.
     leaving: HashMap<Ipv6Prefix, u32, Keyed>,
+    /// Whether the batch brings anything that may take them over; otherwise they go at once.
+    has_takers: bool,
+    /// Readers need a new root at the end of the batch.
+    is_reshaped: bool,
     staged: Staged,
     /// The old and the new records of the tunnel being put; kept for their room.
     old: Vec<(u32, Entry)>,
@@ -91,6 +95,8 @@ impl Editor {
             retired: VecDeque::new(),
             waiting: Vec::new(),
             leaving: HashMap::with_hasher(Keyed::new(seed)),
+            has_takers: false,
+            is_reshaped: false,
             staged: Staged::new(seed),
             old: Vec::new(),
             new: Vec::new(),
@@ -132,6 +138,11 @@ impl Editor {
         self.shared.slab.read(self.shared.by_id.head(id)?)?.owner.path()
     }
 
+    /// Whether there is a tunnel with this number.
+    pub(super) fn has(&self, id: TunnelId) -> bool {
+        self.shared.by_id.head(id).is_some()
+    }
+
     /// Applies all of `batch`, or refuses it and changes nothing. `Listen` and `Unlisten` are the caller's
     /// business (see [`Self::name_socket`]) and are passed over.
     pub fn apply(&mut self, batch: &[Update]) -> Result<Generation, Rejected> {
@@ -141,6 +152,7 @@ impl Editor {
         self.staged = staged;
         checked?;
         self.make_room(batch);
+        self.has_takers = batch.iter().any(|u| matches!(u, Update::Upsert(_) | Update::Reserve(..)));
         for update in batch {
             self.carry_out(update);
         }
@@ -340,7 +352,9 @@ impl Editor {
         let mut old = std::mem::take(&mut self.old);
         old.clear();
         old.extend(self.chain(id));
-        self.leaving.extend(old.iter().filter_map(|(number, e)| Some((e.prefix()?, *number))));
+        for (prefix, number) in old.iter().filter_map(|(number, e)| Some((e.prefix()?, *number))) {
+            self.let_go(prefix, number);
+        }
         if let Some((head, path)) = old.first().and_then(|(n, e)| Some((*n, e.owner.path()?))) {
             if path.has_remote() {
                 self.outer.remove(self.shared.seed.hash(path.outer_key().bits()), head);
@@ -372,8 +386,17 @@ impl Editor {
 
     fn free_prefix(&mut self, prefix: Ipv6Prefix) {
         if let Some((number, _)) = self.find_prefix(prefix) {
-            self.leaving.insert(prefix, number);
+            self.let_go(prefix, number);
             self.waiting.push(number);
+        }
+    }
+
+    /// Nobody holds this prefix any more, which leads to this record.
+    fn let_go(&mut self, prefix: Ipv6Prefix, number: u32) {
+        if self.has_takers {
+            self.leaving.insert(prefix, number);
+        } else {
+            self.is_reshaped |= self.prefixes.remove(prefix, number, &self.shared.slab);
         }
     }
 
@@ -387,18 +410,16 @@ impl Editor {
 
     /// At the end of a batch: what nobody has taken over is gone.
     fn see_off(&mut self) {
-        if self.leaving.is_empty() {
-            return;
+        if !self.leaving.is_empty() {
+            let none = HashMap::with_hasher(Keyed::new(self.shared.seed));
+            let mut leaving = std::mem::replace(&mut self.leaving, none);
+            for (prefix, number) in leaving.drain() {
+                self.is_reshaped |= self.prefixes.remove(prefix, number, &self.shared.slab);
+            }
+            leaving.shrink_to(FEW_LEAVING);
+            self.leaving = leaving;
         }
-        let mut leaving =
-            std::mem::replace(&mut self.leaving, HashMap::with_hasher(Keyed::new(self.shared.seed)));
-        let mut changed = false;
-        for (prefix, number) in leaving.drain() {
-            changed |= self.prefixes.remove(prefix, number, &self.shared.slab);
-        }
-        leaving.shrink_to(FEW_LEAVING);
-        self.leaving = leaving;
-        if changed {
+        if std::mem::take(&mut self.is_reshaped) {
             self.publish_root();
         }
     }

@@ -100,6 +100,8 @@ pub(super) struct Staged {
     tunnels: HashMap<TunnelId, Option<usize>, Keyed>,
     prefixes: HashMap<Ipv6Prefix, Option<Claim>, Keyed>,
     outers: HashMap<OuterKey, Ends, Keyed>,
+    /// The batch is one update: nobody will ask what it would have changed.
+    is_alone: bool,
     /// How many records the batch needs.
     pub(super) records: usize,
     /// The tunnel put last.
@@ -113,6 +115,7 @@ impl Staged {
             tunnels: HashMap::with_hasher(keyed),
             prefixes: HashMap::with_hasher(keyed),
             outers: HashMap::with_hasher(keyed),
+            is_alone: false,
             records: 0,
             last_upsert: None,
         }
@@ -131,6 +134,7 @@ impl Staged {
             self.prefixes.reserve(updates);
             self.outers.reserve(updates);
         }
+        self.is_alone = updates == 1;
         (self.records, self.last_upsert) = (0, None);
     }
 
@@ -138,16 +142,12 @@ impl Staged {
     pub(super) fn check(&mut self, table: &Editor, batch: &[Update], at: usize) -> Result<(), Rejected> {
         match &batch[at] {
             Update::Upsert(tunnel) => self.check_upsert(table, batch, at, tunnel),
-            Update::Remove(id) | Update::Watch(id, _) | Update::Meter(id, _) | Update::Address(id, _)
+            Update::Watch(id, _) | Update::Meter(id, _) | Update::Address(id, _)
                 if !self.exists(table, *id) =>
             {
                 Err(Rejected::NoTunnel(*id))
             }
-            Update::Remove(id) => {
-                self.forget(table, batch, *id);
-                self.tunnels.insert(*id, None);
-                Ok(())
-            }
+            Update::Remove(id) => self.check_remove(table, batch, *id),
             Update::Watch(id, _) => {
                 self.records += match self.put_by(batch, *id) {
                     Some(staged) => staged.map_or(0, |t| t.prefixes.len().max(1)),
@@ -156,7 +156,7 @@ impl Staged {
                 Ok(())
             }
             Update::Reserve(prefix, holder) => self.check_reserve(table, *prefix, *holder),
-            Update::Free(prefix) => match self.claim(table, *prefix) {
+            Update::Free(prefix) => match self.claim(table, *prefix, None) {
                 Some(Claim::Reserved(_)) => {
                     self.prefixes.insert(*prefix, None);
                     Ok(())
@@ -170,13 +170,25 @@ impl Staged {
 
     /// What the batch has made of a tunnel so far; `None` where it has not touched it.
     fn put_by<'b>(&self, batch: &'b [Update], id: TunnelId) -> Option<Option<&'b Tunnel>> {
-        let at = self.tunnels.get(&id)?;
-        Some(at.and_then(|at| match batch.get(at)? {
-            Update::Upsert(tunnel) => Some(tunnel),
-            Update::Remove(_) | Update::Reserve(..) | Update::Free(_) | Update::Listen(_) => None,
-            Update::Unlisten(_) | Update::Watch(..) | Update::Meter(..) => None,
-            Update::Address(..) | Update::Policy(_) => None,
-        }))
+        Some(self.tunnels.get(&id)?.and_then(|at| upsert(batch, at)))
+    }
+
+    /// Notes which update puts a tunnel, or that it is removed, and what it was put by before that in this batch is undone.
+    /// Says whether the batch has touched it before, and whether it was there then.
+    fn note(&mut self, table: &Editor, batch: &[Update], id: TunnelId, by: Option<usize>) -> Option<bool> {
+        if self.is_alone {
+            return None;
+        }
+        let before = self.tunnels.insert(id, by)?;
+        if let Some(tunnel) = before.and_then(|at| upsert(batch, at)) {
+            self.release(table, tunnel);
+        }
+        Some(before.is_some())
+    }
+
+    fn check_remove(&mut self, table: &Editor, batch: &[Update], id: TunnelId) -> Result<(), Rejected> {
+        let was_there = self.note(table, batch, id, None).unwrap_or_else(|| table.has(id));
+        if was_there { Ok(()) } else { Err(Rejected::NoTunnel(id)) }
     }
 
     fn check_upsert(
@@ -193,20 +205,23 @@ impl Staged {
             return Err(Rejected::Mtu { id: t.id, mtu: t.mtu });
         }
         let path = table.path_of(t)?;
-        self.forget(table, batch, t.id);
+        self.note(table, batch, t.id, Some(at));
         for prefix in &t.prefixes {
-            match self.claim(table, *prefix) {
-                None => self.prefixes.insert(*prefix, Some(Claim::Tunnel(t.id))),
+            match self.claim(table, *prefix, Some(t.id)) {
+                // A tunnel's own prefixes must differ, too.
+                None if self.is_alone && t.prefixes.len() == 1 => {}
+                None => {
+                    self.prefixes.insert(*prefix, Some(Claim::Tunnel(t.id)));
+                }
                 Some(Claim::Tunnel(held_by)) => {
                     return Err(Rejected::PrefixTaken { prefix: *prefix, wanted_by: t.id, held_by });
                 }
                 Some(Claim::Reserved(holder)) => {
                     return Err(Rejected::PrefixReserved { prefix: *prefix, holder });
                 }
-            };
+            }
         }
         self.check_outer(table, &path)?;
-        self.tunnels.insert(t.id, Some(at));
         self.records += t.prefixes.len().max(1);
         self.last_upsert = Some(t.id);
         Ok(())
@@ -227,13 +242,15 @@ impl Staged {
         if let Some(held_by) = held {
             return Err(Rejected::OuterTaken { wanted_by: path.tunnel, held_by });
         }
-        let add = |ends: &mut Ends| ends.add(path.local, path.tunnel);
-        self.outers.entry(key).and_modify(add).or_insert(Ends::One(path.local, path.tunnel));
+        if !self.is_alone {
+            let add = |ends: &mut Ends| ends.add(path.local, path.tunnel);
+            self.outers.entry(key).and_modify(add).or_insert(Ends::One(path.local, path.tunnel));
+        }
         Ok(())
     }
 
     fn check_reserve(&mut self, table: &Editor, prefix: Ipv6Prefix, holder: Holder) -> Result<(), Rejected> {
-        if let Some(Claim::Tunnel(held_by)) = self.claim(table, prefix) {
+        if let Some(Claim::Tunnel(held_by)) = self.claim(table, prefix, None) {
             return Err(Rejected::PrefixTaken { prefix, wanted_by: held_by, held_by });
         }
         self.prefixes.insert(prefix, Some(Claim::Reserved(holder)));
@@ -242,36 +259,42 @@ impl Staged {
     }
 
     fn exists(&self, table: &Editor, id: TunnelId) -> bool {
-        self.tunnels.get(&id).map_or_else(|| table.path(id).is_some(), Option::is_some)
+        self.tunnels.get(&id).map_or_else(|| table.has(id), Option::is_some)
     }
 
-    /// What tunnel `id` holds so far is up for grabs.
-    fn forget(&mut self, table: &Editor, batch: &[Update], id: TunnelId) {
-        match self.put_by(batch, id) {
-            Some(Some(tunnel)) => {
-                for prefix in &tunnel.prefixes {
-                    self.prefixes.insert(*prefix, None);
-                }
-                let key = table.path_of(tunnel).ok().filter(Path::has_remote).map(|p| p.outer_key());
-                if let Some(ends) = key.and_then(|k| self.outers.get_mut(&k)) {
-                    ends.remove(id);
-                }
-            }
-            Some(None) => {}
-            None => {
-                let held = table.chain(id).filter_map(|(_, entry)| entry.prefix());
-                self.prefixes.extend(held.map(|prefix| (prefix, None)));
-            }
+    /// What an earlier update of the batch has given this tunnel is up for grabs.
+    fn release(&mut self, table: &Editor, tunnel: &Tunnel) {
+        for prefix in &tunnel.prefixes {
+            self.prefixes.insert(*prefix, None);
+        }
+        let key = table.path_of(tunnel).ok().filter(Path::has_remote).map(|p| p.outer_key());
+        if let Some(ends) = key.and_then(|k| self.outers.get_mut(&k)) {
+            ends.remove(tunnel.id);
         }
     }
 
-    fn claim(&self, table: &Editor, prefix: Ipv6Prefix) -> Option<Claim> {
+    /// Who would have this prefix by now, not counting what a tunnel that is put anew holds itself.
+    fn claim(&self, table: &Editor, prefix: Ipv6Prefix, anew: Option<TunnelId>) -> Option<Claim> {
         if let Some(staged) = self.prefixes.get(&prefix) {
             return *staged;
         }
         match table.find_prefix(prefix)?.1.owner {
             Owner::Reserved(holder) => Some(Claim::Reserved(holder)),
-            Owner::Tunnel(path) => Some(Claim::Tunnel(path.tunnel)),
+            // What a tunnel held before the batch it has let go of when the batch has put it anew, or removed it.
+            Owner::Tunnel(path) => {
+                let holds_on = Some(path.tunnel) != anew && !self.tunnels.contains_key(&path.tunnel);
+                holds_on.then_some(Claim::Tunnel(path.tunnel))
+            }
         }
+    }
+}
+
+/// The tunnel that update `at` of the batch puts.
+fn upsert(batch: &[Update], at: usize) -> Option<&Tunnel> {
+    match batch.get(at)? {
+        Update::Upsert(tunnel) => Some(tunnel),
+        Update::Remove(_) | Update::Reserve(..) | Update::Free(_) | Update::Listen(_) => None,
+        Update::Unlisten(_) | Update::Watch(..) | Update::Meter(..) => None,
+        Update::Address(..) | Update::Policy(_) => None,
     }
 }
