@@ -89,7 +89,7 @@ fn super_packets(criterion: &mut Criterion) {
             let Verdict::ToWire(path, tos) = judged.verdict else { panic!("{judged:?}") };
             let layout = Layout::of(&bytes, &packet.offload, path.mtu).unwrap();
             outbox.push_cut(&path, tos, 0, &bytes, &layout);
-            outbox.discard(&mut tallies[0]);
+            outbox.discard(&bytes, &mut tallies[0]);
         });
     });
 }

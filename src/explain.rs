@@ -14,7 +14,7 @@ use sixway_dataplane::table::slab::Encap;
 use sixway_dataplane::update::{Holder, Ipv6Prefix, Outer, TunnelId};
 use sixway_dataplane::verdict::{Reason, Verdict};
 
-use crate::admin::packet::{Seen, hex, sender, summary, verdict};
+use crate::admin::packet::{Seen, course, hex, sender, summary, verdict};
 use crate::admin::remedy::remedy;
 use crate::admin::status::ends;
 use crate::registry::{Live, Registry};
@@ -282,7 +282,7 @@ pub fn drops(
         last: counters.sample(reason).map(|sample| Seen {
             at_us: (began + sample.at).as_micros() as u64,
             tunnel: sample.tunnel.map(names),
-            from: sender(sample.arrival),
+            from: course(sample.course),
             verdict: format!("dropped: {}", reason.name()),
             reason: Some(reason.name().to_owned()),
             summary: summary(&sample.bytes, sample.len),

@@ -13,7 +13,7 @@ use crossbeam::utils::CachePadded;
 
 use crate::knobs::{self, Knob};
 use crate::packet::batch::Arrival;
-use crate::samples::{Board, Pen, Sample};
+use crate::samples::{Board, Course, Pen, Sample};
 use crate::update::TunnelId;
 use crate::verdict::Reason;
 
@@ -69,10 +69,16 @@ events! {
     WireMerged = "wire_merged",
     /// Segment trains that the kernel refused and that were sent packet by packet.
     WireSplit = "wire_split",
+    /// Packets with DF longer than our own interface takes, which were sent in fragments instead (RFC 4213 section 3.2.2).
+    WireFragmented = "wire_fragmented",
     /// Super-packets that the TUN device refused and that were written packet by packet.
     TunSplit = "tun_split",
     /// Times an offload was left alone for a while because it had failed.
     OffloadPaused = "offload_paused",
+    /// Questions to the kernel's routing: which way a super-packet of protocol 41 goes.
+    RoutesAsked = "routes_asked",
+    /// Super-packets that were cut because routing could not be asked so often.
+    RoutesPutOff = "routes_put_off",
     /// Times a worker went to sleep.
     Sleeps = "sleeps",
     /// Packets that the kernel lost before the socket was read (SO_RXQ_OVFL).
@@ -191,7 +197,12 @@ impl Tally {
 
     /// Keeps what was dropped for people to look at, unless a packet of this reason was kept just now.
     pub fn keep(&mut self, reason: Reason, tunnel: Option<TunnelId>, from: Option<Arrival>, bytes: &[u8]) {
-        self.1.keep(reason, tunnel, from, bytes);
+        self.1.keep(reason, tunnel, from.into(), &[bytes]);
+    }
+
+    /// The same of a packet that lies in parts.
+    pub fn keep_parts(&mut self, reason: Reason, tunnel: Option<TunnelId>, course: Course, parts: &[&[u8]]) {
+        self.1.keep(reason, tunnel, course, parts);
     }
 
     /// From now on it is this late for [`Self::keep`], in milliseconds since the start.
@@ -199,10 +210,9 @@ impl Tally {
         self.1.set_time(now_ms);
     }
 
-    /// Counts a packet with DF that is longer than our own interface takes, which whoever knows paths should look at.
+    /// Notes a tunnel of whose packets with DF one was longer than our own interface takes: whoever knows paths should look
+    /// at it.
     pub fn too_long(&mut self, tunnel: TunnelId) {
-        self.drop(Reason::TooBig, Some(tunnel), 1);
-        self.keep(Reason::TooBig, Some(tunnel), None, &[]);
         // Full: others wait to be looked at, and this one's next packet says it again.
         let _noted = self.0.too_long.push(tunnel);
     }
@@ -410,7 +420,6 @@ mod tests {
             tallies[n % 2].too_long(TunnelId(3));
         }
         assert_eq!((reader.take_too_long(), reader.take_too_long()), (vec![TunnelId(3)], vec![]));
-        assert_eq!(reader.dropped(Reason::TooBig), 1000);
     }
 
     #[test]

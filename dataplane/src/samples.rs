@@ -1,4 +1,4 @@
-//! The last packet that each reason has dropped: its first octets, when, from whom, for which tunnel.
+//! The last packet that each reason has dropped: its first octets, when, from whom or to whom, for which tunnel.
 //!
 //! Every worker writes to a board of its own, without locks: a place says before and after that it is being written, and a
 //! reader who sees that looks again. A flood costs next to nothing, since a reason keeps one packet in [`PAUSE_MS`].
@@ -24,6 +24,23 @@ const WORDS: usize = HEAD + KEPT / 8;
 /// How often a reader looks at a place that is being written.
 const LOOKS: usize = 100;
 
+/// What is known of a packet's way where it was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// Nothing any more.
+    Unknown,
+    /// How it came.
+    From(Arrival),
+    /// It was on its way out: the peer is `remote`, and our own end may not have been chosen yet.
+    To(Sender),
+}
+
+impl From<Option<Arrival>> for Course {
+    fn from(arrival: Option<Arrival>) -> Self {
+        arrival.map_or(Self::Unknown, Self::From)
+    }
+}
+
 /// A packet that was dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
@@ -31,11 +48,11 @@ pub struct Sample {
     pub at: Duration,
     /// On whose behalf.
     pub tunnel: Option<TunnelId>,
-    /// How it came; `None` where that is not known any more: it was on its way out.
-    pub arrival: Option<Arrival>,
-    /// Its octets in all.
+    /// Where it came from, or was sent.
+    pub course: Course,
+    /// Its octets in all; of a train that was on its way out, its first packet's.
     pub len: usize,
-    /// The first of them, at most [`KEPT`]; none where only its end was seen.
+    /// The first of them, at most [`KEPT`].
     pub bytes: Vec<u8>,
 }
 
@@ -94,14 +111,14 @@ impl Pen {
         self.now_ms = now_ms;
     }
 
-    /// Keeps this packet, unless one was kept for the same reason just now.
-    pub(crate) fn keep(&mut self, reason: Reason, id: Option<TunnelId>, from: Option<Arrival>, bytes: &[u8]) {
+    /// Keeps this packet, given in its parts, unless one was kept for the same reason just now.
+    pub(crate) fn keep(&mut self, reason: Reason, id: Option<TunnelId>, course: Course, parts: &[&[u8]]) {
         let n = reason as usize;
         if self.now_ms < self.next[n] {
             return;
         }
         self.next[n] = self.now_ms + PAUSE_MS;
-        let words = encode(self.now_ms, id, from, bytes);
+        let words = encode(self.now_ms, id, course, parts);
         let place = &self.board.0[n];
         let turn = place.turn.load(Ordering::Relaxed);
         place.turn.store(turn + 1, Ordering::Relaxed);
@@ -116,31 +133,34 @@ impl Pen {
 
 const NO_TUNNEL: u64 = u32::MAX as u64;
 
-fn encode(now_ms: u64, id: Option<TunnelId>, from: Option<Arrival>, bytes: &[u8]) -> [u64; WORDS] {
+fn encode(now_ms: u64, id: Option<TunnelId>, course: Course, parts: &[&[u8]]) -> [u64; WORDS] {
     let mut words = [0; WORDS];
-    let end = |at: SocketAddrV4| u64::from(u32::from(*at.ip())) << 16 | u64::from(at.port());
-    let (kind, remote, local, tos) = match from {
-        None => (0, 0, 0, 0),
-        Some(Arrival::Tun) => (1, 0, 0, 0),
-        Some(Arrival::Wire(s)) => {
-            let kind = if s.encap == Encap::Udp { 3 } else { 2 };
-            (kind, end(s.remote), end(s.local), u64::from(s.tos))
-        }
+    let (kind, remote, local, tos) = match course {
+        Course::Unknown => (0, 0, 0, 0),
+        Course::From(Arrival::Tun) => (1, 0, 0, 0),
+        Course::From(Arrival::Wire(s)) => end_words(2, &s),
+        Course::To(s) => end_words(4, &s),
     };
-    let kept = bytes.len().min(KEPT);
     words[..HEAD].copy_from_slice(&[
         now_ms,
         id.map_or(NO_TUNNEL, |id| u64::from(id.0)) | kind << 32 | tos << 40,
         remote,
         local,
-        bytes.len() as u64,
+        parts.iter().map(|part| part.len() as u64).sum(),
     ]);
-    for (word, octets) in words[HEAD..].iter_mut().zip(bytes[..kept].chunks(8)) {
-        let mut eight = [0; 8];
-        eight[..octets.len()].copy_from_slice(octets);
-        *word = u64::from_ne_bytes(eight);
+    let mut kept = [0; KEPT];
+    let octets = parts.iter().copied().flatten();
+    kept.iter_mut().zip(octets).for_each(|(place, octet)| *place = *octet);
+    for (word, octets) in words[HEAD..].iter_mut().zip(kept.as_chunks::<8>().0) {
+        *word = u64::from_ne_bytes(*octets);
     }
     words
+}
+
+/// Kind (`first`, and one more for UDP), the other end, ours, and the type of service.
+fn end_words(first: u64, s: &Sender) -> (u64, u64, u64, u64) {
+    let end = |at: SocketAddrV4| u64::from(u32::from(*at.ip())) << 16 | u64::from(at.port());
+    (first + u64::from(s.encap == Encap::Udp), end(s.remote), end(s.local), u64::from(s.tos))
 }
 
 fn decode(words: &[u64; WORDS]) -> Sample {
@@ -148,17 +168,19 @@ fn decode(words: &[u64; WORDS]) -> Sample {
     let [at, head, remote, local, len] =
         [words[0], words[1], end_word(words[2]), end_word(words[3]), words[4]];
     let sender = |encap| Sender { encap, remote: end(remote), local: end(local), tos: (head >> 40) as u8 };
-    let arrival = match head >> 32 & 0xff {
-        1 => Some(Arrival::Tun),
-        2 => Some(Arrival::Wire(sender(Encap::Proto41))),
-        3 => Some(Arrival::Wire(sender(Encap::Udp))),
-        _ => None,
+    let course = match head >> 32 & 0xff {
+        1 => Course::From(Arrival::Tun),
+        2 => Course::From(Arrival::Wire(sender(Encap::Proto41))),
+        3 => Course::From(Arrival::Wire(sender(Encap::Udp))),
+        4 => Course::To(sender(Encap::Proto41)),
+        5 => Course::To(sender(Encap::Udp)),
+        _ => Course::Unknown,
     };
     let tunnel = Some(head & NO_TUNNEL).filter(|id| *id != NO_TUNNEL).map(|id| TunnelId(id as u32));
     let len = len as usize;
     let mut bytes: Vec<u8> = words[HEAD..].iter().flat_map(|word| word.to_ne_bytes()).collect();
     bytes.truncate(len);
-    Sample { at: Duration::from_millis(at), tunnel, arrival, len, bytes }
+    Sample { at: Duration::from_millis(at), tunnel, course, len, bytes }
 }
 
 /// Address and port, nothing else.
@@ -172,14 +194,9 @@ mod tests {
 
     use super::*;
 
-    fn sender(encap: Encap) -> Arrival {
+    fn sender(encap: Encap) -> Sender {
         let at = |text: &str| text.parse().unwrap();
-        Arrival::Wire(Sender {
-            encap,
-            remote: at("192.0.2.1:5"),
-            local: at("255.255.255.255:65535"),
-            tos: 255,
-        })
+        Sender { encap, remote: at("192.0.2.1:5"), local: at("255.255.255.255:65535"), tos: 255 }
     }
 
     #[test]
@@ -188,17 +205,21 @@ mod tests {
         let mut pen = Pen::new(board.clone());
         assert_eq!(board.read(Reason::TooBig), None);
         let cases = [
-            (Some(TunnelId(7)), Some(sender(Encap::Udp)), vec![9; 1500]),
-            (None, Some(sender(Encap::Proto41)), vec![1, 2, 3]),
-            (Some(TunnelId(0)), Some(Arrival::Tun), vec![]),
-            (None, None, (0..128).collect()),
+            (Some(TunnelId(7)), Course::From(Arrival::Wire(sender(Encap::Udp))), vec![9; 1500]),
+            (None, Course::From(Arrival::Wire(sender(Encap::Proto41))), vec![1, 2, 3]),
+            (Some(TunnelId(0)), Course::From(Arrival::Tun), vec![]),
+            (Some(TunnelId(1)), Course::To(sender(Encap::Udp)), (0..200).collect()),
+            (None, Course::To(sender(Encap::Proto41)), vec![5; 127]),
+            (None, Course::Unknown, (0..128).collect()),
         ];
-        for (n, (tunnel, arrival, bytes)) in cases.into_iter().enumerate() {
+        for (n, (tunnel, course, bytes)) in cases.into_iter().enumerate() {
             let at = Duration::from_millis(n as u64 * PAUSE_MS);
             pen.set_time(n as u64 * PAUSE_MS);
-            pen.keep(Reason::TooBig, tunnel, arrival, &bytes);
+            // Wherever it is cut into parts.
+            let (first, second) = bytes.split_at(bytes.len() / (n + 1));
+            pen.keep(Reason::TooBig, tunnel, course, &[first, second]);
             let kept = bytes[..bytes.len().min(KEPT)].to_vec();
-            let wanted = Sample { at, tunnel, arrival, len: bytes.len(), bytes: kept };
+            let wanted = Sample { at, tunnel, course, len: bytes.len(), bytes: kept };
             assert_eq!(board.read(Reason::TooBig), Some(wanted));
         }
         assert_eq!(board.read(Reason::NoRoute), None, "each reason has its own place");
@@ -209,11 +230,11 @@ mod tests {
         let board = Arc::new(Board::new());
         let mut pen = Pen::new(board.clone());
         for n in 0..100 {
-            pen.keep(Reason::Ecn, Some(TunnelId(n)), None, &[]);
+            pen.keep(Reason::Ecn, Some(TunnelId(n)), Course::Unknown, &[]);
         }
         assert_eq!(board.read(Reason::Ecn).and_then(|s| s.tunnel), Some(TunnelId(0)));
         pen.set_time(PAUSE_MS);
-        pen.keep(Reason::Ecn, Some(TunnelId(100)), None, &[]);
+        pen.keep(Reason::Ecn, Some(TunnelId(100)), Course::Unknown, &[]);
         assert_eq!(board.read(Reason::Ecn).and_then(|s| s.tunnel), Some(TunnelId(100)));
     }
 
@@ -226,7 +247,7 @@ mod tests {
         let writer = std::thread::spawn(move || {
             for n in 0.. {
                 pen.set_time(n * PAUSE_MS);
-                pen.keep(Reason::Ecn, Some(TunnelId(n as u32 % 256)), None, &[n as u8; KEPT]);
+                pen.keep(Reason::Ecn, Some(TunnelId(n as u32 % 256)), Course::Unknown, &[&[n as u8; KEPT]]);
                 if stop.load(Ordering::Relaxed) > 0 {
                     return;
                 }

@@ -69,8 +69,38 @@ fn down_and_up(encap: &str) {
     rig.u.attempt(&format!("ping -n -q -i 0.1 -c 10 -W 1 {ALICE}"));
     wait_for("the losses to be counted", PATIENCE, || (server.drops("send_failed") >= 10).then_some(()));
     assert_eq!(server.tunnel_drops("alice", "send_failed"), server.drops("send_failed"));
+    let kept = last_drop(&server, "send_failed");
+    assert_eq!((&kept["tunnel"], kept["len"].as_u64()), (&"alice".into(), Some(104)), "{kept}");
+    let peer = if encap == "udp" { "to udp 10.71.0.2:5555" } else { "to proto41 10.71.0.2" };
+    assert_eq!(kept["from"], peer);
+    let summary = kept["summary"].as_str().unwrap();
+    assert!(summary.contains(&format!("{U6} > {ALICE}: ICMPv6 echo request")), "{kept}");
+    assert_eq!(kept["octets"].as_str().unwrap().len(), 2 * 104);
     rig.s.run("ip link set s0 up");
     wait_for("forwarding to go on", Duration::from_secs(10), || alice.ping(U6, Duration::from_millis(300)));
+}
+
+/// The last packet that a reason has dropped, as `sixway show drops` has it.
+fn last_drop(server: &Router, reason: &str) -> serde_json::Value {
+    let mut command = Command::new(program());
+    let out = command.args(["show", "drops", "--json", "--socket"]).arg(server.socket()).output().unwrap();
+    let all: Vec<serde_json::Value> = serde_json::from_slice(&out.stdout).unwrap();
+    all.into_iter().find(|dropped| dropped["reason"] == reason).unwrap()["last"].clone()
+}
+
+/// The device is down: what comes out of a tunnel is refused, counted, and the last of it shown with its peer.
+#[test]
+fn what_the_device_refuses_is_counted_and_kept() {
+    let Some(rig) = Rig::new_or_skip("the TUN device is down") else { return };
+    let server = rig.server(&Rig::alice("udp", ""));
+    let alice = rig.alice_peer("udp");
+    assert!(alice.ping(U6, PATIENCE).is_some());
+    rig.s.run("ip link set six0 down");
+    assert!(alice.ping(U6, Duration::from_millis(300)).is_none());
+    wait_for("the loss to be counted", PATIENCE, || (server.drops("tun_full") > 0).then_some(()));
+    let kept = last_drop(&server, "tun_full");
+    assert_eq!((&kept["tunnel"], &kept["from"]), (&"alice".into(), &"udp 10.71.0.2:5555".into()), "{kept}");
+    assert!(kept["summary"].as_str().unwrap().contains(&format!("{ALICE} > {U6}: ICMPv6")), "{kept}");
 }
 
 /// The host gets another outer address while it runs: tunnels go on from there, and the MTU of the new way is found.
@@ -100,28 +130,39 @@ fn an_outer_address_that_changes_and_a_link_that_narrows() {
     drop(serving);
 }
 
-/// The interface narrows under many tunnels whose MTU is found: the one that sends is looked at first.
+/// The interface narrows under many tunnels whose MTU is found: the one that sends is looked at first, and what shows that it
+/// is too long is not lost.
 ///
 /// RFC: E4 (RFC 4213 section 3.2.2)
 #[test]
 fn a_packet_too_long_for_our_own_link_has_its_tunnel_looked_at() {
-    let Some(rig) = Rig::new_or_skip("our own link narrows, 5001 tunnels") else { return };
-    let range = "\n[[tunnel_range]]\nname = \"r\"\nencap = \"proto41\"\nremote = \"10.90.0.0\"\n\
-                 prefix = \"fd00:2:1000::/64\"\ncount = 5000\npmtu = \"dynamic\"\n";
-    let server = rig.server(&(range.to_owned() + &Rig::alice("udp", "pmtu = \"dynamic\"")));
-    let alice = rig.alice_peer("udp");
-    let serving = alice.serve();
-    assert_eq!(pings(&rig.u, ALICE, 2, "-M do -s 1424"), 2, "{}", server.tunnel("alice"));
-    rig.s.run("ip link set s0 mtu 1400");
-    let begin = Instant::now();
-    wait_for("a long packet's sender to be told", Duration::from_secs(10), || {
-        pings(&rig.u, ALICE, 1, "-M do -s 1424");
-        (server.count("alice", "mtu") == 1372).then_some(())
-    });
-    // A round over all takes twenty seconds.
-    assert!(begin.elapsed() < Duration::from_secs(5), "after {:?}", begin.elapsed());
-    assert_eq!(server.drops("send_failed"), 0);
-    drop(serving);
+    for (encap, overhead) in [("udp", 28), ("proto41", 20)] {
+        let Some(rig) = Rig::new_or_skip(&format!("our own link narrows, 5001 tunnels, {encap}")) else {
+            return;
+        };
+        let range = "\n[[tunnel_range]]\nname = \"r\"\nencap = \"proto41\"\nremote = \"10.90.0.0\"\n\
+                     prefix = \"fd00:2:1000::/64\"\ncount = 5000\npmtu = \"dynamic\"\n";
+        let server = rig.server(&(range.to_owned() + &Rig::alice(encap, "pmtu = \"dynamic\"")));
+        let alice = rig.alice_peer(encap);
+        let serving = alice.serve();
+        let longest = format!("-M do -s {}", 1500 - overhead - 48);
+        assert_eq!(pings(&rig.u, ALICE, 2, &longest), 2, "{}", server.tunnel("alice"));
+        rig.s.run("ip link set s0 mtu 1400");
+        let before = serving.answered();
+        let begin = Instant::now();
+        // The answer is too long for the narrowed link, and lost; the question is not.
+        pings(&rig.u, ALICE, 1, &longest);
+        assert_eq!(serving.answered(), before + 1, "{}", server.status());
+        assert!(server.event("wire_fragmented") >= 1, "{}", server.status());
+        wait_for("a long packet's sender to be told", Duration::from_secs(10), || {
+            pings(&rig.u, ALICE, 1, &longest);
+            (server.count("alice", "mtu") == 1400 - overhead).then_some(())
+        });
+        // A round over all takes twenty seconds.
+        assert!(begin.elapsed() < Duration::from_secs(5), "after {:?}", begin.elapsed());
+        assert_eq!(server.drops("send_failed"), 0);
+        drop(serving);
+    }
 }
 
 /// A link much slower than what is to be sent: the kernel's buffers fill up, and what it refuses is counted.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use netns_tests::{
     ALICE, C4, CLIENT_PORT, Ends, IPV4, IPV6, Observer, Rig, Router, S4, U6, UDP_PORT, pings, transfer,
+    tunnel,
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -120,6 +121,51 @@ fn every_mark_on_its_way_into_a_tunnel() {
             assert!(got.iter().all(|(inner, tos)| *tos == outside(*inner)), "{encap} '{extra}': {got:x?}");
             server.stop();
         }
+    }
+}
+
+/// What the sum over an IPv4 header comes to: 0xffff if it is right (RFC 791 section 3.1).
+fn header_sum(header: &[u8]) -> u32 {
+    let sum = header.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum::<u32>();
+    (sum & 0xffff) + (sum >> 16)
+}
+
+/// Of single packets, of what the router cuts and of what the interface cuts: all outer headers as configured.
+///
+/// RFC: E1 (RFC 4213 sections 3.1, 3.3 and 3.5)
+#[test]
+fn the_outer_header_is_as_configured_on_the_wire() {
+    const ANOTHER: &str = "10.71.0.77";
+    for (ttl, local, trains) in [(64, S4, true), (17, ANOTHER, true), (255, ANOTHER, false)] {
+        let story = format!("outer headers from {local}, time to live {ttl}, trains {trains}");
+        let Some(rig) = Rig::new_or_skip(&story) else { return };
+        rig.s.run("ip addr add 10.71.0.77/24 dev s0; ethtool -K s0 tx-ipxip4-segmentation off");
+        rig.c.run("ethtool -K c0 gro off");
+        let router = if ttl == 64 { String::new() } else { format!("ttl = {ttl}") };
+        let alice = Rig::alice("proto41", &format!("local = \"{local}\"\nmtu = 1480"));
+        let config = Rig::server_config(&router, &alice) + &format!("\n[offload]\nproto41_gso = {trains}\n");
+        let server = Router::start(&rig.lab, &rig.s, &config);
+        let up = tunnel("up", "proto41", local, "::/0", "mtu = 1480\ndefault_route = true");
+        let client = format!("[router]\naddress = [\"{ALICE}/64\"]\nouter = \"{C4}\"\n{up}");
+        let client = Router::start(&rig.lab, &rig.c, &client);
+        let seen = Observer::start(&rig.c, IPV4, |frame| {
+            (frame[9] == 41).then(|| (<[u8; 20]>::try_from(&frame[..20]).unwrap(), frame.len()))
+        });
+        assert_eq!(pings(&rig.u, ALICE, 3, ""), 3);
+        transfer(&rig.u, &rig.c, ALICE, 1 << 20);
+        let seen = seen.finish();
+        let ends = [local, C4].map(|end| end.parse::<std::net::Ipv4Addr>().unwrap().octets()).concat();
+        for (header, len) in &seen {
+            assert_eq!((header[0], header[9], header[8]), (0x45, 41, ttl), "{header:x?}");
+            assert_eq!((&header[12..], header_sum(header)), (&ends[..], 0xffff), "{header:x?}");
+            assert_eq!(usize::from(u16::from_be_bytes([header[2], header[3]])), *len, "{header:x?}");
+        }
+        let long = seen.iter().filter(|(_, len)| *len > 1400).count();
+        assert!(long > 600 && seen.len() - long >= 3, "{long} long ones of {}", seen.len());
+        let moved = server.status()["events"]["wire_merged"].as_u64().unwrap();
+        assert_eq!(moved > 0, trains, "{}", server.status());
+        client.stop();
+        server.stop();
     }
 }
 

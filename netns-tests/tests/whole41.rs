@@ -106,6 +106,8 @@ fn another_way_to_the_peer_is_taken_when_routing_says_so() {
     transfer(&rig.u, &rig.c, ALICE, BYTES);
     let moved = sent_by(&rig, "s9") - before;
     assert!(moved > BYTES, "{moved} octets left by the new way");
+    let asked = server.event("routes_asked");
+    assert!((2..20).contains(&asked) && server.event("routes_put_off") == 0, "{}", server.status());
     assert!(trains(&server) > 20);
     drop(client);
 }

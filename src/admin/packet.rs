@@ -6,9 +6,10 @@
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
-use sixway_dataplane::packet::batch::Arrival;
+use sixway_dataplane::packet::batch::{Arrival, Sender};
 use sixway_dataplane::packet::icmp::IcmpError;
 use sixway_dataplane::packet::view::{self, View};
+use sixway_dataplane::samples::Course;
 use sixway_dataplane::update::TunnelId;
 use sixway_dataplane::verdict::{PuntClass, Verdict};
 
@@ -19,7 +20,8 @@ pub struct Seen {
     pub at_us: u64,
     /// The tunnel by its name; `null`: none.
     pub tunnel: Option<String>,
-    /// Who sent it: `kernel`, `ENCAPSULATION ADDRESS[:PORT]`, or `-` where that is not known any more.
+    /// Who sent it: `kernel`, `ENCAPSULATION ADDRESS[:PORT]`, or `-` where that is not known any more; `to` before a peer that
+    /// it was being sent to.
     pub from: String,
     /// What became of it, in words.
     pub verdict: String,
@@ -63,8 +65,20 @@ pub fn sender(arrival: Option<Arrival>) -> String {
     match arrival {
         None => "-".to_owned(),
         Some(Arrival::Tun) => "kernel".to_owned(),
-        Some(Arrival::Wire(s)) if s.remote.port() == 0 => format!("proto41 {}", s.remote.ip()),
-        Some(Arrival::Wire(s)) => format!("udp {}", s.remote),
+        Some(Arrival::Wire(s)) => peer(&s),
+    }
+}
+
+fn peer(s: &Sender) -> String {
+    if s.remote.port() == 0 { format!("proto41 {}", s.remote.ip()) } else { format!("udp {}", s.remote) }
+}
+
+/// Who sent a packet that was dropped, or to whom it was on its way.
+pub fn course(course: Course) -> String {
+    match course {
+        Course::Unknown => sender(None),
+        Course::From(arrival) => sender(Some(arrival)),
+        Course::To(s) => format!("to {}", peer(&s)),
     }
 }
 

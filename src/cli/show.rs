@@ -51,7 +51,8 @@ fn screen(dropped: &Dropped) -> Vec<String> {
     let mut lines = vec![format!("{}  {}", dropped.reason, dropped.count), format!("  {}", dropped.meaning)];
     if let Some(last) = &dropped.last {
         let tunnel = last.tunnel.as_ref().map_or_else(String::new, |name| format!(", tunnel {name}"));
-        lines.push(format!("  last: {} ago, from {}{tunnel}", ago(last.at_us), last.from));
+        let from = if last.from.starts_with("to ") { "" } else { "from " };
+        lines.push(format!("  last: {} ago, {from}{}{tunnel}", ago(last.at_us), last.from));
         lines.push(format!("    {}", last.summary));
         lines.extend(dump(&last.bytes()));
     }

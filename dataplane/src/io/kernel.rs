@@ -21,7 +21,8 @@ use crate::counters::{Event, Tally};
 use crate::knobs::Knob;
 use crate::offload::coalesce::Coalescer;
 use crate::offload::segment::Layout;
-use crate::packet::batch::{Batch, Offload, Packet};
+use crate::packet::batch::{Batch, Offload, Packet, Sender};
+use crate::samples::Course;
 use crate::table::slab::{Encap, Path};
 use crate::verdict::{Judged, Reason, Verdict};
 
@@ -124,7 +125,10 @@ impl KernelIo {
             None => None,
             Some(_) => match Layout::of(bytes, &packet.offload, path.mtu) {
                 Ok(layout) => Some(layout),
-                Err(_) => return tally.drop(Reason::BadOffload, Some(path.tunnel), 1),
+                Err(_) => {
+                    tally.keep(Reason::BadOffload, Some(path.tunnel), Some(packet.arrival), bytes);
+                    return tally.drop(Reason::BadOffload, Some(path.tunnel), 1);
+                }
             },
         };
         if let Some(layout) = layout.filter(|_| path.encap == Encap::Proto41)
@@ -170,7 +174,10 @@ impl KernelIo {
         let way = self.proto41.as_mut().and_then(|port| port.whole(self.now));
         let Some(whole) = way else { return false };
         let segments = layout.segments() as u64;
-        let sent = whole.send(path, tos, batch.bytes(packet), &packet.offload, layout);
+        let sent = whole.send(path, tos, (batch.bytes(packet), &packet.offload), layout, self.now);
+        let (asked, put_off) = whole.take_questions();
+        tally.event(Event::RoutesAsked, asked);
+        tally.event(Event::RoutesPutOff, put_off);
         if let Sent::Whole | Sent::Refused = sent
             && let Some(until) = whole.note(sent == Sent::Refused, self.now)
         {
@@ -187,6 +194,8 @@ impl KernelIo {
             }
             Sent::Full => {
                 tally.drop(Reason::SendFailed, Some(path.tunnel), segments);
+                let course = Course::To(Sender::proto41(path.remote, path.local, tos));
+                tally.keep_parts(Reason::SendFailed, Some(path.tunnel), course, &[batch.bytes(packet)]);
                 true
             }
             Sent::TooLong | Sent::Refused => {
@@ -220,10 +229,10 @@ impl KernelIo {
             Encap::Udp if !self.udp_out.is_empty() => self.flush_udp(batch, tally),
             Encap::Proto41 if !self.proto41_out.is_empty() => match &self.proto41 {
                 Some(port) => {
-                    let _has_no_trains =
-                        self.proto41_out.flush(port.sender(self.proto41_whole), &batch.arena, tally);
+                    let outlet = port.outlet(self.proto41_whole);
+                    let _has_no_trains = self.proto41_out.flush(outlet, &batch.arena, tally);
                 }
-                None => self.proto41_out.discard(tally),
+                None => self.proto41_out.discard(&batch.arena, tally),
             },
             Encap::Udp | Encap::Proto41 => {}
         }
@@ -231,8 +240,8 @@ impl KernelIo {
 
     fn flush_udp(&mut self, batch: &Batch, tally: &mut Tally) {
         let port = self.udp.get_mut(usize::from(self.udp_out_socket)).and_then(Option::as_mut);
-        let Some(port) = port else { return self.udp_out.discard(tally) };
-        match self.udp_out.flush(port.socket.as_fd(), &batch.arena, tally) {
+        let Some(port) = port else { return self.udp_out.discard(&batch.arena, tally) };
+        match self.udp_out.flush(port.outlet(), &batch.arena, tally) {
             Trains::Untried => {}
             Trains::Taken => port.trains.worked(),
             Trains::Refused => {
@@ -300,7 +309,7 @@ impl PacketIo for KernelIo {
             }
         }
         for train in self.coalescer.trains() {
-            let tunnel = judged[train.first as usize].tunnel.map(|p| p.tunnel);
+            let tunnel = judged[train.first as usize].tunnel_id();
             self.tun.send_train(batch, &self.coalescer, train, tunnel, tally);
         }
         self.flush(Encap::Udp, batch, tally);
@@ -310,7 +319,7 @@ impl PacketIo for KernelIo {
     fn emit(&mut self, to: Destination, packet: &[u8], tally: &mut Tally) -> bool {
         match to {
             Destination::Tun => {
-                self.tun.send(packet, &Offload::default(), None, tally);
+                self.tun.send(packet, &Offload::default(), (None, None), tally);
                 true
             }
             Destination::Wire(path, tos) => {

@@ -16,6 +16,7 @@ pub mod tcx;
 pub mod tun;
 pub mod udp;
 pub mod vnet;
+pub mod ways;
 pub mod whole41;
 
 use std::net::{SocketAddrV4, UdpSocket};

@@ -3,7 +3,8 @@
 //! A super-packet becomes one header for each segment (written into a header buffer) plus slices of its payload; UDP sends
 //! them as trains that the kernel cuts (`UDP_SEGMENT`), and so it does with runs of equally long packets to one peer. What
 //! the kernel refuses as a train is sent again packet by packet; whether the socket should go on with trains is its
-//! owner's decision, but a peer whose path is too narrow is remembered here. Protocol 41 has no trains.
+//! owner's decision, but a peer whose path is too narrow is remembered here. Protocol 41 has no trains. A packet with DF
+//! that is longer than our own interface takes goes in fragments, and its tunnel is noted.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -12,10 +13,13 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use super::sys::{Outbox as Messages, Outgoing, Part};
+use super::udp::set_df;
 use crate::counters::{Event, Tally};
 use crate::knobs::{self, Knob};
 use crate::offload::segment::{Layout, cut};
-use crate::table::slab::Path;
+use crate::packet::batch::Sender;
+use crate::samples::Course;
+use crate::table::slab::{Encap, Path};
 use crate::update::TunnelId;
 use crate::verdict::Reason;
 
@@ -61,6 +65,42 @@ pub enum Trains {
     Taken,
     /// The device cannot cut them: the kernel took the same packets one by one.
     Refused,
+}
+
+/// Where an outbox is emptied.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlet<'a> {
+    /// The socket.
+    pub fd: BorrowedFd<'a>,
+    /// Whether it sends with DF set.
+    pub whole: bool,
+    /// A socket that lets outer packets be fragmented; `None`: this one can be told to.
+    pub fragmenting: Option<BorrowedFd<'a>>,
+}
+
+impl Outlet<'_> {
+    /// Lets `send` send without DF once.
+    fn without_df(&self, send: impl FnOnce(BorrowedFd<'_>) -> io::Result<usize>) -> io::Result<usize> {
+        match self.fragmenting {
+            _ if !self.whole => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+            Some(fd) => send(fd),
+            None => {
+                set_df(self.fd, false)?;
+                let sent = send(self.fd);
+                // What was set a moment ago can be set again.
+                set_df(self.fd, true).and(sent)
+            }
+        }
+    }
+}
+
+/// How a socket is asked to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ask {
+    /// The messages from a place on, as they are.
+    AsTheyAre,
+    /// One message, in fragments if it is too long for the interface.
+    Fragmented,
 }
 
 /// Collects packets for one socket.
@@ -185,11 +225,15 @@ impl Outbox {
         true
     }
 
-    /// Sends all that waits by `fd` and forgets it.
-    pub fn flush(&mut self, fd: BorrowedFd<'_>, arena: &[u8], tally: &mut Tally) -> Trains {
+    /// Sends all that waits by `outlet` and forgets it.
+    pub fn flush(&mut self, outlet: Outlet<'_>, arena: &[u8], tally: &mut Tally) -> Trains {
         let mut messages = std::mem::take(&mut self.messages);
-        let trains =
-            self.flush_by(tally, |b, at| messages.send(fd, &b.outgoing[at..], &b.parts, (arena, &b.headers)));
+        let trains = self.flush_by(arena, tally, |b, at, ask| match ask {
+            Ask::AsTheyAre => messages.send(outlet.fd, &b.outgoing[at..], &b.parts, (arena, &b.headers)),
+            Ask::Fragmented => {
+                outlet.without_df(|fd| messages.send(fd, &b.outgoing[at..=at], &b.parts, (arena, &b.headers)))
+            }
+        });
         self.messages = messages;
         trains
     }
@@ -197,15 +241,16 @@ impl Outbox {
     /// `send` tries the messages from a place on, and says how many went out or why the first did not.
     fn flush_by(
         &mut self,
+        arena: &[u8],
         tally: &mut Tally,
-        mut send: impl FnMut(&Self, usize) -> io::Result<usize>,
+        mut send: impl FnMut(&Self, usize, Ask) -> io::Result<usize>,
     ) -> Trains {
         let mut at = 0;
         let mut tried_again = false;
         let mut trains = Trains::Untried;
         let mut suspect = false;
         while at < self.outgoing.len() {
-            match send(self, at) {
+            match send(self, at, Ask::AsTheyAre) {
                 Ok(sent) => {
                     trains = self.conclude(at..at + sent, trains, suspect);
                     self.count(at..at + sent, tally);
@@ -221,15 +266,10 @@ impl Outbox {
                     self.split(at..if suspect { self.outgoing.len() } else { at + 1 }, tally);
                     tried_again = false;
                 }
-                Err(e) if self.outgoing[at].segment == 0 && e.raw_os_error() == Some(libc::EMSGSIZE) => {
-                    tally.too_long(self.tickets[at].tunnel);
-                    at += 1;
-                    (tried_again, suspect) = (false, false);
-                }
-                Err(_) => {
-                    let lost = self.tickets[at];
-                    tally.drop(Reason::SendFailed, Some(lost.tunnel), u64::from(lost.packets));
-                    tally.keep(Reason::SendFailed, Some(lost.tunnel), None, &[]);
+                Err(e) => {
+                    let is_too_long = e.raw_os_error() == Some(libc::EMSGSIZE);
+                    let is_sent = is_too_long && send(self, at, Ask::Fragmented).is_ok();
+                    self.settle(at, is_too_long, is_sent, arena, tally);
                     at += 1;
                     (tried_again, suspect) = (false, false);
                 }
@@ -237,6 +277,43 @@ impl Outbox {
         }
         self.forget();
         trains
+    }
+
+    /// What is left to do for a packet that was refused, or `is_sent` in fragments because it `is_too_long`.
+    fn settle(&self, at: usize, is_too_long: bool, is_sent: bool, arena: &[u8], tally: &mut Tally) {
+        if is_too_long {
+            tally.too_long(self.tickets[at].tunnel);
+        }
+        match (is_sent, is_too_long) {
+            (true, _) => {
+                self.count(at..at + 1, tally);
+                tally.event(Event::WireFragmented, 1);
+            }
+            (false, true) => self.lose(Reason::TooBig, at, arena, tally),
+            (false, false) => self.lose(Reason::SendFailed, at, arena, tally),
+        }
+    }
+
+    /// Counts a message as lost, and keeps the beginning of its first packet.
+    fn lose(&self, reason: Reason, at: usize, arena: &[u8], tally: &mut Tally) {
+        let (message, lost) = (&self.outgoing[at], self.tickets[at]);
+        tally.drop(reason, Some(lost.tunnel), u64::from(lost.packets));
+        let encap = if message.to.port() == 0 { Encap::Proto41 } else { Encap::Udp };
+        let local = SocketAddrV4::new(message.from, 0);
+        let course = Course::To(Sender { encap, remote: message.to, local, tos: message.tos });
+        tally.keep_parts(reason, Some(lost.tunnel), course, &self.first_packet(at, arena));
+    }
+
+    /// The first packet of a message: its headers, where they were written anew, and the rest.
+    fn first_packet<'a>(&'a self, at: usize, arena: &'a [u8]) -> [&'a [u8]; 2] {
+        let first = self.outgoing[at].first_part;
+        let (count, _) = self.datagram(first..first + self.outgoing[at].parts, self.tickets[at].size);
+        let octets = |part: &Part| {
+            let from = if part.in_headers { &self.headers[..] } else { arena };
+            from.get(part.start as usize..(part.start + part.len) as usize).unwrap_or_default()
+        };
+        let mut parts = self.parts[first as usize..][..count as usize].iter().map(octets);
+        [parts.next().unwrap_or_default(), parts.next().unwrap_or_default()]
     }
 
     /// What these messages, which have been sent, say about trains; `suspect`: they were one before.
@@ -283,10 +360,8 @@ impl Outbox {
     }
 
     /// Counts all that waits as lost: its socket is gone.
-    pub fn discard(&mut self, tally: &mut Tally) {
-        for ticket in &self.tickets {
-            tally.drop(Reason::SendFailed, Some(ticket.tunnel), u64::from(ticket.packets));
-        }
+    pub fn discard(&mut self, arena: &[u8], tally: &mut Tally) {
+        (0..self.outgoing.len()).for_each(|at| self.lose(Reason::SendFailed, at, arena, tally));
         self.forget();
     }
 
@@ -353,7 +428,7 @@ fn is_refusal(error: &io::Error) -> bool {
 mod tests {
     use super::*;
     use crate::counters::{CounterReader, counters};
-    use crate::table::slab::{Encap, Learn};
+    use crate::table::slab::Learn;
     use std::net::UdpSocket;
     use std::os::fd::AsFd;
 
@@ -379,6 +454,10 @@ mod tests {
         (socket, at)
     }
 
+    fn by(socket: &UdpSocket) -> Outlet<'_> {
+        Outlet { fd: socket.as_fd(), whole: false, fragmenting: None }
+    }
+
     fn received(socket: &UdpSocket) -> Vec<Vec<u8>> {
         let mut buffer = [0; 70_000];
         std::iter::from_fn(|| socket.recv(&mut buffer).ok().map(|n| buffer[..n].to_vec())).collect()
@@ -397,7 +476,7 @@ mod tests {
             outbox.push(&path(at), 0, start, len);
         }
         assert_eq!(outbox.outgoing.iter().map(|m| m.segment).collect::<Vec<_>>(), [50, 0, 0]);
-        assert_eq!(outbox.flush(from.as_fd(), &arena, &mut tally[0]), Trains::Taken);
+        assert_eq!(outbox.flush(by(&from), &arena, &mut tally[0]), Trains::Taken);
         let expected: Vec<&[u8]> =
             vec![&arena[..50], &arena[50..100], &arena[100..120], &arena[120..170], &arena[170..230]];
         assert_eq!(received(&to), expected);
@@ -419,7 +498,7 @@ mod tests {
         for start in [0, 100, 200] {
             outbox.push(&path(at), 0, start, 100);
         }
-        assert_eq!(outbox.flush(from.as_fd(), &arena, &mut tally[0]), Trains::Untried);
+        assert_eq!(outbox.flush(by(&from), &arena, &mut tally[0]), Trains::Untried);
         assert_eq!(received(&to).len(), 3);
         assert_eq!(reader.happened(Event::WireSplit), 1);
         assert_eq!(reader.tunnel(TunnelId(0)).tx_packets, 3);
@@ -455,8 +534,11 @@ mod tests {
         error: i32,
         refuses: impl Fn(&Outgoing) -> bool + 'a,
         took: &'a mut Vec<(u16, u32, u32)>,
-    ) -> impl FnMut(&Outbox, usize) -> io::Result<usize> + 'a {
-        move |b, at| {
+    ) -> impl FnMut(&Outbox, usize, Ask) -> io::Result<usize> + 'a {
+        move |b, at, ask| {
+            if ask == Ask::Fragmented {
+                return Err(io::Error::from_raw_os_error(error));
+            }
             let waiting = &b.outgoing[at..];
             let sent = waiting.iter().take_while(|m| !refuses(m)).count();
             for m in &waiting[..sent] {
@@ -466,6 +548,17 @@ mod tests {
             if sent == 0 { Err(io::Error::from_raw_os_error(error)) } else { Ok(sent) }
         }
     }
+
+    /// Octets that say which hundred they stand in.
+    const ARENA: &[u8] = &{
+        let mut all = [0; 870];
+        let mut n = 0;
+        while n < all.len() {
+            all[n] = (n / 100) as u8;
+            n += 1;
+        }
+        all
+    };
 
     const SINGLES: [(u16, u32, u32); 10] = [
         (0, 0, 100),
@@ -485,7 +578,7 @@ mod tests {
         let (mut outbox, reader, mut tally) = loaded();
         assert_eq!(segments(&outbox), [100, 100, 0, 80, 100]);
         let mut took = Vec::new();
-        let fate = outbox.flush_by(&mut tally, refusing(libc::EIO, |m| m.segment != 0, &mut took));
+        let fate = outbox.flush_by(ARENA, &mut tally, refusing(libc::EIO, |m| m.segment != 0, &mut took));
         assert_eq!((fate, &took[..]), (Trains::Refused, &SINGLES[..]));
         assert_eq!((reader.happened(Event::WireSplit), reader.happened(Event::WireWrites)), (4, 10));
         assert_eq!((reader.tunnel(TunnelId(0)).tx_packets, reader.tunnel(TunnelId(1)).tx_bytes), (6, 360));
@@ -501,7 +594,7 @@ mod tests {
             let (mut outbox, reader, mut tally) = loaded();
             let narrow = |m: &Outgoing| m.segment == 100 && m.first_part < 3;
             let mut took = Vec::new();
-            let fate = outbox.flush_by(&mut tally, refusing(error, narrow, &mut took));
+            let fate = outbox.flush_by(ARENA, &mut tally, refusing(error, narrow, &mut took));
             let expected = [&SINGLES[..3], &[(100, 260, 200), (0, 460, 50), (80, 510, 160), (100, 670, 200)]];
             assert_eq!((fate, took), (Trains::Taken, expected.concat()));
             assert_eq!(reader.happened(Event::WireSplit), 1);
@@ -519,22 +612,74 @@ mod tests {
     fn what_nobody_takes_is_lost_and_says_nothing_about_trains() {
         let (mut outbox, reader, mut tally) = loaded();
         assert_eq!(
-            outbox.flush_by(&mut tally, refusing(libc::EIO, |_| true, &mut Vec::new())),
+            outbox.flush_by(ARENA, &mut tally, refusing(libc::EIO, |_| true, &mut Vec::new())),
             Trains::Untried
         );
         assert_eq!(reader.dropped(Reason::SendFailed), 10);
         let (mut outbox, reader, mut tally) = loaded();
         let mut took = Vec::new();
-        let fate = outbox.flush_by(&mut tally, refusing(libc::ENETUNREACH, |m| m.segment == 80, &mut took));
+        let fate =
+            outbox.flush_by(ARENA, &mut tally, refusing(libc::ENETUNREACH, |m| m.segment == 80, &mut took));
         assert_eq!((fate, took.len(), reader.happened(Event::WireSplit)), (Trains::Taken, 4, 0));
         assert_eq!(reader.tunnel(TunnelId(1)).drops, [(Reason::SendFailed, 2)]);
+        // Of the train, its first packet.
+        let kept = reader.sample(Reason::SendFailed).unwrap();
+        assert_eq!((kept.tunnel, kept.len, &kept.bytes[..]), (Some(TunnelId(1)), 80, &ARENA[510..590]));
+        assert_eq!(kept.course, to_peer());
+    }
+
+    fn to_peer() -> Course {
+        let at = |ip, port| SocketAddrV4::new(ip, port);
+        let (remote, local) = (at(Ipv4Addr::LOCALHOST, 9), at(Ipv4Addr::UNSPECIFIED, 0));
+        Course::To(Sender { encap: Encap::Udp, remote, local, tos: 0 })
+    }
+
+    #[test]
+    fn what_waits_for_a_socket_that_is_gone_is_counted_and_the_last_of_it_kept() {
+        let (mut outbox, reader, mut tally) = loaded();
+        outbox.discard(ARENA, &mut tally);
+        assert!(outbox.is_empty());
+        assert_eq!(reader.dropped(Reason::SendFailed), 10);
+        let kept = reader.sample(Reason::SendFailed).unwrap();
+        assert_eq!((kept.course, kept.len, &kept.bytes[..]), (to_peer(), 100, &ARENA[..100]));
+    }
+
+    /// RFC: E4 (RFC 4213 section 3.2.2)
+    #[test]
+    fn a_packet_too_long_for_the_interface_goes_in_fragments_and_its_tunnel_is_noted() {
+        for fragmented in [true, false] {
+            let (mut outbox, reader, mut tally) = loaded();
+            let mut asked = Vec::new();
+            let fate = outbox.flush_by(ARENA, &mut tally, |b, at, ask| {
+                asked.push((at, ask));
+                let waiting = &b.outgoing[at..];
+                match ask {
+                    Ask::Fragmented if fragmented => Ok(1),
+                    // Longer than 90 octets is too long.
+                    Ask::AsTheyAre if b.tickets[at].size <= 90 => {
+                        Ok(waiting.iter().zip(&b.tickets[at..]).take_while(|(_, t)| t.size <= 90).count())
+                    }
+                    Ask::Fragmented | Ask::AsTheyAre => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+                }
+            });
+            assert_eq!(fate, Trains::Taken, "one that is not too long: 160 octets in two");
+            assert_eq!(asked.iter().filter(|(_, ask)| *ask == Ask::Fragmented).count(), 6);
+            assert_eq!(reader.take_too_long(), [TunnelId(0), TunnelId(1)]);
+            let (sent, lost) = if fragmented { (6, 0) } else { (0, 6) };
+            assert_eq!(
+                (reader.happened(Event::WireFragmented), reader.dropped(Reason::TooBig)),
+                (sent, lost)
+            );
+            let carried = [0, 1].map(|id| reader.tunnel(TunnelId(id)).tx_packets).iter().sum::<u64>();
+            assert_eq!((carried, reader.dropped(Reason::SendFailed)), (10 - lost, 0));
+        }
     }
 
     #[test]
     fn full_buffers_get_a_second_try_and_no_more() {
         let (mut outbox, reader, mut tally) = loaded();
         let mut tries = 0;
-        let fate = outbox.flush_by(&mut tally, |b, at| {
+        let fate = outbox.flush_by(ARENA, &mut tally, |b, at, _| {
             tries += 1;
             if tries % 2 == 1 {
                 Err(io::Error::from_raw_os_error(libc::EAGAIN))
@@ -544,7 +689,7 @@ mod tests {
         });
         assert_eq!((fate, tries, reader.drops().len()), (Trains::Taken, 2, 0));
         let (mut outbox, reader, mut tally) = loaded();
-        let _lost = outbox.flush_by(&mut tally, refusing(libc::ENOBUFS, |_| true, &mut Vec::new()));
+        let _lost = outbox.flush_by(ARENA, &mut tally, refusing(libc::ENOBUFS, |_| true, &mut Vec::new()));
         assert_eq!(reader.dropped(Reason::SendFailed), 10);
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
+use super::outbox::Outlet;
 use super::sys::{Inbox, Name, Received, bind_packet, option, set_option};
 use super::tcx::Forwarding;
 use super::udp::{REFUSE, enlarge_buffers};
@@ -252,6 +253,11 @@ impl Proto41Port {
     /// The socket to send with, where outer packets may be fragmented or where they go `whole`.
     pub fn sender(&self, whole: bool) -> BorrowedFd<'_> {
         if whole { self.sockets.unfragmented.as_fd() } else { self.sockets.raw.as_fd() }
+    }
+
+    /// The same for an outbox, with the way that is left for what is too long.
+    pub fn outlet(&self, whole: bool) -> Outlet<'_> {
+        Outlet { fd: self.sender(whole), whole, fragmenting: Some(self.sockets.raw.as_fd()) }
     }
 
     /// The way out for super-packets, if there is one at `now`, counted from the start.

@@ -1,13 +1,14 @@
 //! Which interface leads to a peer, and how long a packet may be on it: what the kernel's routing says (RFC 1122 section
-//! 3.3.1), asked by netlink and remembered for a second.
+//! 3.3.1), asked by netlink and remembered ([`super::ways`]) until the kernel tells of a change.
 //!
-//! Only super-packets need to know: everything else is routed by the kernel as it is sent. Not done: choosing among
-//! equal routes packet by packet; one answer serves for a second.
+//! Only super-packets need to know: everything else is routed by the kernel as it is sent. Once a second it is looked
+//! whether routes, addresses, rules or interfaces have changed, and whether there are IPsec policies. Not done: choosing
+//! among equal routes packet by packet.
 
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType};
@@ -16,11 +17,10 @@ use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM};
 use netlink_sys::{Socket, SocketAddr};
 
 use super::sys;
+use super::ways::{Found, Ways};
 
-/// How long an answer holds.
-const LIFETIME: Duration = Duration::from_secs(1);
-/// Answers kept; peers that share a place push each other out and are asked for again.
-const PLACES: usize = 1024;
+/// How often changes are looked for.
+const LOOK: Duration = Duration::from_secs(1);
 const ANSWER: usize = 8192;
 
 /// The way to a peer.
@@ -34,53 +34,83 @@ pub struct Way {
     pub source: Ipv4Addr,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    peer: Ipv4Addr,
-    local: Ipv4Addr,
-    way: Option<Way>,
-    until: Instant,
-}
-
-/// Asks and remembers; belongs to the network namespace that it was made in.
+/// Asks; belongs to the network namespace that it was made in.
 #[derive(Debug)]
 pub struct Routes {
     socket: Socket,
     policies: Policies,
-    known: Vec<Option<Known>>,
     answer: Vec<u8>,
     sequence: u32,
+}
+
+/// Asks and remembers.
+#[derive(Debug)]
+pub struct KnownRoutes {
+    routes: Routes,
+    news: News,
+    ways: Ways,
+    /// When changes were looked for last, and whether IPsec policies may apply since.
+    looked: Option<(Duration, bool)>,
+}
+
+impl KnownRoutes {
+    /// Connects to the kernel.
+    pub fn open() -> io::Result<Self> {
+        // Before anything is asked: no change comes unheard after it.
+        let news = News::open()?;
+        Ok(Self { routes: Routes::open()?, news, ways: Ways::default(), looked: None })
+    }
+
+    /// The way from our address `local` (unspecified: any) to `peer` at `now`, counted from the start; `None` when there is
+    /// none that leads out of this host, or it is not known now.
+    pub fn way(&mut self, peer: Ipv4Addr, local: Ipv4Addr, now: Duration) -> Option<Way> {
+        if self.has_policies(now) {
+            return None;
+        }
+        let ends = (local, peer);
+        match self.ways.find(ends, now) {
+            Found::Way(way) => way,
+            Found::Later => None,
+            Found::Ask => {
+                let answer = self.routes.way(peer, local).map_err(|_| ());
+                self.ways.learn(ends, answer, now);
+                answer.unwrap_or(None)
+            }
+        }
+    }
+
+    /// Questions asked of the kernel, and packets that had to do without one, since this was called last.
+    pub fn take_questions(&mut self) -> (u64, u64) {
+        self.ways.take_counts()
+    }
+
+    /// Whether IPsec may apply to what is sent; looks for changes when it is time to.
+    fn has_policies(&mut self, now: Duration) -> bool {
+        if let Some((_, may_apply)) = self.looked.filter(|(at, _)| now < *at + LOOK) {
+            return may_apply;
+        }
+        if self.news.any() {
+            self.ways.change();
+        }
+        let may_apply = self.routes.policies.may_apply();
+        self.looked = Some((now, may_apply));
+        may_apply
+    }
 }
 
 impl Routes {
     /// Connects to the kernel.
     pub fn open() -> io::Result<Self> {
-        let socket = connect(NETLINK_ROUTE)?;
         Ok(Self {
-            socket,
+            socket: connect(NETLINK_ROUTE)?,
             policies: Policies::open()?,
-            known: vec![None; PLACES],
             answer: Vec::with_capacity(ANSWER),
             sequence: 0,
         })
     }
 
-    /// The way from our address `local` (unspecified: any) to `peer`; `None` when there is none that leads out of
-    /// this host.
-    pub fn way(&mut self, peer: Ipv4Addr, local: Ipv4Addr) -> Option<Way> {
-        let now = Instant::now();
-        // Neighbouring clients get different places.
-        let place = u32::from(peer).wrapping_mul(0x9e37_79b9) as usize >> 16 & (PLACES - 1);
-        if let Some(known) = self.known[place].filter(|k| k.peer == peer && k.local == local && now < k.until)
-        {
-            return known.way;
-        }
-        let way = self.look_up(peer, local).unwrap_or(None);
-        self.known[place] = Some(Known { peer, local, way, until: now + LIFETIME });
-        way
-    }
-
-    /// The same without looking at what is remembered.
+    /// The way from our address `local` (unspecified: any) to `peer`; `None` when there is none that leads out of this
+    /// host, or IPsec may apply.
     ///
     /// # Errors
     /// The kernel does not answer.
@@ -88,6 +118,11 @@ impl Routes {
         if self.policies.may_apply() {
             return Ok(None);
         }
+        self.way(peer, local)
+    }
+
+    /// The same without looking at policies.
+    fn way(&mut self, peer: Ipv4Addr, local: Ipv4Addr) -> io::Result<Option<Way>> {
         let Some(RouteNetlinkMessage::NewRoute(route)) = self.ask(route_request(peer, local))? else {
             return Ok(None);
         };
@@ -128,6 +163,39 @@ fn connect(protocol: isize) -> io::Result<Socket> {
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.set_non_blocking(true)?;
     Ok(socket)
+}
+
+/// What the kernel tells of changes, unread: that there is something is all that matters.
+#[derive(Debug)]
+struct News(Socket);
+
+impl News {
+    fn open() -> io::Result<Self> {
+        // RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE (include/uapi/linux/rtnetlink.h).
+        const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80;
+        const NEXT_HOPS: u32 = 32;
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.set_non_blocking(true)?;
+        // A flood of news is as good as one, and soon read.
+        let _it_only_takes_longer_to_read = socket.set_rx_buf_sz(4096);
+        socket.bind(&SocketAddr::new(0, GROUPS))?;
+        let _older_kernels_have_none = socket.add_membership(NEXT_HOPS);
+        Ok(Self(socket))
+    }
+
+    /// Whether there has been anything since this was asked last.
+    fn any(&self) -> bool {
+        const AT_ONCE: usize = 256;
+        let mut heard = false;
+        for _ in 0..AT_ONCE {
+            match self.0.recv(&mut &mut [0; 16][..], 0) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return heard,
+                // ENOBUFS: there was more than fits.
+                Ok(_) | Err(_) => heard = true,
+            }
+        }
+        heard
+    }
 }
 
 /// Outbound IPsec policies (RFC 4301 section 4.4.1): what is sent past the kernel's output path would pass them by.
@@ -230,10 +298,11 @@ mod tests {
 
     #[test]
     fn this_host_is_not_a_way_out() {
-        let mut routes = Routes::open().unwrap();
-        assert_eq!(routes.way(Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED), None);
+        let mut routes = KnownRoutes::open().unwrap();
+        let mut way =
+            |seconds| routes.way(Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED, Duration::from_secs(seconds));
+        assert_eq!((way(0), way(0)), (None, None));
         // Remembered, also that there is none.
-        assert_eq!(routes.way(Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED), None);
-        assert_eq!(routes.sequence, 1);
+        assert_eq!(routes.routes.sequence, 1);
     }
 }

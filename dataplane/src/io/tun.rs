@@ -116,6 +116,15 @@ fn set_offload(fd: BorrowedFd<'_>, standings: &mut Standings) -> io::Result<()> 
     sys::set_tun_offload(fd, kinds(standings))
 }
 
+/// The tunnel that a packet for the kernel came out of, and how it came, as far as that is known.
+type Whose = (Option<TunnelId>, Option<Arrival>);
+
+/// Counts packets that the kernel did not take, and keeps the first, which lies in these parts.
+fn lose(reason: Reason, (tunnel, from): Whose, packets: u64, parts: &[&[u8]], tally: &mut Tally) {
+    tally.drop(reason, tunnel, packets);
+    tally.keep_parts(reason, tunnel, from.into(), parts);
+}
+
 /// Cut instead, it may pass: the description of the train is refused, or the device does not do trains.
 fn is_refusal(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE | libc::EOPNOTSUPP))
@@ -145,7 +154,10 @@ impl TunQueue {
             let buffer = &mut batch.arena[start..Batch::offset(n) + BUFFER];
             match read(self.device.as_fd(), buffer) {
                 Ok(len) if len > vnet::LEN => self.accept(batch, start, len, tally),
-                Ok(_) => tally.drop(Reason::TooShort, None, 1),
+                Ok(_) => {
+                    tally.keep(Reason::TooShort, None, Some(Arrival::Tun), &[]);
+                    tally.drop(Reason::TooShort, None, 1);
+                }
                 Err(nix::errno::Errno::EINTR) => {}
                 Err(_) => return false,
             }
@@ -178,33 +190,30 @@ impl TunQueue {
         }
     }
 
-    /// Hands one packet to the kernel; a super-packet that it does not take as a whole is handed over in pieces.
-    pub fn send(&mut self, bytes: &[u8], offload: &Offload, tunnel: Option<TunnelId>, tally: &mut Tally) {
+    /// Hands one packet to the kernel; a super-packet that it does not take as a whole is handed over in pieces. `whose` is
+    /// the packet's tunnel and how it came.
+    pub fn send(&mut self, bytes: &[u8], offload: &Offload, whose: Whose, tally: &mut Tally) {
         let Some((kind, _)) = offload.merged else {
-            self.send_plain(&[&vnet::emit(offload, 0, false), bytes], tunnel, tally);
+            self.send_plain(&[&vnet::emit(offload, 0, false), bytes], whose, tally);
             return;
         };
         let Ok(layout) = Layout::of(bytes, offload, 0) else {
-            tally.keep(Reason::BadOffload, tunnel, None, bytes);
-            return tally.drop(Reason::BadOffload, tunnel, 1);
+            return lose(Reason::BadOffload, whose, 1, &[bytes], tally);
         };
         let now = self.now;
         // The kernel would sum on top of a complete checksum; cutting sums anew.
         if offload.partial.is_none() || !self.gate(kind).is_open(now) {
-            self.send_cut(bytes, &layout, tunnel, tally);
+            self.send_cut(bytes, &layout, whose, tally);
             return;
         }
         let header = vnet::emit(offload, layout.headers, layout.has_cwr(bytes));
         match self.write(&[&header, bytes]) {
             Ok(()) => self.train_taken(kind, tally),
             Err(e) if is_refusal(&e) => {
-                let taken = self.send_cut(bytes, &layout, tunnel, tally);
+                let taken = self.send_cut(bytes, &layout, whose, tally);
                 self.train_refused(kind, taken, tally);
             }
-            Err(_) => {
-                tally.drop(Reason::TunFull, tunnel, layout.segments() as u64);
-                tally.keep(Reason::TunFull, tunnel, None, bytes);
-            }
+            Err(_) => lose(Reason::TunFull, whose, layout.segments() as u64, &[bytes], tally),
         }
     }
 
@@ -218,8 +227,9 @@ impl TunQueue {
         tally: &mut Tally,
     ) {
         let first = &batch.packets[train.first as usize];
+        let whose = (tunnel, Some(first.arrival));
         if train.members == 1 {
-            return self.send(batch.bytes(first), &first.offload, tunnel, tally);
+            return self.send(batch.bytes(first), &first.offload, whose, tally);
         }
         let mut headers = [0; MOST_HEADERS];
         let headers = &mut headers[..train.headers];
@@ -237,24 +247,15 @@ impl TunQueue {
             Err(e) if is_refusal(&e) => {
                 let plain = vnet::emit(&Offload::default(), 0, false);
                 let each = coalescer.members(train).map(|n| batch.bytes(&batch.packets[n]));
-                let taken = each.filter(|bytes| self.send_plain(&[&plain, bytes], tunnel, tally)).count();
+                let taken = each.filter(|bytes| self.send_plain(&[&plain, bytes], whose, tally)).count();
                 self.train_refused(train.kind, taken, tally);
             }
-            Err(_) => {
-                tally.drop(Reason::TunFull, tunnel, u64::from(train.members));
-                tally.keep(Reason::TunFull, tunnel, None, batch.bytes(first));
-            }
+            Err(_) => lose(Reason::TunFull, whose, u64::from(train.members), &[batch.bytes(first)], tally),
         }
     }
 
     /// Returns how many pieces the kernel took.
-    fn send_cut(
-        &mut self,
-        bytes: &[u8],
-        layout: &Layout,
-        tunnel: Option<TunnelId>,
-        tally: &mut Tally,
-    ) -> usize {
+    fn send_cut(&mut self, bytes: &[u8], layout: &Layout, whose: Whose, tally: &mut Tally) -> usize {
         let mut headers = std::mem::take(&mut self.headers);
         headers.resize(layout.segments() * layout.headers, 0);
         cut(bytes, layout, &mut headers);
@@ -262,20 +263,19 @@ impl TunQueue {
         let each = headers.chunks_exact(layout.headers).enumerate();
         let taken = each
             .filter(|(n, header)| {
-                self.send_plain(&[&plain, header, &bytes[layout.payload(*n)]], tunnel, tally)
+                self.send_plain(&[&plain, header, &bytes[layout.payload(*n)]], whose, tally)
             })
             .count();
         self.headers = headers;
         taken
     }
 
-    fn send_plain(&self, parts: &[&[u8]], tunnel: Option<TunnelId>, tally: &mut Tally) -> bool {
+    fn send_plain(&self, parts: &[&[u8]], whose: Whose, tally: &mut Tally) -> bool {
         let taken = self.write(parts).is_ok();
         if taken {
             tally.event(Event::TunWrites, 1);
         } else {
-            tally.drop(Reason::TunFull, tunnel, 1);
-            tally.keep(Reason::TunFull, tunnel, None, parts[1]);
+            lose(Reason::TunFull, whose, 1, &parts[1..], tally);
         }
         taken
     }

@@ -6,10 +6,11 @@
 use std::io;
 use std::net::{SocketAddrV4, UdpSocket};
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
+use super::outbox::Outlet;
 use super::spread::{self, Spread};
 use super::sys::{Inbox, Name, Received, set_option};
 use crate::counters::{Event, Tally};
@@ -81,6 +82,12 @@ pub(super) fn enlarge_buffers(socket: &Socket) {
     }
 }
 
+/// What a socket sends from now on has DF set, or not.
+pub(super) fn set_df(fd: BorrowedFd<'_>, whole: bool) -> io::Result<()> {
+    let mode = if whole { libc::IP_PMTUDISC_PROBE } else { libc::IP_PMTUDISC_OMIT };
+    set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode)
+}
+
 /// One socket with its place in the worker.
 #[derive(Debug)]
 pub struct UdpPort {
@@ -112,9 +119,13 @@ impl UdpPort {
         if self.whole == whole {
             return;
         }
-        let mode = if whole { libc::IP_PMTUDISC_PROBE } else { libc::IP_PMTUDISC_OMIT };
-        let set = set_option(self.socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode);
+        let set = set_df(self.socket.as_fd(), whole);
         self.whole = if set.is_ok() { whole } else { self.whole };
+    }
+
+    /// Where the outbox of this socket is emptied.
+    pub fn outlet(&self) -> Outlet<'_> {
+        Outlet { fd: self.socket.as_fd(), whole: self.whole, fragmenting: None }
     }
 
     /// Fills the buffers of `batch` with these numbers. Returns how many were used; fewer than there were means
@@ -143,7 +154,10 @@ impl UdpPort {
             tally.event(Event::KernelDrops, u64::from(lost.wrapping_sub(self.lost)));
             self.lost = lost;
         }
-        let Name::Inet(remote) = message.name else { return tally.drop(Reason::OddLink, None, 1) };
+        let Name::Inet(remote) = message.name else {
+            tally.keep(Reason::OddLink, None, None, &batch.arena[start..start + message.len]);
+            return tally.drop(Reason::OddLink, None, 1);
+        };
         let local = SocketAddrV4::new(message.local.unwrap_or(*self.at.ip()), self.at.port());
         let sender = Sender { encap: Encap::Udp, remote, local, tos: message.tos };
         if message.truncated {

@@ -15,7 +15,7 @@ use nix::sys::socket::{MsgFlags, sendmsg};
 use socket2::{Domain, Socket, Type};
 
 use super::proto41::only_proto41;
-use super::route::{Routes, Way};
+use super::route::{KnownRoutes, Way};
 use super::sys::{bind_packet, set_option};
 use super::tcx::{Forwarding, LINK_HEADER, LOOPBACK, OUTER_HEADER};
 use super::{udp, vnet};
@@ -55,7 +55,7 @@ pub struct WholeSender {
     was_detached: bool,
     socket: Socket,
     forwarding: Forwarding,
-    routes: Routes,
+    routes: KnownRoutes,
     /// The outer time to live.
     pub ttl: u8,
 }
@@ -68,7 +68,7 @@ impl WholeSender {
         udp::enlarge_buffers(&socket);
         set_option(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
         bind_packet(socket.as_fd(), 0, LOOPBACK)?;
-        let routes = Routes::open()?;
+        let routes = KnownRoutes::open()?;
         let forwarding = forwarding.clone();
         Ok(Self { fuse: Fuse::new(STRIKES), was_detached: false, socket, forwarding, routes, ttl: OUTER_TTL })
     }
@@ -105,13 +105,25 @@ impl WholeSender {
         Some(self.fuse.blow(now))
     }
 
-    /// Sends a super-packet with an incomplete checksum to the peer of `path`.
-    pub fn send(&mut self, path: &Path, tos: u8, packet: &[u8], offload: &Offload, layout: &Layout) -> Sent {
-        let Some(way) = self.routes.way(path.remote, path.local) else { return Sent::Not };
+    /// Sends a super-packet with an incomplete checksum to the peer of `path`; `now` counts from the start.
+    pub fn send(
+        &mut self,
+        path: &Path,
+        tos: u8,
+        (packet, offload): (&[u8], &Offload),
+        layout: &Layout,
+        now: Duration,
+    ) -> Sent {
+        let Some(way) = self.routes.way(path.remote, path.local, now) else { return Sent::Not };
         if OUTER_HEADER + layout.largest() > way.mtu as usize {
             return Sent::TooLong;
         }
         self.send_by(way, (path.remote, path.manners.is_whole()), tos, packet, offload, layout)
+    }
+
+    /// Questions asked of the kernel's routing, and packets that had to do without one, since this was called last.
+    pub fn take_questions(&mut self) -> (u64, u64) {
+        self.routes.take_questions()
     }
 
     fn send_by(

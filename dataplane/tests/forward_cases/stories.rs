@@ -7,6 +7,7 @@ use sixway_dataplane::counters::Event;
 use sixway_dataplane::manners::Manners;
 use sixway_dataplane::packet::batch::{Arrival, Offload};
 use sixway_dataplane::punt::FRAMES;
+use sixway_dataplane::samples::Course;
 use sixway_dataplane::start::InMemory;
 use sixway_dataplane::update::{Meter, Policy, Rate, TunnelId, UdpRemote, Update};
 use sixway_dataplane::verdict::{PuntClass, Reason, Verdict};
@@ -220,7 +221,7 @@ fn the_last_packet_of_each_reason_is_kept() {
     wire(&mut lab, 1, "192.0.2.2:5555", &packet);
     let kept = lab.counters.sample(Reason::SourceNotInPrefix).unwrap();
     assert_eq!((kept.len, &kept.bytes[..], kept.tunnel), (300, &packet[..128], Some(TunnelId(B))));
-    assert_eq!(kept.arrival, Some(Arrival::Wire(over_udp("192.0.2.2:5555"))));
+    assert_eq!(kept.course, Course::From(Arrival::Wire(over_udp("192.0.2.2:5555"))));
     assert_eq!(lab.counters.sample(Reason::WrongOuter), None);
 }
 
