@@ -359,3 +359,13 @@ fn what_is_given_out_elsewhere_is_refused() {
     }
     sixway::dhcp6s::plan::check(&conf, &other("2001:db8:9::/48")).unwrap();
 }
+
+#[test]
+fn a_configuration_that_is_not_there_is_told_of() {
+    // It ends because of the DUID, before it would serve anybody.
+    let args = ["dhcp6s", "-f", "-c", "/nonexistent/x.conf", "--duid-file", "/proc/nonexistent/duid", "lo"];
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_sixway")).args(args).output().unwrap();
+    let said = String::from_utf8([out.stdout, out.stderr].concat()).unwrap();
+    let told = "/nonexistent/x.conf is not there, so nobody is given anything on lo";
+    assert!(!out.status.success() && said.contains(told), "{said}");
+}

@@ -129,6 +129,10 @@ fn it_says_what_would_be_granted_and_what_stands_against_it() {
         desk.refused(&["alice", "--for", client, "--type", "host"], "--interface N");
         desk.snippet(&["alice", "--for", client, "--type", "tunnelonly"]);
     }
+    let two = Desk::new("pairs", &format!("{ROUTER}[[pool]]\nprefix = \"2001:db8:1::/64\"\npairs = true\n"));
+    two.add("alice", &[]);
+    let text = two.snippet(&["alice", "--for", "linux", "--type", "host"]);
+    assert!(text.contains("type host: 2001:db8:ffff::6"), "{text}");
     desk.refused(&["bob", "--for", "linux"], "there is no user 'bob'");
     desk.refused(&["a b", "--for", "linux"], "a user name has");
     desk.refused(&["alice", "--for", "windows"], "possible values: linux");

@@ -40,7 +40,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// Arguments of `sixway connect`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "tsp://alice@broker.example[:3653][?tunnel=v6anyv4|v6v4|v6udpv4][&prefix=56][&keepalive=30]\n    [&auth=scram-sha-256|digest-md5|plain|anonymous][&client=ADDR][&mtu=1280][&pd=56]; without a user: anonymously\ndtcp://alice@broker.example[:20200][?type=network|host|tunnelonly][&udp[=PORT]][&nat][&mtu=1280][&pd=56]\n--config FILE: the tunnel of this file, with --pd\n\nThe password: --password-file, else SIXWAY_PASSWORD, else it is asked for. TSP finds\nout by itself whether a NAT is between. For DTCP, behind a NAT that forwards protocol 41 say `nat`;\n`udp` works with sixway's server only. Without `type` a DTCP tunnel has link-local addresses\nonly, and no default route leads into it unless --pd asks for a prefix.\n\nThe password itself is not sent (but with auth=plain), only what MD5 or SHA-256 makes of it: whoever listens can try\npasswords against that, so let it be long and random."
+    after_help = "tsp://alice@broker.example[:3653][?tunnel=v6anyv4|v6v4|v6udpv4][&prefix=56][&keepalive=30]\n    [&auth=scram-sha-256|digest-md5|plain|anonymous][&client=ADDR][&mtu=1280]\n    [&pd=56]; without a user: anonymously\ndtcp://alice@broker.example[:20200][?type=network|host|tunnelonly][&udp[=PORT]][&nat][&mtu=1280][&pd=56]\n--config FILE: the tunnel of this file, with --pd\n\nThe password: --password-file, else SIXWAY_PASSWORD, else it is asked for. It is not sent (except with auth=plain), only what MD5 or SHA-256 makes of it: whoever listens can try passwords against that, so let it be long and random.\n\nTSP finds out by itself whether a NAT is between. For DTCP, behind a NAT that forwards protocol 41 say `nat`; `udp` works with sixway's server only. Without `type` a DTCP tunnel has link-local addresses only, and no default route leads into it unless --pd asks for a prefix."
 )]
 pub struct ConnectArgs {
     /// Server, user and what is asked for
@@ -121,6 +121,13 @@ pub struct Job {
     pub pd: Option<delegation::Start>,
 }
 
+impl ConnectArgs {
+    /// The admin socket; as a configuration names it, wherever this runs.
+    pub(super) fn socket(&self) -> anyhow::Result<Option<PathBuf>> {
+        Ok(self.socket.as_ref().map(std::path::absolute).transpose()?)
+    }
+}
+
 /// When the default route leads into the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -152,7 +159,7 @@ pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     }
     anyhow::ensure!(args.script.is_none(), "--script is for TSP: there are no scripts for DTCP");
     let target = Target::parse(args.url.as_deref().unwrap_or_default())?;
-    let (tun, socket) = (args.tun.clone(), args.socket.clone());
+    let (tun, socket) = (args.tun.clone(), args.socket()?);
     let pd = args.pd.start(target.pd, &tun, target.mtu)?;
     let secret = secret(args.password_file.as_deref(), &target.user, &target.host)?;
     let way = match (args.no_route, &pd) {

@@ -86,7 +86,12 @@ fn facts(args: &SnippetArgs, config: &Config) -> anyhow::Result<Facts> {
         None => usual(config, &account),
     };
     let assigned = memory.assigned.clone();
-    let mut broker = Broker::new(Accounts::new(rand::random()), config.terms());
+    let mut terms = config.terms();
+    if let Some(dtcp) = dtcp.filter(|_| args.client != "gogoc") {
+        // The server of DTCP gives pairs out of its own pool only.
+        terms.pools.retain(|pool| pool.kind != PoolKind::Pairs || dtcp.pool() == Some(*pool));
+    }
+    let mut broker = Broker::new(Accounts::new(rand::random()), terms);
     let _not_written = broker.recall(now(), memory);
     let wish = wish(&user, kind, dtcp.map_or(1280, |dtcp| dtcp.mtu));
     let (grant, _) = broker.grant(now(), &wish).with_context(|| {

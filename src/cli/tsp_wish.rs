@@ -175,7 +175,7 @@ fn from_url(args: &ConnectArgs, url: &str) -> anyhow::Result<Job> {
         routes: !args.no_route,
         again: !args.once,
         print: args.print,
-        socket: args.socket.clone(),
+        socket: args.socket()?,
         script: script.transpose()?,
         delays: (Duration::from_secs(1), Duration::from_secs(60)),
     })
@@ -218,7 +218,7 @@ fn from_gogoc(args: &ConnectArgs, file: &Path) -> anyhow::Result<Job> {
         routes: !args.no_route,
         again: found.retry && !args.once,
         print: args.print,
-        socket: args.socket.clone(),
+        socket: args.socket()?,
         script: script.transpose()?,
         delays: found.delays,
     })

@@ -130,7 +130,10 @@ pub fn run(args: &UserArgs) -> anyhow::Result<()> {
             change(&mut store, |memory| Ok(vec![roll::remove(memory, &name)?]))?;
             print_line(&format!("removed: {name}"));
         }
-        What::List => list(&store.load()?),
+        What::List => {
+            list(&store.load()?);
+            tell_if_idle(args);
+        }
         What::Import { file } => {
             let accounts = parse_accounts(file)?;
             change(&mut store, |memory| import(memory, file, &accounts))?;

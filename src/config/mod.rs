@@ -399,19 +399,32 @@ fn interpret(report: &mut Report<'_>, document: &DeTable<'_>) -> Config {
     if !router_section.has("capacity") {
         config.router.capacity = DEFAULT_CAPACITY.max(check::count(&config));
     }
-    // Each of these leaves out what hangs on something that could not be read: no mistakes are derived from guesses.
-    check::together(report, &config, (&blocks, is_short), &router_section);
-    broker::together(report, &config, &pools);
-    dtcp::together(report, &config, &dtcp_section, &router_section);
+    let sections = [&root, &router_section, &dtcp_section, &tsp_section];
+    compare(report, &config, sections, &pools, (&blocks, is_short), &dhcpv6);
+    config
+}
+
+/// Reports what does not fit together. Each part leaves out what hangs on something that could not be read: no mistakes are
+/// derived from guesses.
+fn compare(
+    report: &mut Report<'_>,
+    config: &Config,
+    [root, router, dtcp, tsp]: [&Section<'_, '_>; 4],
+    pools: &broker::Pools,
+    (blocks, is_short): (&[tunnel::Block], bool),
+    dhcpv6: &dhcpv6::Served,
+) {
+    check::together(report, config, (blocks, is_short), router);
+    broker::together(report, config, pools);
+    dtcp::together(report, config, dtcp, router);
     let may_have_more = |key| !root.has(key) && !root.is_sound(report, key);
     let pools_are_known = pools.are_known()
-        && dtcp_section.is_sound(report, "prefix")
+        && dtcp.is_sound(report, "prefix")
         && !["pool", "dtcp"].into_iter().any(may_have_more);
-    tsp::together(report, &config, &tsp_section, pools_are_known);
+    tsp::together(report, config, tsp, pools_are_known);
     if !is_short {
-        dhcpv6::together(report, &config, &dhcpv6);
+        dhcpv6::together(report, config, dhcpv6);
     }
-    config
 }
 
 /// One mistake a line: what the TOML parser finds behind the first is mostly its consequence.

@@ -129,7 +129,11 @@ impl Control {
                 tracing::info!(added, removed, changed, unchanged, "reloaded");
                 notes.iter().for_each(|note| tracing::warn!("{note}"));
             }
-            Err(why) => tracing::error!("not reloaded, the configuration before stays in force: {why:#}"),
+            Err(why) => {
+                // One mistake a line, each with its place in front.
+                format!("{why:#}").lines().for_each(|line| tracing::error!("{line}"));
+                tracing::error!("not reloaded, the configuration before stays in force");
+            }
         }
         done
     }
