@@ -8,8 +8,11 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use dhcproto::v6::{DhcpOption, MessageType};
+use dhcproto::v6::{DhcpOption, MessageType, ORO, OptionCode};
+use sixway::broker::BindKind;
 use sixway::compat::dhcp6sconf::{Duid, Key, ServerConf, Surroundings, load};
+use sixway::dhcp6ctl::codec::{self as dhcp6ctl, Binding, IaKind as Kind, Order};
+use sixway::dhcp6s::only_one_says_dns;
 use sixway::dhcp6s::plan::{Plan, Site, terms};
 use sixway::dhcp6s::shelf::{Change, Lease, Shelf};
 use sixway::dhcpv6::auth::Ring;
@@ -94,7 +97,15 @@ impl Lab {
 
     fn ask(&mut self, message: &[u8]) -> Option<Vec<u8>> {
         self.shelf.next(self.now, LINK, None);
-        let origin = Origin { tunnel: LINK, user: None, fixed: &[], is_unicast: false, from: None };
+        let origin = Origin {
+            tunnel: LINK,
+            user: None,
+            fixed: &[],
+            on_link: &[],
+            is_unicast: false,
+            from: None,
+            port: 546,
+        };
         self.session.handle(&origin, message, &mut self.shelf).map(|answer| answer.octets)
     }
 
@@ -332,11 +343,118 @@ fn an_authentication_statement_has_clients_told_of_changes() {
         let request = Message { kind: MessageType::Request, xid: [1, 2, 3], options }.emit();
         let from = Some("fe80::9".parse().unwrap());
         lab.shelf.next(lab.now, LINK, from);
-        let origin = Origin { tunnel: LINK, user: None, fixed: &[], is_unicast: false, from };
+        let origin =
+            Origin { tunnel: LINK, user: None, fixed: &[], on_link: &[], is_unicast: false, from, port: 546 };
         let answer = lab.session.handle(&origin, &request, &mut lab.shelf).unwrap().octets;
         assert_eq!(number(&answer).is_some(), told);
         assert_eq!(lab.shelf.iter().all(|lease| lease.reach == from), told);
     }
+}
+
+/// What of the prefixes of an answer is excluded, as octets.
+fn excluded(lab: &mut Lab, client: &[u8]) -> Vec<Vec<u8>> {
+    let oro = ORO { opts: vec![OptionCode::from(67)] };
+    let options = vec![
+        Opt::Leaf(DhcpOption::ClientId(client.to_vec())),
+        Opt::Leaf(DhcpOption::ORO(oro)),
+        Opt::Ia(Ia { kind: IaKind::Prefix, iaid: 1, t1: 0, t2: 0, parts: Vec::new() }),
+    ];
+    let asked = Message { kind: MessageType::Solicit, xid: [1, 2, 3], options }.emit();
+    lab.ask_for_one(&asked).values().map(|value| value.options.clone()).collect()
+}
+
+/// RFC: V47 (RFC 6603 section 5)
+#[test]
+fn parts_of_delegated_prefixes_are_the_link_s_where_the_file_says_so() {
+    let text = "interface vs0 { delegated-prefix-pool 2001:db8:8000::/40 56 100; excluded-subnet 64 171; };
+        host a { duid 00:0a; prefix 2001:db8:a::/48 100; excluded-prefix 2001:db8:a:1234::/64; };
+        host b { duid 00:0b; prefix 2001:db8:b::/48 100; };
+        host c { duid 00:0c; delegated-prefix-pool 2001:db8:c000::/40 60 100; excluded-subnet 62 2; };";
+    let mut lab = Lab::new(&load("x", text.as_bytes(), &Room).unwrap().conf);
+    assert_eq!(excluded(&mut lab, &[0, 0xa]), [[0, 67, 0, 3, 64, 0x12, 0x34]]);
+    assert_eq!(excluded(&mut lab, &[0, 0xb]), [Vec::<u8>::new()]);
+    assert_eq!(excluded(&mut lab, &[0, 0xc]), [[0, 67, 0, 2, 62, 0x80]]);
+    assert_eq!(excluded(&mut lab, &[0, 0xd]), [[0, 67, 0, 2, 64, 171]]);
+    for (wrong, why) in [
+        ("host a { duid 00:0a; excluded-prefix 2001:db8:a::/64; };", "no part of a prefix of host 'a'"),
+        ("host a { duid 00:0a; prefix 2001:db8:a::/48 1; excluded-prefix 2001:db8:a::/48; };", "no part"),
+        (
+            "host a { duid 00:0a; prefix 2001:db8:a::/48 1; excluded-prefix 2001:db8:a::/64; excluded-prefix 2001:db8:a:1::/64; };",
+            "is the second part",
+        ),
+        (
+            "interface vs0 { delegated-prefix-pool 2001:db8:8000::/40 56 1; excluded-subnet 64 256; };",
+            "no /64",
+        ),
+        ("interface vs0 { delegated-prefix-pool 2001:db8:8000::/40 56 1; excluded-subnet 56 0; };", "no /56"),
+        ("interface vs0 { excluded-subnet 0 0; };", "1 to 128"),
+        ("interface vs0 { relay-supplied 64 25; };", "option 25"),
+        ("interface vs0 { relay-supplied 65536; };", "0 to 65535"),
+    ] {
+        let said = load("x", wrong.as_bytes(), &Room).unwrap_err()[0].to_string();
+        assert!(said.starts_with("x:1: ") && said.contains(why), "{said}");
+    }
+}
+
+/// RFC: V48 (RFC 6422 section 6)
+#[test]
+fn what_relays_may_supply_the_file_says() {
+    let text = "interface vs0 { relay-supplied 64; };";
+    let conf = load("x", text.as_bytes(), &Room).unwrap().conf;
+    let duid: Duid = "00:01".parse().unwrap();
+    assert_eq!((terms(&conf, LINK, &duid).supplied, terms(&conf, "vs1", &duid).supplied), (vec![64], vec![]));
+}
+
+#[test]
+fn a_pool_may_give_its_lowest_address_first() {
+    let text = "interface vs0 { address-pool p 100; };
+        pool p { range 2001:db8:53:1::10 to 2001:db8:53:1::1f; lowest-first; };";
+    let mut lab = Lab::new(&load("x", text.as_bytes(), &Room).unwrap().conf);
+    let server = octets("000100012b000001020000005301");
+    let mut given = |n: u8| {
+        let options = vec![
+            Opt::Leaf(DhcpOption::ClientId(vec![0, n])),
+            Opt::Leaf(DhcpOption::ServerId(server.clone())),
+            Opt::Ia(Ia { kind: IaKind::Address, iaid: 1, t1: 0, t2: 0, parts: Vec::new() }),
+        ];
+        let asked = Message { kind: MessageType::Request, xid: [1, 2, 3], options }.emit();
+        lab.ask_for_one(&asked).values().next().map(|value| value.addr.segments()[7])
+    };
+    let all: Vec<Option<u16>> = (1..18).map(&mut given).collect();
+    let expected: Vec<Option<u16>> = (0x10..0x20).map(Some).chain([None]).collect();
+    assert_eq!(all, expected);
+}
+
+/// Of 130 octets, with the two of its type (RFC 8415 section 11.1).
+#[test]
+fn the_longest_duid_can_be_a_host_and_removed() {
+    let duid: Duid = vec!["ab"; 130].join(":").parse().unwrap();
+    let conf = load("x", format!("host a {{ duid {duid}; prefix 2001:db8:a::/48 100; }};").as_bytes(), &Room);
+    let mut lab = Lab::new(&conf.unwrap().conf);
+    let options = vec![
+        Opt::Leaf(DhcpOption::ClientId(duid.octets().to_vec())),
+        Opt::Leaf(DhcpOption::ServerId(octets("000100012b000001020000005301"))),
+        Opt::Ia(Ia { kind: IaKind::Prefix, iaid: 7, t1: 0, t2: 0, parts: Vec::new() }),
+    ];
+    lab.ask(&Message { kind: MessageType::Request, xid: [1, 2, 3], options }.emit()).unwrap();
+    let order = Order::Remove(Binding { kind: Kind::Pd, iaid: 7, duid: duid.octets().to_vec() });
+    let secret = [7; 16];
+    let said = dhcp6ctl::emit(&order, 1_700_000_000, &secret).unwrap();
+    let said = dhcp6ctl::Message::parse(&said).unwrap();
+    let Ok(Order::Remove(binding)) = said.server_order() else { panic!() };
+    assert!(lab.shelf.forget(BindKind::Prefix, binding.iaid, &binding.duid));
+    assert_eq!(lab.shelf.len(), 0);
+}
+
+#[test]
+fn servers_for_names_come_from_one_place_also_after_a_reload() {
+    let with = load("x", b"option domain-name-servers 2001:db8::53;", &Room).unwrap().conf;
+    let given = ["2001:db8::54".parse().unwrap()];
+    let said = only_one_says_dns(&given, &with).unwrap_err().to_string();
+    assert!(said.contains("-n is obsolete"), "{said}");
+    assert!(
+        only_one_says_dns(&[], &with).is_ok() && only_one_says_dns(&given, &ServerConf::default()).is_ok()
+    );
 }
 
 /// What links give out must be nobody's elsewhere.
@@ -358,6 +476,68 @@ fn what_is_given_out_elsewhere_is_refused() {
         assert!(said.contains(what) && said.contains("[[pool]]"), "{said}");
     }
     sixway::dhcp6s::plan::check(&conf, &other("2001:db8:9::/48")).unwrap();
+    sixway::dhcp6s::plan::check(&conf, &other("2001:db8:1::20/124")).unwrap();
+}
+
+/// RFC: V9 (RFC 8415 section 18.3.4)
+#[test]
+fn a_renew_after_a_renumbering_brings_the_new_prefix_and_ends_the_old_one() {
+    let conf = |space: &str| {
+        let text = format!("interface vs0 {{ delegated-prefix-pool {space} 56 100; }};");
+        load("x", text.as_bytes(), &Room).unwrap().conf
+    };
+    let mut lab = Lab::new(&conf("2001:db8:8000::/40"));
+    let asked = |kind, parts| {
+        let options = vec![
+            Opt::Leaf(DhcpOption::ClientId(vec![0, 1])),
+            Opt::Leaf(DhcpOption::ServerId(octets("000100012b000001020000005301"))),
+            Opt::Ia(Ia { kind: IaKind::Prefix, iaid: 1, t1: 0, t2: 0, parts }),
+        ];
+        Message { kind, xid: [1, 2, 3], options }.emit()
+    };
+    let first = lab.ask_for_one(&asked(MessageType::Request, Vec::new())).parts;
+    lab.shelf.configure(Plan::new(&conf("2001:db8:9000::/40"), [site()]));
+    for _ in 0..2 {
+        let renewed = lab.ask_for_one(&asked(MessageType::Renew, first.clone()));
+        let values: Vec<_> =
+            renewed.values().map(|value| (value.addr.segments()[2] & 0xff00, value.valid)).collect();
+        assert_eq!(values, [(0x9000, 100), (0x8000, 0)]);
+    }
+    assert_eq!(lab.shelf.len(), 2, "the old one is nobody else's before its time");
+}
+
+/// An account that has come to have something which a link gives out: from then on nobody has it there.
+#[test]
+fn what_an_account_is_given_later_links_give_no_more() {
+    let text = "interface vs0 { delegated-prefix-pool 2001:db8:8000::/55 56 100; };";
+    let conf = load("x", text.as_bytes(), &Room).unwrap().conf;
+    let mut lab = Lab::new(&conf);
+    let asked = |kind| {
+        let mut options = vec![
+            Opt::Leaf(DhcpOption::ClientId(vec![0, 1])),
+            Opt::Ia(Ia { kind: IaKind::Prefix, iaid: 1, t1: 0, t2: 0, parts: Vec::new() }),
+        ];
+        if kind != MessageType::Solicit {
+            options.push(Opt::Leaf(DhcpOption::ServerId(octets("000100012b000001020000005301"))));
+        }
+        Message { kind, xid: [1, 2, 3], options }.emit()
+    };
+    let given = |lab: &mut Lab, kind| lab.ask_for_one(&asked(kind)).values().next().map(|value| value.addr);
+    let first = given(&mut lab, MessageType::Request).unwrap();
+    let theirs: Ipv6Prefix = format!("{first}/56").parse().unwrap();
+    let elsewhere = vec![
+        (theirs, "account alice".to_owned()),
+        ("2001:db8:9::/48".parse().unwrap(), "account bob".to_owned()),
+    ];
+    let contested = sixway::dhcp6s::plan::contested(&conf, &elsewhere);
+    assert_eq!(contested, elsewhere[..1]);
+    lab.shelf.configure(Plan::new(&conf, [site()]).without([theirs].into()));
+    assert_eq!(lab.shelf.len(), 0, "it is taken from who had it");
+    for _ in 0..9 {
+        assert!(given(&mut lab, MessageType::Solicit).is_some_and(|other| other != first));
+    }
+    lab.shelf.configure(Plan::new(&conf, [site()]).without(["2001:db8:8000::/40".parse().unwrap()].into()));
+    assert_eq!(given(&mut lab, MessageType::Request), None);
 }
 
 #[test]

@@ -21,7 +21,15 @@ pub(super) fn dhcpv6(octets: &[u8]) {
     let duid = vec![0, 1];
     let terms = Terms { duid, preferred: 60, valid: 90, rapid_commit: true, most: 8, ..Terms::default() };
     let mut session = Session::new(Terms { decline: Duration::from_secs(9), ..terms }, 7);
-    let origin = Origin { tunnel: "t", user: None, fixed: &[], is_unicast: false, from: None };
+    let origin = Origin {
+        tunnel: "t",
+        user: None,
+        fixed: &[],
+        on_link: &[],
+        is_unicast: false,
+        from: None,
+        port: 546,
+    };
     // Said twice: what the first time has bound is there the second time.
     for now in [Time(0), Time(1000)] {
         let mut grants = Grants::new(&mut broker, now);

@@ -311,6 +311,7 @@ fn a_killed_client_comes_back_to_what_it_had() {
     server.stop();
 }
 
+/// RFC: V35 (RFC 8415 section 18.3.11)
 #[test]
 fn a_prefix_that_the_server_takes_back_is_replaced_at_once() {
     let Some((rig, h)) = rig("delegation: renumbered by Reconfigure") else { return };
@@ -331,6 +332,21 @@ fn a_prefix_that_the_server_takes_back_is_replaced_at_once() {
     assert!(old.contains("AdvPreferredLifetime 0"), "{text}");
     let host = settle(&h, &router);
     reach(&rig, &h, &host);
+    // An operator has it ask anew: what it has lasts as long as when it was given.
+    let left = || {
+        let shown = rig.c.run("ip -6 -o addr show dev c1 scope global");
+        let own = shown.lines().find(|line| line.contains(&router)).unwrap_or_default();
+        let seconds = own.split("valid_lft ").nth(1).and_then(|rest| rest.split("sec").next());
+        seconds.and_then(|n| n.parse::<u32>().ok()).unwrap_or_else(|| panic!("no lifetime: {shown}"))
+    };
+    let first = left();
+    wait_for("time to pass", PATIENCE, || (left() + 4 <= first).then_some(()));
+    let said =
+        rig.s.run(&format!("{} reconfigure --socket {}", program().display(), server.socket().display()));
+    assert!(said.contains("told: 1"), "{said}");
+    wait_for(&format!("a Renew: {}", client.said()), PATIENCE, || (left() + 2 >= first).then_some(()));
+    let heard = &server.status()["dhcpv6"];
+    assert_eq!((&heard["reconfigure"], &heard["reconfigure_heard"]), (&2.into(), &2.into()), "{heard}");
     client.stop();
     is_clean(&rig);
     server.stop();

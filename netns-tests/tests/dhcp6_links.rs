@@ -291,6 +291,101 @@ fn dhcp6s_keeps_its_routes_and_tells_its_clients() {
     server.end(Signal::SIGTERM, PATIENCE);
 }
 
+/// The client's message by way of the relay, and what comes back through it.
+#[track_caller]
+fn through(relay: &Asker, message: &Message) -> Message {
+    let (link, peer) =
+        (Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 9), Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x77));
+    let options = vec![Opt::Leaf(DhcpOption::InterfaceId(b"eth7".to_vec())), Opt::Relayed(message.emit())];
+    relay.send(&Packet::Relay(Relay { is_reply: false, hops: 0, link, peer, options }).emit(), "ff05::1:3");
+    unwrapped(relay)
+}
+
+/// What the relay hears for the client behind it.
+#[track_caller]
+fn unwrapped(relay: &Asker) -> Message {
+    let Some((Packet::Relay(reply), 547)) = relay.hear() else { panic!("nothing was heard") };
+    assert_eq!((reply.is_reply, reply.interface()), (true, Some(&b"eth7"[..])), "{reply:?}");
+    assert_eq!(reply.peer, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x77));
+    match reply.relayed().map(Packet::parse) {
+        Some(Ok(Packet::Message(message))) => message,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// RFC: V45, V46, V35 (RFC 8415 sections 18.3.11 and 19.4)
+#[test]
+fn a_reload_is_told_through_a_relay_and_to_those_who_only_asked_for_information() {
+    let Some(links) = Links::new_or_skip("sixway run on links: a new prefix at once, behind a relay too")
+    else {
+        return;
+    };
+    let told = "authentication told { protocol reconfig; };";
+    let (conf, store) = (links.conf(told), links.lab.path("store.db"));
+    let config = format!(
+        "[router]\ntun = \"six0\"\naddress = [\"fd00:9::1/64\"]\n[store]\npath = \"{}\"\n\
+         [dhcpv6]\ninterfaces = [\"s2\", \"s3\"]\nlink_config = \"{}\"\n",
+        store.display(),
+        conf.display()
+    );
+    let server = Router::start(&links.lab, &links.s, &config);
+    let relay = Asker::on(&links.a, "a0", 547, 9);
+    let (mut far, mut near) = (Asker::on(&links.a, "a0", 546, 1), Asker::on(&links.b, "b0", 546, 2));
+    let offer = through(&relay, &far.message(MessageType::Solicit, &[]));
+    far.server = offer.server().unwrap_or_default().to_vec();
+    let reply = through(&relay, &far.message(MessageType::Request, &given(&offer)));
+    let [address, prefix] = given(&reply)[..] else { panic!("{reply:?}") };
+    println!("    given through the relay: {address}, {prefix}");
+    // Two on the other link: one with a prefix, one that only asks what there is to know.
+    let (_, direct) = near.ask();
+    let (only, kind) = (vec![0, 3, 0, 1, 9], MessageType::InformationRequest);
+    let inform = |near: &Asker| {
+        let client = DhcpOption::ClientId(only.clone());
+        let options = vec![Opt::Leaf(client), Opt::Leaf(DhcpOption::ReconfAccept)];
+        near.send(&Message { kind, xid: [7, 7, 7], options }.emit(), GROUP);
+        let Some((Packet::Message(informed), 547)) = near.hear() else { panic!("no information") };
+        assert!(informed.xid == [7, 7, 7] && informed.accepts_reconfigure() && informed.auth().is_some());
+    };
+    inform(&near);
+
+    let text = std::fs::read_to_string(&conf).unwrap_or_default();
+    let text = text.replace("fd00:200::/40", "fd00:400::/40").replace("fd00:300::/40", "fd00:500::/40");
+    let news = format!("{text}\noption domain-name \"example.com\";\n");
+    assert!(std::fs::write(&conf, news).is_ok());
+    assert!(server.reload(&config).ok);
+    let wants = |message: &Message, kind| {
+        let wanted = Opt::Leaf(DhcpOption::ReconfMsg(kind));
+        message.kind == MessageType::Reconfigure && message.options.contains(&wanted)
+    };
+    let said = unwrapped(&relay);
+    assert!(wants(&said, MessageType::Renew) && said.client() == Some(&far.duid[..]), "{said:?}");
+    let mut heard: Vec<Vec<u8>> = Vec::new();
+    for _ in 0..2 {
+        let Some((Packet::Message(said), 547)) = near.hear() else { panic!("{heard:?}") };
+        let is_only = said.client() == Some(&only[..]);
+        assert!(wants(&said, if is_only { kind } else { MessageType::Renew }), "{said:?}");
+        heard.push(said.client().unwrap_or_default().to_vec());
+    }
+    heard.sort_unstable();
+    let mut both = [near.duid.clone(), only.clone()];
+    both.sort_unstable();
+    assert_eq!(heard, both);
+    inform(&near);
+    // Each asks, and has a prefix out of the new pool; the old one is over.
+    let renewed = through(&relay, &far.message(MessageType::Renew, &[address, prefix]));
+    let now = given(&renewed);
+    assert!(now.len() == 2 && now.contains(&address) && !now.contains(&prefix), "{renewed:?}");
+    assert!(now.iter().any(|new| new.to_string().starts_with("fd00:4")), "{now:?}");
+    let renewed = near.say(MessageType::Renew, &[direct]);
+    let new = given(&renewed).into_iter().find(|new| new.prefix_len() < 128);
+    let new = new.map(|new| new.to_string()).unwrap_or_default();
+    assert!(new.starts_with("fd00:5"), "{renewed:?}");
+    assert!(route(&links.s, &new).contains("via fe80::"));
+    let counts = server.status()["dhcpv6_links"].clone();
+    assert_eq!(counts["s2"]["reconfigure_heard"], 1, "{counts}");
+    server.stop();
+}
+
 /// RFC: V42 (RFC 3315 section 21.4)
 #[test]
 fn wide_s_client_proves_itself_and_its_prefix_is_routed() {

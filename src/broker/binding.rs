@@ -14,6 +14,10 @@ use super::{Broker, End, Outcome, Pool, PoolKind, Record, Refusal, Route, Time, 
 
 /// How many addresses are tried in a pool before it counts as used up.
 const TRIES: u64 = 64;
+/// How many addresses that were declined in one tunnel rest at a time.
+const MAX_RESTING_OF_TUNNEL: usize = 4;
+/// How many rest in all.
+const MAX_RESTING: usize = 4096;
 
 /// What a client asks for with one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -98,21 +102,64 @@ pub(super) struct Bindings {
     by_key: HashMap<BindKey, BTreeSet<Ipv6Prefix>>,
     by_tunnel: HashMap<Box<str>, BTreeSet<Ipv6Prefix>>,
     deadlines: BTreeSet<(Time, Ipv6Prefix)>,
+    resting: Resting,
+}
+
+/// What clients have declined, which is nobody's for a while: it outlives the tunnel that it was declined in, and is none of
+/// its bindings.
+#[derive(Debug, Default)]
+struct Resting {
+    all: BTreeSet<(Time, Ipv6Prefix)>,
+    by_tunnel: HashMap<Box<str>, BTreeSet<(Time, Ipv6Prefix)>>,
+}
+
+impl Resting {
+    fn put(&mut self, binding: &Binding) {
+        let entry = (binding.expires, binding.prefix);
+        self.all.insert(entry);
+        self.by_tunnel.entry(binding.key.tunnel.clone()).or_default().insert(entry);
+    }
+
+    fn take(&mut self, binding: &Binding) {
+        let entry = (binding.expires, binding.prefix);
+        self.all.remove(&entry);
+        if let Some(own) = self.by_tunnel.get_mut(&binding.key.tunnel) {
+            own.remove(&entry);
+            if own.is_empty() {
+                self.by_tunnel.remove(&binding.key.tunnel);
+            }
+        }
+    }
+
+    /// What comes back first, where more rests than may: of this tunnel's, else of all.
+    fn too_many(&self, tunnel: &str) -> Option<Ipv6Prefix> {
+        let own = self.by_tunnel.get(tunnel).filter(|own| own.len() > MAX_RESTING_OF_TUNNEL);
+        let all = Some(&self.all).filter(|all| all.len() > MAX_RESTING);
+        own.or(all)?.first().map(|(_, prefix)| *prefix)
+    }
 }
 
 impl Bindings {
     fn put(&mut self, binding: Binding) {
         self.take(binding.prefix);
         let Binding { key, prefix, expires, .. } = &binding;
-        self.by_key.entry(key.clone()).or_default().insert(*prefix);
-        self.by_tunnel.entry(key.tunnel.clone()).or_default().insert(*prefix);
         self.deadlines.insert((*expires, *prefix));
+        if key.client.is_empty() {
+            self.resting.put(&binding);
+        } else {
+            self.by_key.entry(key.clone()).or_default().insert(*prefix);
+            self.by_tunnel.entry(key.tunnel.clone()).or_default().insert(*prefix);
+        }
         self.all.insert(*prefix, binding);
     }
 
     fn take(&mut self, prefix: Ipv6Prefix) -> Option<Binding> {
         let old = self.all.remove(&prefix)?;
         self.deadlines.remove(&(old.expires, prefix));
+        if old.key.client.is_empty() {
+            self.resting.take(&old);
+            return Some(old);
+        }
         if let Some(own) = self.by_key.get_mut(&old.key) {
             own.remove(&prefix);
             if own.is_empty() {
@@ -243,8 +290,8 @@ impl Broker {
         outcome
     }
 
-    /// The client says that somebody else uses the address: nobody is given it for `lasts`. What is set aside comes back
-    /// after that time too.
+    /// The client says that somebody else uses the address: nobody is given it for `lasts`, also when the tunnel goes. What is
+    /// set aside comes back after that time too, and the oldest before, where too many rest.
     pub fn quarantine(&mut self, now: Time, key: &BindKey, prefix: Ipv6Prefix, lasts: Duration) -> Outcome {
         let Some(binding) = self.bindings.all.get(&prefix).filter(|binding| binding.key == *key).cloned()
         else {
@@ -253,8 +300,12 @@ impl Broker {
         let mut outcome = self.unbind(now, prefix, End::Released);
         let key = BindKey { client: Box::default(), ..binding.key };
         let kept = Binding { key, expires: now.after(lasts), fixed: true, reach: None, ..binding };
+        let tunnel = kept.key.tunnel.clone();
         outcome.records.push(Record::Bound(kept.clone()));
         self.bindings.put(kept);
+        while let Some(oldest) = self.bindings.resting.too_many(&tunnel) {
+            outcome.append(self.unbind(now, oldest, End::Expired));
+        }
         outcome
     }
 
@@ -647,6 +698,34 @@ mod tests {
         broker.bind(Time(0), &theirs, Duration::from_secs(9)).unwrap();
         assert_eq!(broker.grant(Time(0), &asked("alice")).unwrap_err(), Refusal::Taken(own));
         assert_eq!(broker.bindings_len(), 1);
+    }
+
+    /// RFC: V14 (RFC 8415 section 18.3.8)
+    #[test]
+    fn a_declined_address_rests_beyond_its_tunnel_and_a_few_of_each_do() {
+        let pool = Pool { prefix: "2001:db8:5::/64".parse().unwrap(), kind: PoolKind::Addresses };
+        let terms = Terms { pools: vec![pool], ..Terms::default() };
+        let mut broker = Broker::new(Accounts::new([7; 16]), terms);
+        assert!(broker.recall(Time(0), Memory::default()).is_empty());
+        let (day, second) = (Duration::from_secs(86_400), Duration::from_secs(1));
+        let key = BindKey { kind: BindKind::Address, ..wish(1, None, None).key };
+        let asked = BindWish { key: key.clone(), most: 1, ..wish(1, None, None) };
+        let mut declined = Vec::new();
+        for n in 0..6 {
+            let now = Time(0).after(second * n);
+            let (given, _) = broker.bind(now, &asked, day).unwrap();
+            let resting = &declined[declined.len().saturating_sub(MAX_RESTING_OF_TUNNEL)..];
+            assert!(!resting.contains(&given[0]), "{given:?}: it rests, and fills no place of the tunnel's");
+            broker.quarantine(now, &key, given[0], day);
+            declined.extend(given);
+            let outcome = broker.unbind_tunnel(now, "t", End::Released);
+            assert!(outcome.records.is_empty(), "the tunnel comes and goes: {outcome:?}");
+        }
+        let resting: BTreeSet<Ipv6Prefix> = broker.bindings().map(|binding| binding.prefix).collect();
+        assert_eq!(resting, declined[2..].iter().copied().collect(), "the oldest have come back");
+        broker.expire(Time(0).after(day + second * 6));
+        assert_eq!(broker.bindings_len(), 0);
+        assert!(broker.bindings.resting.all.is_empty() && broker.bindings.resting.by_tunnel.is_empty());
     }
 
     #[test]

@@ -21,8 +21,7 @@ use crate::compat::dhcp6sconf::{ServerConf, Surroundings};
 use crate::dhcp6ctl::{SERVER_KEY, SERVER_PORT};
 use crate::dhcp6s::files::Files;
 use crate::dhcp6s::here::{self, Here};
-use crate::dhcp6s::{Ended, Own, Server, Start};
-use crate::dhcpv6::codec::code;
+use crate::dhcp6s::{Ended, Own, Server, Start, only_one_says_dns};
 use crate::privileges::told_to_others;
 
 /// Where the old program has its configuration.
@@ -119,9 +118,7 @@ fn conf(args: &Dhcp6sArgs) -> anyhow::Result<(Files, ServerConf)> {
         read => read?,
     };
     if !args.name_server.is_empty() {
-        if conf.options.addresses.contains_key(&code::DNS_SERVERS) {
-            bail!("-n is obsolete, and {} has domain-name-servers; leave out -n", file.display());
-        }
+        only_one_says_dns(&args.name_server, &conf)?;
         tracing::warn!("-n is obsolete: write 'option domain-name-servers ...;' into {}", file.display());
     }
     Ok((files, conf))

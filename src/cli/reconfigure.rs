@@ -10,7 +10,7 @@ use crate::admin::{Request, Response};
 /// Arguments of `sixway reconfigure`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reached are clients that have said that they let themselves be told, and have an address or a prefix. After a reload of a changed configuration this is done without being asked for. `dhcpv6` in `sixway status --json` counts who was told, who asked and who did not."
+    after_help = "Reached are clients that have said that they let themselves be told: those that have an address or a prefix, behind relays too, and those that have asked for information alone. After a reload of a changed configuration this is done without being asked for. `dhcpv6` in `sixway status --json` counts who was told, who asked and who did not."
 )]
 pub struct ReconfigureArgs {
     /// Only clients in this tunnel

@@ -21,7 +21,7 @@ pub enum DuidFileError {
         len: usize,
     },
     /// The length says that it is no DUID.
-    #[error("its length says {said}, and a DUID has 1 to 128 octets; move it away, and a new one is made")]
+    #[error("its length says {said}, and a DUID has 1 to 130 octets; move it away, and a new one is made")]
     Length {
         /// What the length says.
         said: u16,

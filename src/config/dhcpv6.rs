@@ -96,6 +96,8 @@ fn dhcpv6(report: &mut Report<'_>, section: &Section<'_, '_>) -> Terms {
     let most =
         section.integer(report, "bindings_per_tunnel", 1..=1024, "prefixes and addresses in one tunnel");
     let relays = section.texts(report, "relays", relay).unwrap_or_default();
+    let supplied = section.integers(report, "relay_supplied", 1..=u16::MAX.into(), "codes of options");
+    let supplied = codes_for_relays(report, section, supplied.unwrap_or_default());
     let always = section.integers(report, "always", 1..=u16::MAX.into(), "codes of options");
     let always = always.unwrap_or_default().into_iter().filter_map(|at| u16::try_from(at.value).ok());
     Terms {
@@ -112,9 +114,25 @@ fn dhcpv6(report: &mut Report<'_>, section: &Section<'_, '_>) -> Terms {
         reserved: std::collections::HashMap::new(),
         relays: relays.into_iter().map(|at| at.value).collect(),
         reconfigure: section.boolean(report, "reconfigure").unwrap_or(true),
+        listeners: LISTENERS,
+        supplied,
         authenticates: false,
         keys: std::collections::HashMap::new(),
     }
+}
+
+/// How many clients of one tunnel are remembered to be told of changes, beside those that are where their bindings say.
+const LISTENERS: usize = 64;
+
+/// Codes of options that relays may supply: none that the server itself speaks by.
+fn codes_for_relays(report: &mut Report<'_>, section: &Section<'_, '_>, codes: Vec<At<u32>>) -> Vec<u16> {
+    let known: Vec<u16> = codes.into_iter().filter_map(|at| u16::try_from(at.value).ok()).collect();
+    if let Some(own) = known.iter().find(|code| !code::is_suppliable(**code)) {
+        let what = format!("`relay_supplied` in [dhcpv6] names option {own}");
+        let why = "a server and its clients speak by it, so no relay can supply it";
+        report.add(section.at("relay_supplied"), what, why, "leave it out");
+    }
+    known
 }
 
 /// Links that are served beside the tunnels.
@@ -220,10 +238,11 @@ fn hosts(report: &mut Report<'_>, root: &Section<'_, '_>, terms: &mut Terms) -> 
         let hosts = hosts.into_iter().map(|at| (Ipv6Prefix::host(at.value), at.at));
         let set: Vec<(Ipv6Prefix, usize)> =
             networks.into_iter().map(|at| (at.value, at.at)).chain(hosts).collect();
-        let prefixes = set.iter().map(|(prefix, _)| *prefix).collect();
+        let prefixes: Vec<Ipv6Prefix> = set.iter().map(|(prefix, _)| *prefix).collect();
         all.extend(set);
         let Some(duid) = duid else { continue };
-        terms.reserved.entry(duid.into()).or_default().push(Reserved { tunnel, prefixes });
+        let excluded = excluded(report, &section, &prefixes);
+        terms.reserved.entry(duid.into()).or_default().push(Reserved { tunnel, prefixes, excluded });
     }
     all.sort_unstable();
     for pair in all.windows(2) {
@@ -235,6 +254,26 @@ fn hosts(report: &mut Report<'_>, root: &Section<'_, '_>, terms: &mut Terms) -> 
         }
     }
     tunnels
+}
+
+/// What of a client's prefixes is its link's: a part of one of them, of each one at most.
+fn excluded(report: &mut Report<'_>, section: &Section<'_, '_>, prefixes: &[Ipv6Prefix]) -> Vec<Ipv6Prefix> {
+    let parts = section.texts(report, "excluded", narrow_prefix).unwrap_or_default();
+    let within = |part: Ipv6Prefix| prefixes.iter().find(|p| **p != part && p.covers(part)).copied();
+    for (n, part) in parts.iter().enumerate() {
+        let around = within(part.value);
+        let earlier = parts.get(..n).unwrap_or_default();
+        let what = match around {
+            None => format!("{} is no part of one of the `prefixes`", part.value),
+            Some(wide) if earlier.iter().any(|other| within(other.value) == Some(wide)) => {
+                format!("{} is the second part of {wide} that is excluded", part.value)
+            }
+            Some(_) => continue,
+        };
+        let why = "of each delegated prefix one part can be the link's (RFC 6603)";
+        report.add(part.at, what, why, "write one smaller prefix within each of the `prefixes` at most");
+    }
+    parts.into_iter().map(|part| part.value).collect()
 }
 
 fn duid(text: &str) -> Result<Vec<u8>, Complaint> {

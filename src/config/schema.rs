@@ -215,6 +215,7 @@ pub(crate) const DHCPV6: Schema = table(
         key("always", "always = [23, 24]"),
         key("reconfigure", "reconfigure = true"),
         key("relays", "relays = [\"eth7 2001:db8:6::1\"]"),
+        key("relay_supplied", "relay_supplied = [64]"),
         key("decline_time", "decline_time = 86400"),
         key("bindings_per_tunnel", "bindings_per_tunnel = 16"),
         key("interfaces", "interfaces = [\"eth1\"]"),
@@ -229,6 +230,7 @@ pub(crate) const DHCPV6_HOST: Schema = table(
         key("duid", "duid = \"00:03:00:01:02:00:00:00:53:02\""),
         key("prefixes", "prefixes = [\"2001:db8:1111::/48\"]"),
         key("addresses", "addresses = [\"2001:db8:53:1::180\"]"),
+        key("excluded", "excluded = [\"2001:db8:1111::/64\"]"),
         key("tunnel", "tunnel = \"alice\""),
     ],
 );

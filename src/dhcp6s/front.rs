@@ -74,6 +74,11 @@ impl Front {
         }
     }
 
+    /// Has the server give nothing that is given out elsewhere now, or somebody's there; what it has given of that ends.
+    pub async fn keep_clear_of(&self, elsewhere: Elsewhere) {
+        let _told = self.orders.send(Own::KeepClearOf(elsewhere)).await;
+    }
+
     /// Has clients that let themselves be told ask anew.
     pub async fn reconfigure(&self) {
         let _told = self.orders.send(Own::Reconfigure).await;

@@ -8,9 +8,11 @@
 //! ```
 //!
 //! One task owns everything: one shelf for all links of the process, so that nothing is given out twice. While one batch is
-//! written down the next is collected. Left out: temporary addresses, and Reconfigure messages to clients behind relays.
+//! written down the next is collected. Left out: temporary addresses.
 
+mod changes;
 pub mod clock;
+mod counts;
 pub mod files;
 pub mod front;
 pub mod here;
@@ -35,9 +37,11 @@ use sixway_dataplane::update::Ipv6Prefix;
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
+pub use self::changes::only_one_says_dns;
+use self::changes::put_dns;
 use self::clock::Epoch;
 use self::files::Files;
-use self::here::{clock, now, uptime};
+use self::here::{now, uptime};
 use self::ledger::Ledger;
 use self::plan::{Plan, Site};
 use self::port::Port;
@@ -50,9 +54,8 @@ use crate::compat::dhcp6sconf::{Duid, ServerConf};
 use crate::dhcp6ctl::codec::{IaKind, Order};
 use crate::dhcp6ctl::server::{Control, Ordered};
 use crate::dhcp6ctl::session::Side;
-use crate::dhcpv6::calls::Called;
-use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, SERVER_PORT, code};
-use crate::dhcpv6::session::{Leases, Origin};
+use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, SERVER_PORT};
+use crate::dhcpv6::session::Origin;
 use crate::link::LinkError;
 use crate::link::watch::{News, Watch};
 
@@ -112,6 +115,8 @@ pub struct Server {
     unrouted: u64,
     began: Instant,
     watch: Watch,
+    /// What others have come to have since the configuration was read, and is nobody's here.
+    contested: BTreeSet<Ipv6Prefix>,
     /// When interfaces and routes are looked at next.
     due: Instant,
     control: Option<Control>,
@@ -147,6 +152,8 @@ enum Event {
 pub enum Own {
     /// Read the configuration again, where it has nothing in common with what others give out; whoever waits is told why not.
     Reload(Elsewhere, Option<oneshot::Sender<Result<(), String>>>),
+    /// Give nothing of this, which others give out or have now; what was given of it ends.
+    KeepClearOf(Elsewhere),
     /// Have all clients that let themselves be told ask anew.
     Reconfigure,
     /// End.
@@ -213,6 +220,7 @@ impl Server {
             unrouted,
             began,
             watch,
+            contested: BTreeSet::new(),
             due,
             control,
             orders,
@@ -225,35 +233,6 @@ impl Server {
     /// Where commands are listened for, if anywhere.
     pub fn control(&self) -> Option<std::net::SocketAddr> {
         self.control.as_ref().map(Control::at)
-    }
-
-    /// What has happened, by name: messages, answers, what was not answered and why, and commands. Of all links together.
-    pub fn counts(&self) -> BTreeMap<String, u64> {
-        let mut all: BTreeMap<String, u64> = BTreeMap::new();
-        for (name, n) in self.ports.iter().flat_map(|port| port.session.counts()) {
-            *all.entry((*name).to_owned()).or_default() += n;
-        }
-        let commands = self.control.as_ref().map(Control::counts).unwrap_or_default();
-        all.extend(commands.into_iter().map(|(name, n)| (format!("control_{name}"), n)));
-        all.extend(self.own_counts());
-        all.insert("leases".to_owned(), self.shelf.len() as u64);
-        all
-    }
-
-    fn own_counts(&self) -> [(String, u64); 2] {
-        [("not_kept".to_owned(), self.not_kept), ("unrouted".to_owned(), self.unrouted)]
-    }
-
-    /// The same of each link; what is counted for all of them stands with each.
-    fn counts_of_links(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
-        let mut leases: BTreeMap<&str, u64> = BTreeMap::new();
-        self.shelf.iter().for_each(|lease| *leases.entry(&*lease.key.tunnel).or_default() += 1);
-        let of = |port: &Port| {
-            let own = port.session.counts().iter().map(|(name, n)| ((*name).to_owned(), *n));
-            let here = leases.get(&*port.name).copied().unwrap_or_default();
-            (port.name.clone(), own.chain(self.own_counts()).chain([("leases".to_owned(), here)]).collect())
-        };
-        self.ports.iter().map(of).collect()
     }
 
     /// How many leases there are.
@@ -289,7 +268,8 @@ impl Server {
                 let _whoever_waits = told.map(|told| told.send(done.map_err(|why| format!("{why:#}"))));
                 self.say_counts();
             }
-            Own::Reconfigure => self.call(true),
+            Own::KeepClearOf(elsewhere) => self.keep_clear_of(&elsewhere).await,
+            Own::Reconfigure => self.call_all(true),
             // Whoever asked may have gone.
             Own::Count(to) => drop(to.send(self.counts_of_links())),
             Own::End(prefix, told) => {
@@ -364,8 +344,7 @@ impl Server {
         }
         let sites = self.sites();
         if !sites.iter().eq(self.shelf.plan().sites()) {
-            self.shelf.configure(Plan::new(&self.start.conf, sites));
-            self.submit();
+            self.lay_out();
         }
         self.route_all().await;
     }
@@ -389,39 +368,6 @@ impl Server {
         }
         if let Some(first) = self.ports.first_mut() {
             first.routes.sink(self.shelf.spaces()).await;
-        }
-    }
-
-    /// Has clients ask anew: for what they have, or else for information alone.
-    fn call(&mut self, renew: bool) {
-        let all: Vec<(Called, Ipv6Addr)> = self.shelf.iter().filter_map(called).collect();
-        tracing::info!(event = "reconfigure", clients = all.len());
-        self.call_these(all, renew);
-    }
-
-    fn call_these(&mut self, all: Vec<(Called, Ipv6Addr)>, renew: bool) {
-        let (at, now) = (clock(), self.began.elapsed());
-        let all: BTreeMap<Called, Ipv6Addr> = all.into_iter().collect();
-        for port in &mut self.ports {
-            port.session.set_clock(at);
-        }
-        for (who, to) in all {
-            if let Some(port) = self.ports.iter_mut().find(|port| *port.name == *who.tunnel) {
-                port.session.call(now, who, to, renew);
-            }
-        }
-    }
-
-    async fn send_calls(&mut self) {
-        let now = self.began.elapsed();
-        for port in &mut self.ports {
-            if !port.keep_ring() {
-                continue;
-            }
-            for _ in 0..BATCH {
-                let Some((_, to, octets)) = port.session.poll_call(now) else { break };
-                port.send(&octets, to, CLIENT_PORT).await;
-            }
         }
     }
 
@@ -460,9 +406,11 @@ impl Server {
         self.shelf.next(uptime(), &port.name, Some(sender).filter(|_| !is_relay));
         let is_unicast = arrived.to != ALL_SERVERS && arrived.to != ALL_SERVERS_OF_SITE;
         let from = Some(sender);
-        let origin = Origin { tunnel: &port.name, user: None, fixed: &[], is_unicast, from };
+        port.tick(self.began.elapsed());
+        let (tunnel, from_port) = (&*port.name, arrived.from.port());
+        let origin =
+            Origin { tunnel, user: None, fixed: &[], on_link: &[], is_unicast, from, port: from_port };
         let before = self.shelf.changes();
-        port.session.set_clock(clock());
         let answer = port.session.handle(&origin, octets, &mut self.shelf);
         tracing::debug!(event = "message", kind = octets.first(), %sender, answered = answer.is_some());
         let answer = answer?;
@@ -586,57 +534,6 @@ impl Server {
         }
     }
 
-    /// Puts into the log what has happened, as far as anything has.
-    fn say_counts(&self) {
-        let counts = self.counts();
-        let some: Vec<String> =
-            counts.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
-        tracing::info!(event = "counts", leases = self.leases(), "{}", some.join(", "));
-    }
-
-    /// Reads the configuration again; if it is wrong, or gives out what is somebody's elsewhere, all stays as it is.
-    ///
-    /// # Errors
-    /// Why it stays as it is, which has been put into the log.
-    pub async fn reload(&mut self, elsewhere: &Elsewhere) -> anyhow::Result<()> {
-        let mut files = self.start.files.clone();
-        let read = files.read().and_then(|conf| plan::check(&conf, elsewhere).map(|()| conf));
-        match read {
-            Ok(conf) => self.start.conf = conf,
-            Err(why) => {
-                tracing::error!("the configuration stays as it is: {why:#}");
-                return Err(why);
-            }
-        }
-        self.start.files = files;
-        put_dns(&mut self.start);
-        let mut is_news = false;
-        for port in &mut self.ports {
-            is_news |= port.configure(&self.start.conf, &self.duid);
-        }
-        let before: BTreeMap<Ipv6Prefix, Lease> = self.shelf.iter().map(|l| (l.prefix, l.clone())).collect();
-        self.shelf.configure(Plan::new(&self.start.conf, self.sites()));
-        self.submit();
-        self.route_all().await;
-        self.tell(&before, is_news);
-        tracing::info!(event = "reloaded", "the configuration has been read again");
-        Ok(())
-    }
-
-    /// After a reload: who has lost something, or would have other lifetimes now, is to renew; if only information is other
-    /// than before, all are to ask for that.
-    fn tell(&mut self, before: &BTreeMap<Ipv6Prefix, Lease>, is_news: bool) {
-        let differs = |lease: &&Lease| {
-            let now = self.shelf.get(lease.prefix).map(|_| self.shelf.lifetimes(lease.prefix));
-            now.is_none_or(|life| life.is_some_and(|life| life != lease.life))
-        };
-        let touched: Vec<(Called, Ipv6Addr)> = before.values().filter(differs).filter_map(called).collect();
-        if is_news {
-            self.call(false);
-        }
-        self.call_these(touched, true);
-    }
-
     /// Takes back what is only good while it runs. Leases stay on the disk, and their routes in the kernel.
     pub async fn close(mut self) {
         while self.writing.is_some() {
@@ -662,12 +559,6 @@ fn say(done: Result<(), LinkError>) {
     }
 }
 
-/// The client of a lease, if it lets itself be told of changes, and where it is.
-fn called(lease: &Lease) -> Option<(Called, Ipv6Addr)> {
-    let who = Called { tunnel: lease.key.tunnel.clone(), client: lease.key.client.clone() };
-    Some((who, lease.reach?))
-}
-
 type Listening = (Option<Control>, Option<mpsc::Receiver<Ordered>>);
 
 fn listen(at: Option<(std::net::SocketAddr, Zeroizing<Vec<u8>>)>) -> anyhow::Result<Listening> {
@@ -680,12 +571,6 @@ fn listen(at: Option<(std::net::SocketAddr, Zeroizing<Vec<u8>>)>) -> anyhow::Res
 
 /// Relay-forward (RFC 8415 section 7.3).
 const RELAY_FORWARD: u8 = 12;
-
-fn put_dns(start: &mut Start) {
-    if !start.dns.is_empty() {
-        start.conf.options.addresses.insert(code::DNS_SERVERS, start.dns.clone());
-    }
-}
 
 fn log(changes: &[Change]) {
     for change in changes {

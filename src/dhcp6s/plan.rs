@@ -12,7 +12,10 @@ use dhcproto::v6::{DhcpOption, NtpSuboption};
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::vacancy::{Extent, span};
-use crate::compat::dhcp6sconf::{Duid, Interface, Lifetimes, Options, PoolUse, PrefixPool, ServerConf};
+use crate::compat::dhcp6sconf::{
+    Duid, Interface, Lifetimes, Options, PoolUse, PrefixPool, ServerConf, Subnet,
+};
+use crate::dhcpv6::audience;
 use crate::dhcpv6::auth::Key;
 use crate::dhcpv6::codec::{Name, Opt, code};
 pub use crate::dhcpv6::session::Life;
@@ -32,6 +35,8 @@ pub struct Plan {
     /// What strangers get, by interface: those that are served, and others for relays.
     links: BTreeMap<Box<str>, LinkPlan>,
     sites: BTreeMap<Box<str>, Site>,
+    /// What is somebody's elsewhere.
+    elsewhere: BTreeSet<Ipv6Prefix>,
 }
 
 /// A link that is served, as it is now.
@@ -52,6 +57,8 @@ pub struct LinkPlan {
     pub pool: Option<Range>,
     /// Prefixes.
     pub spaces: Vec<Space>,
+    /// What of each prefix is the link's.
+    pub excluded: Option<Subnet>,
 }
 
 /// What one client gets, and nobody else.
@@ -65,6 +72,10 @@ pub struct HostPlan {
     pub pool: Option<Range>,
     /// Where further prefixes come from.
     pub spaces: Vec<Space>,
+    /// What within its prefixes is the link's.
+    pub parts: Vec<Ipv6Prefix>,
+    /// What of each further prefix is.
+    pub excluded: Option<Subnet>,
 }
 
 /// Addresses from `first` to `last`.
@@ -74,6 +85,8 @@ pub struct Range {
     pub first: Ipv6Addr,
     /// The highest.
     pub last: Ipv6Addr,
+    /// Whether the lowest free one is given, and none by chance.
+    pub lowest_first: bool,
     /// For how long they are given.
     pub life: Life,
 }
@@ -119,6 +132,8 @@ impl Plan {
                 addresses: host.addresses.iter().map(single).collect(),
                 pool: host.pool.as_ref().map(range),
                 spaces: host.prefix_pools.iter().map(space).collect(),
+                parts: host.excluded_prefixes.clone(),
+                excluded: host.excluded,
             };
             let client: Box<[u8]> = duid.octets().into();
             // Of two hosts with one DUID the first counts, and of two with one prefix.
@@ -137,6 +152,11 @@ impl Plan {
         plan
     }
 
+    /// The same, but nothing of these is given to anybody.
+    pub fn without(self, elsewhere: BTreeSet<Ipv6Prefix>) -> Self {
+        Self { elsewhere, ..self }
+    }
+
     /// The links that are served, as they were when the plan was made.
     pub fn sites(&self) -> impl Iterator<Item = &Site> {
         self.sites.values()
@@ -146,6 +166,9 @@ impl Plan {
     /// addresses only the server's own count. Nobody is given such, and nobody is given everything.
     pub fn is_ours(&self, prefix: Ipv6Prefix) -> bool {
         let meets = |own: &Ipv6Prefix| own.covers(prefix) || prefix.covers(*own);
+        if self.elsewhere.iter().any(meets) {
+            return true;
+        }
         if prefix.prefix_len() == 128 {
             return self.sites().any(|site| site.own.contains(&prefix.addr()));
         }
@@ -171,7 +194,8 @@ impl Plan {
     /// What is never given out of a pool, as first and last addresses: what is set aside for hosts, what is the server's own,
     /// and for prefixes what is on links and where addresses are given.
     pub fn fences(&self, extent: Extent) -> Vec<(u128, u128)> {
-        let mut all: Vec<(u128, u128)> = self.set_aside.keys().map(|prefix| span(*prefix)).collect();
+        let fixed = self.set_aside.keys().chain(&self.elsewhere);
+        let mut all: Vec<(u128, u128)> = fixed.map(|prefix| span(*prefix)).collect();
         all.extend(
             self.sites().flat_map(|site| &site.own).map(|addr| (u128::from(*addr), u128::from(*addr))),
         );
@@ -191,7 +215,7 @@ impl Plan {
 
     /// What strangers get on the link that a relay names, else on this one; `None`: nothing is known of that link.
     pub fn on(&self, link: &str, relay: Option<Ipv6Addr>) -> Option<&LinkPlan> {
-        const NOTHING: LinkPlan = LinkPlan { pool: None, spaces: Vec::new() };
+        const NOTHING: LinkPlan = LinkPlan { pool: None, spaces: Vec::new(), excluded: None };
         let of = |name: &str| self.links.get(name).unwrap_or(const { &NOTHING });
         let Some(addr) = relay else { return Some(of(link)) };
         let served = || self.sites().find(|site| site.on_link.iter().any(|own| own.contains(addr)));
@@ -279,6 +303,21 @@ impl Plan {
         own.or(pooled).or_else(|| self.life_of_offer(prefix).filter(|_| host.is_none()))
     }
 
+    /// What within a delegated prefix is the link's, and not its client's (RFC 6603).
+    pub fn excluded(&self, client: &[u8], prefix: Ipv6Prefix) -> Option<Ipv6Prefix> {
+        let host = self.host(client);
+        let part = host.and_then(|host| host.parts.iter().find(|part| prefix.covers(**part)));
+        let of = |spaces: &[Space], excluded: Option<Subnet>| {
+            in_pools(None, spaces, prefix)?;
+            subnet_of(prefix, excluded?)
+        };
+        let pooled = || match host {
+            Some(host) => of(&host.spaces, host.excluded),
+            None => self.links.values().find_map(|link| of(&link.spaces, link.excluded)),
+        };
+        part.copied().or_else(pooled)
+    }
+
     /// For how long something is given that nobody has yet.
     pub fn life_of_offer(&self, prefix: Ipv6Prefix) -> Option<Life> {
         let set_aside = self.set_aside.get(&prefix).and_then(|client| self.hosts.get(client));
@@ -296,7 +335,7 @@ impl Plan {
 /// # Errors
 /// All that is, and where.
 pub fn check(conf: &ServerConf, elsewhere: &[(Ipv6Prefix, String)]) -> anyhow::Result<()> {
-    let mut wrong = Vec::new();
+    let (mut wrong, elsewhere) = (Vec::new(), contested(conf, elsewhere));
     for (what, first, last) in claims(conf) {
         let meets = |other: &&(Ipv6Prefix, String)| {
             let (low, high) = span(other.0);
@@ -307,6 +346,25 @@ pub fn check(conf: &ServerConf, elsewhere: &[(Ipv6Prefix, String)]) -> anyhow::R
         }));
     }
     if wrong.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(wrong.join("\n"))) }
+}
+
+/// Of what is given out `elsewhere`, or somebody's there, that which the file gives as well.
+pub fn contested(conf: &ServerConf, elsewhere: &[(Ipv6Prefix, String)]) -> Vec<(Ipv6Prefix, String)> {
+    let mut own: Vec<(u128, u128)> = claims(conf).into_iter().map(|(_, first, last)| (first, last)).collect();
+    own.sort_unstable();
+    // To each the furthest end of all that begin before it: whatever begins before a prefix ends and ends behind its
+    // beginning meets it.
+    let mut furthest = 0;
+    for (_, last) in &mut own {
+        furthest = furthest.max(*last);
+        *last = furthest;
+    }
+    let meets = |(prefix, _): &&(Ipv6Prefix, String)| {
+        let (low, high) = span(*prefix);
+        let before = own.partition_point(|(first, _)| *first <= high);
+        before.checked_sub(1).and_then(|at| own.get(at)).is_some_and(|(_, last)| *last >= low)
+    };
+    elsewhere.iter().filter(meets).cloned().collect()
 }
 
 /// Everything that the file gives to anybody: what it is called, and its first and last address.
@@ -346,6 +404,13 @@ fn in_pools(range: Option<&Range>, spaces: &[Space], prefix: Ipv6Prefix) -> Opti
         .map(|space| space.life)
 }
 
+/// One of the networks within a prefix.
+fn subnet_of(prefix: Ipv6Prefix, which: Subnet) -> Option<Ipv6Prefix> {
+    let shift = 128_u32.checked_sub(which.len.into())?;
+    let bits = prefix.bits() | u128::from(which.number).checked_shl(shift)?;
+    Ipv6Prefix::new(bits.into(), which.len).filter(|part| prefix.covers(*part))
+}
+
 fn subnet(addr: Ipv6Addr) -> u64 {
     (u128::from(addr) >> 64) as u64
 }
@@ -354,11 +419,13 @@ fn link_plan(interface: &Interface) -> LinkPlan {
     LinkPlan {
         pool: interface.pool.as_ref().map(range),
         spaces: interface.prefix_pools.iter().map(space).collect(),
+        excluded: interface.excluded,
     }
 }
 
 fn range(pool: &PoolUse) -> Range {
-    Range { first: pool.first, last: pool.last, life: life(pool.lifetimes) }
+    let PoolUse { first, last, lowest_first, .. } = *pool;
+    Range { first, last, lowest_first, life: life(pool.lifetimes) }
 }
 
 fn space(pool: &PrefixPool) -> Space {
@@ -383,6 +450,8 @@ pub fn terms(conf: &ServerConf, link: &str, duid: &Duid) -> Terms {
         most: super::shelf::MAX_OF_CLIENT,
         relays: relays(conf),
         reconfigure: conf.reconfigure,
+        listeners: audience::MOST,
+        supplied: interface.map(|interface| interface.supplied.clone()).unwrap_or_default(),
         authenticates: true,
         keys: keys(conf),
         ..Terms::default()

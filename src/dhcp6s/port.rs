@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::net::Ipv6Addr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 
@@ -55,6 +56,12 @@ impl Port {
         self.session.configure(said.clone());
         self.terms = said;
         is_news
+    }
+
+    /// What comes next comes now: so long after the server's start.
+    pub(super) fn tick(&mut self, now: Duration) {
+        self.session.set_clock(here::clock());
+        self.session.set_uptime(now);
     }
 
     /// Follows an interface that has come again, and finds out which routes there are.

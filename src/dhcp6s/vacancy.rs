@@ -193,6 +193,12 @@ impl Vacancy {
         self.extent.place(found?)
     }
 
+    /// The lowest free place; `usable` as for [`Self::choose`].
+    pub fn lowest(&self, usable: impl Fn(Ipv6Addr) -> Result<(), u128>) -> Option<Ipv6Prefix> {
+        let (first, _) = self.extent.numbers();
+        self.extent.place(self.search(first, &usable)?)
+    }
+
     fn search(&self, start: u128, usable: &impl Fn(Ipv6Addr) -> Result<(), u128>) -> Option<u128> {
         let mut at = start;
         for _ in 0..SKIPS {

@@ -29,7 +29,7 @@ pub struct Called {
 /// What is sent to a client again and again.
 #[derive(Debug)]
 struct Call {
-    to: Ipv6Addr,
+    to: (Ipv6Addr, u16),
     octets: Vec<u8>,
     tries: u32,
     due: Duration,
@@ -44,11 +44,13 @@ pub struct Calls {
     next: Duration,
     /// How many have not asked at all.
     pub unheard: u64,
+    given_up: Vec<Called>,
 }
 
 impl Calls {
-    /// From now on this client is called with this message, in the place of one before. Says no where there are [`MOST`].
-    pub fn call(&mut self, now: Duration, who: Called, to: Ipv6Addr, octets: Vec<u8>) -> bool {
+    /// From now on this client is called with this message, sent to this address and port, in the place of one before. Says no
+    /// where there are [`MOST`].
+    pub fn call(&mut self, now: Duration, who: Called, to: (Ipv6Addr, u16), octets: Vec<u8>) -> bool {
         self.handle_answer(&who);
         if self.all.len() >= MOST {
             return false;
@@ -82,8 +84,13 @@ impl Calls {
         self.due.first().map(|(due, _)| *due)
     }
 
-    /// The next message that is due: for whom, where that is, and what.
-    pub fn poll_call(&mut self, now: Duration) -> Option<(Called, Ipv6Addr, Vec<u8>)> {
+    /// Those that have not asked at all, each once.
+    pub fn poll_given_up(&mut self) -> Vec<Called> {
+        std::mem::take(&mut self.given_up)
+    }
+
+    /// The next message that is due: for whom, to which address and port, and what.
+    pub fn poll_call(&mut self, now: Duration) -> Option<(Called, (Ipv6Addr, u16), Vec<u8>)> {
         loop {
             self.due.first().filter(|(due, _)| *due <= now)?;
             let (_, who) = self.due.pop_first()?;
@@ -91,6 +98,7 @@ impl Calls {
             if call.tries == TRIES {
                 self.all.remove(&who);
                 self.unheard += 1;
+                self.given_up.push(who);
                 continue;
             }
             call.due = now + after(&who, call.tries);
@@ -121,7 +129,7 @@ mod tests {
     /// RFC: V34 (RFC 8415 sections 15 and 18.3.11)
     #[test]
     fn a_client_is_called_eight_times_and_each_time_later() {
-        let (mut calls, to) = (Calls::default(), "fe80::1".parse().unwrap());
+        let (mut calls, to) = (Calls::default(), ("fe80::1".parse().unwrap(), 546));
         calls.call(Duration::from_secs(10), who(1), to, vec![10]);
         let mut times = Vec::new();
         while let Some(due) = calls.poll_timeout() {
@@ -137,11 +145,12 @@ mod tests {
             assert!((0.9..=1.1).contains(&factor), "{times:?}");
         }
         assert_eq!((calls.unheard, calls.len()), (1, 0));
+        assert_eq!((calls.poll_given_up(), calls.poll_given_up()), (vec![who(1)], vec![]));
     }
 
     #[test]
     fn who_has_asked_is_not_called_again() {
-        let (mut calls, to) = (Calls::default(), "fe80::1".parse().unwrap());
+        let (mut calls, to) = (Calls::default(), ("fe80::1".parse().unwrap(), 546));
         calls.call(Duration::ZERO, who(1), to, vec![10]);
         calls.call(Duration::ZERO, who(2), to, vec![10]);
         assert!(calls.poll_call(Duration::ZERO).is_some());
@@ -156,7 +165,7 @@ mod tests {
 
     #[test]
     fn there_are_bounds() {
-        let (mut calls, to) = (Calls::default(), "fe80::1".parse().unwrap());
+        let (mut calls, to) = (Calls::default(), ("fe80::1".parse().unwrap(), 546));
         let who = |n: u32| Called { tunnel: "t".into(), client: n.to_be_bytes().into() };
         let all = (0..MOST as u32 + 3).filter(|n| calls.call(Duration::ZERO, who(*n), to, Vec::new()));
         assert_eq!((all.count(), calls.len()), (MOST, MOST));

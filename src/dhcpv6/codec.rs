@@ -10,6 +10,8 @@ use std::net::Ipv6Addr;
 use dhcproto::v6::{Authentication, DhcpOption, MessageType, OptionCode, Status};
 use dhcproto::{Decodable, Encodable};
 
+pub use super::code;
+
 /// The port that servers and relays listen on (RFC 8415 section 7.2).
 pub const SERVER_PORT: u16 = 547;
 /// The port that clients listen on.
@@ -24,44 +26,6 @@ pub const MAX_OPTIONS: usize = 128;
 pub const MAX_RELAYS: usize = 8;
 /// A lifetime without end, in seconds.
 pub const INFINITY: u32 = u32::MAX;
-
-/// Option codes that are named in this program.
-pub mod code {
-    #![expect(missing_docs, reason = "the names are those of the registry of DHCPv6 option codes")]
-    pub const CLIENT_ID: u16 = 1;
-    pub const SERVER_ID: u16 = 2;
-    pub const IA_NA: u16 = 3;
-    pub const IA_ADDR: u16 = 5;
-    pub const ORO: u16 = 6;
-    pub const PREFERENCE: u16 = 7;
-    pub const ELAPSED_TIME: u16 = 8;
-    pub const RELAY_MSG: u16 = 9;
-    pub const AUTH: u16 = 11;
-    pub const STATUS: u16 = 13;
-    pub const RAPID_COMMIT: u16 = 14;
-    pub const INTERFACE_ID: u16 = 18;
-    pub const RECONF_MSG: u16 = 19;
-    pub const RECONF_ACCEPT: u16 = 20;
-    pub const SIP_NAMES: u16 = 21;
-    pub const SIP_SERVERS: u16 = 22;
-    pub const DNS_SERVERS: u16 = 23;
-    pub const DOMAIN_LIST: u16 = 24;
-    pub const IA_PD: u16 = 25;
-    pub const IA_PREFIX: u16 = 26;
-    pub const NIS_SERVERS: u16 = 27;
-    pub const NISP_SERVERS: u16 = 28;
-    pub const NIS_NAME: u16 = 29;
-    pub const NISP_NAME: u16 = 30;
-    pub const SNTP_SERVERS: u16 = 31;
-    pub const REFRESH_TIME: u16 = 32;
-    pub const BCMCS_NAMES: u16 = 33;
-    pub const BCMCS_SERVERS: u16 = 34;
-    pub const ERO: u16 = 43;
-    pub const NTP_SERVER: u16 = 56;
-    pub const SOL_MAX_RT: u16 = 82;
-    pub const INF_MAX_RT: u16 = 83;
-    pub const RELAY_PORT: u16 = 135;
-}
 
 /// What an identity association is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -332,6 +296,14 @@ impl Relay {
         self.options.iter().any(|option| option.code() == code::RELAY_PORT)
     }
 
+    /// What it supplies for the client: codes and octets (RFC 6422 section 5).
+    pub fn supplied(&self) -> Vec<(u16, &[u8])> {
+        let all = self.options.iter().filter_map(|option| {
+            if let Opt::Other(code::RSOO, octets) = option { split(octets).ok() } else { None }
+        });
+        all.flatten().collect()
+    }
+
     /// The relay's name for the interface that the client is behind.
     pub fn interface(&self) -> Option<&[u8]> {
         self.options.iter().find_map(|option| {
@@ -411,6 +383,7 @@ impl Opt {
             code::SIP_NAMES | code::DOMAIN_LIST | code::NIS_NAME | code::NISP_NAME | code::BCMCS_NAMES => {
                 Ok(Self::Names(code, Name::parse_all(body)?))
             }
+            code::RSOO => split(body).map(|_| Self::Other(code, body.to_vec())),
             code::REFRESH_TIME | code::SOL_MAX_RT | code::INF_MAX_RT => {
                 Ok(Self::Seconds(code, number(body)?))
             }

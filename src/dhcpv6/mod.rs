@@ -15,17 +15,23 @@
 //! the binding ends. The other side is [`client`]. Left out: temporary addresses (RFC 9915 has none), unicast from clients,
 //! lease queries.
 
+pub mod audience;
 pub mod auth;
 pub mod calls;
 pub mod client;
+pub mod code;
 pub mod codec;
 pub mod datagram;
+mod exclude;
 pub mod grants;
 pub mod holding;
 pub mod keep;
 pub mod post;
+pub mod relayed;
 mod reply;
 pub mod server;
 pub mod session;
+pub mod telling;
+pub mod terms;
 pub mod timing;
 mod trust;

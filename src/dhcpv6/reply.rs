@@ -1,25 +1,40 @@
 //! How an answer is put together: identity associations with what is given or why not, times, and options in the order of
 //! KAME's server. Pure; who gets what has been decided before.
 
-use std::net::Ipv6Addr;
-use std::time::Duration;
-
 use dhcproto::v6::{DhcpOption, MessageType, Status, StatusCode};
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::auth;
-use super::calls::Called;
 use super::codec::{INFINITY, Ia, IaKind, Message, Opt, Part, Value, code};
-use super::session::{Case, Leases, Life, Session};
+use super::exclude;
+use super::session::{Case, Leases, Life, Session, gives_key};
 
 impl Session {
-    pub(super) fn filled(&self, ia: &Ia, prefixes: &[Ipv6Prefix], leases: &dyn Leases) -> Ia {
+    pub(super) fn filled(
+        &self,
+        case: &Case<'_>,
+        ia: &Ia,
+        prefixes: &[Ipv6Prefix],
+        leases: &dyn Leases,
+    ) -> Ia {
         let usual = Life { preferred: self.terms.preferred, valid: self.terms.valid };
         let value = |p: &Ipv6Prefix| {
             let Life { preferred, valid } = leases.lifetimes(*p).unwrap_or(usual);
-            Part::Value(Value { addr: p.addr(), len: p.prefix_len(), preferred, valid, options: Vec::new() })
+            let excluded = self.excluded(case, *p, leases).and_then(|part| exclude::emit(*p, part));
+            let options = excluded.unwrap_or_default();
+            Part::Value(Value { addr: p.addr(), len: p.prefix_len(), preferred, valid, options })
         };
         Ia { kind: ia.kind, iaid: ia.iaid, t1: 0, t2: 0, parts: prefixes.iter().map(value).collect() }
+    }
+
+    /// What within a delegated prefix is the link's, for a client that asks what is (RFC 6603 section 5).
+    fn excluded(&self, case: &Case<'_>, prefix: Ipv6Prefix, leases: &dyn Leases) -> Option<Ipv6Prefix> {
+        if prefix.prefix_len() == 128 || !case.message.asks_for(code::PD_EXCLUDE) {
+            return None;
+        }
+        let set = self.sets(case).flat_map(|set| &set.excluded);
+        let all = set.chain(case.origin.on_link).copied().chain(leases.excluded(case.client, prefix));
+        all.into_iter().find(|part| *part != prefix && prefix.covers(*part))
     }
 
     pub(super) fn lacking(&mut self, ia: &Ia) -> Ia {
@@ -63,7 +78,7 @@ impl Session {
         let informs = !matches!(case.message.kind, M::Confirm | M::Release | M::Decline);
         let wanted = |option: &&Opt| self.is_wanted(case.message, option);
         if informs {
-            options.extend(self.terms.options.iter().filter(wanted).cloned());
+            options.extend(self.terms.options.iter().chain(&case.supplied).filter(wanted).cloned());
         }
         options.extend(prefixes.into_iter().map(Opt::Ia));
         if let Some(seconds) = self.terms.refresh.filter(|_| case.message.kind == M::InformationRequest) {
@@ -82,46 +97,15 @@ impl Session {
             options.push(key.option(ring.next(clock)));
             return;
         }
-        let binds = matches!(case.message.kind, M::Solicit | M::Request | M::Renew | M::Rebind);
-        if case.reach.is_none() || !binds {
+        let is_offer = case.message.kind == M::Solicit && !rapid;
+        if !case.may_be_told || !gives_key(case.message.kind, M::Reply) {
             return;
         }
         options.push(Opt::Leaf(DhcpOption::ReconfAccept));
-        if rapid || case.message.kind != M::Solicit {
+        if !is_offer {
             let key = ring.key(case.origin.tunnel, case.client);
             options.push(auth::key_option(ring.next(clock), &key));
         }
-    }
-
-    /// Has a client asked to renew what it has, or else only to ask for information again: it is told so until it does
-    /// (RFC 8415 section 18.3.11). `now` is the time since any beginning.
-    pub fn call(&mut self, now: Duration, who: Called, to: Ipv6Addr, renew: bool) {
-        let clock = self.clock;
-        let Some(ring) = &mut self.ring else { return };
-        let (key, replay) = (ring.key(&who.tunnel, &who.client), ring.next(clock));
-        let wanted = if renew { MessageType::Renew } else { MessageType::InformationRequest };
-        let options = vec![
-            Opt::Leaf(DhcpOption::ClientId(who.client.to_vec())),
-            Opt::Leaf(DhcpOption::ServerId(self.terms.duid.clone())),
-            Opt::Leaf(DhcpOption::ReconfMsg(wanted)),
-            auth::call_option(replay),
-        ];
-        let mut octets = Message { kind: MessageType::Reconfigure, xid: [0; 3], options }.emit();
-        auth::sign(&mut octets, &key);
-        let called = self.calls.call(now, who, to, octets);
-        self.count(if called { "reconfigure" } else { "reconfigure_too_many" });
-    }
-
-    /// The next Reconfigure message that is due: for whom, where that is, and what.
-    pub fn poll_call(&mut self, now: Duration) -> Option<(Called, Ipv6Addr, Vec<u8>)> {
-        let next = self.calls.poll_call(now);
-        self.counts.insert("reconfigure_unheard", self.calls.unheard);
-        next
-    }
-
-    /// When the next is due.
-    pub fn poll_call_timeout(&self) -> Option<Duration> {
-        self.calls.poll_timeout()
     }
 
     fn is_wanted(&self, message: &Message, option: &Opt) -> bool {

@@ -5,10 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::net::Ipv6Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sixway_dataplane::update::{Ipv6Prefix, TunnelId};
 
@@ -20,6 +19,7 @@ use super::grants::Grants;
 use super::keep::RingFile;
 use super::post::{Letter, Post, fragments};
 use super::session::{Answer, Origin, Session, Terms};
+use super::telling::Bound;
 use crate::broker::{BindKey, Binding, Broker, UserName};
 use crate::nd::server::link_local;
 use crate::office::Office;
@@ -42,6 +42,7 @@ pub struct Server {
     is_news: bool,
     /// Whether lifetimes are.
     new_times: bool,
+    began: Instant,
     next: u64,
     damaged: u64,
     too_big: u64,
@@ -54,7 +55,8 @@ impl Server {
         let session = Session::new(terms.clone(), secret);
         let (post, ring) = (Post::default(), None);
         let (damaged, too_big, busy) = (0, 0, 0);
-        Self { session, terms, post, ring, is_news: false, new_times: false, next: 0, damaged, too_big, busy }
+        let (is_news, new_times, began, next) = (false, false, Instant::now(), 0);
+        Self { session, terms, post, ring, is_news, new_times, began, next, damaged, too_big, busy }
     }
 
     /// From now on clients can be told of changes: by messages that the ring makes, which is kept in the file.
@@ -79,32 +81,29 @@ impl Server {
     pub fn tell_news(&mut self, broker: &Broker, lost: &[Binding], now: Duration) {
         let (news, times) = (std::mem::take(&mut self.is_news), std::mem::take(&mut self.new_times));
         if news || times {
-            self.reconfigure(broker, None, times, now);
+            let all = bound(broker.bindings());
+            self.tick();
+            self.session.call_bound(now, &all, times);
+            if news {
+                self.session.call_informed(now, None, &all);
+            }
         }
-        self.call(lost.iter(), true, now);
+        self.tick();
+        self.session.call_bound(now, &bound(lost.iter()), true);
     }
 
-    /// Has clients that let themselves be told ask anew, in one tunnel or in all: for what they have, or else for information
-    /// alone. Says how many.
-    pub fn reconfigure(
-        &mut self,
-        broker: &Broker,
-        tunnel: Option<&str>,
-        renew: bool,
-        now: Duration,
-    ) -> usize {
+    /// Has clients that let themselves be told ask anew, in one tunnel or in all: for what they have, and those that have
+    /// nothing for information. Says how many.
+    pub fn reconfigure(&mut self, broker: &Broker, tunnel: Option<&str>, now: Duration) -> usize {
         let here = |binding: &&Binding| tunnel.is_none_or(|name| *binding.key.tunnel == *name);
-        self.call(broker.bindings().filter(here), renew, now)
+        let all = bound(broker.bindings().filter(here));
+        self.tick();
+        self.session.call_bound(now, &all, true) + self.session.call_informed(now, tunnel, &all)
     }
 
-    fn call<'a>(&mut self, bindings: impl Iterator<Item = &'a Binding>, renew: bool, now: Duration) -> usize {
-        let called = |key: &BindKey| Called { tunnel: key.tunnel.clone(), client: key.client.clone() };
-        let all: BTreeMap<Called, Ipv6Addr> =
-            bindings.filter_map(|binding| Some((called(&binding.key), binding.reach?))).collect();
+    fn tick(&mut self) {
         self.session.set_clock(clock());
-        let many = all.len();
-        all.into_iter().for_each(|(who, to)| self.session.call(now, who, to, renew));
-        many
+        self.session.set_uptime(self.began.elapsed());
     }
 
     /// When the next Reconfigure message is due, since the start.
@@ -118,10 +117,10 @@ impl Server {
         if !self.keep_ring() {
             return out;
         }
-        while let Some((who, to, octets)) = self.session.poll_call(now) {
+        while let Some((who, at, octets)) = self.session.poll_call(now) {
             let live = registry.by_name(&who.tunnel).and_then(|id| Some((id, registry.tunnel(id)?)));
             let Some((id, live)) = live else { continue };
-            out.push((id, wrap((link_local(&live.outer), SERVER_PORT), (to, CLIENT_PORT), &octets)));
+            out.push((id, wrap((link_local(&live.outer), SERVER_PORT), at, &octets)));
         }
         out
     }
@@ -162,10 +161,17 @@ impl Server {
         let fixed = fixed(live);
         let is_unicast = datagram.destination != ALL_SERVERS;
         let from = Some(datagram.source);
-        let origin =
-            Origin { tunnel: &live.config.name, user: user.as_ref(), fixed: &fixed, is_unicast, from };
+        let origin = Origin {
+            tunnel: &live.config.name,
+            user: user.as_ref(),
+            fixed: &fixed,
+            on_link: &live.config.ra.prefix,
+            is_unicast,
+            from,
+            port: datagram.source_port,
+        };
         self.next += 1;
-        self.session.set_clock(clock());
+        self.tick();
         let session = &mut self.session;
         let acted = office.act(self.next, |broker, now| {
             let mut grants = Grants::new(broker, now);
@@ -224,10 +230,14 @@ impl Server {
 
     /// Whether the configuration still gives what is set aside by it.
     pub fn still_gives(&self, registry: &Registry, broker: &Broker, binding: &Binding) -> bool {
+        // What rests is nobody's, whatever becomes of its tunnel.
+        if binding.key.client.is_empty() {
+            return true;
+        }
         let Some(live) = registry.by_name(&binding.key.tunnel).and_then(|id| registry.tunnel(id)) else {
             return false;
         };
-        if !binding.fixed || binding.key.client.is_empty() {
+        if !binding.fixed {
             return true;
         }
         let user = live.lease.and_then(|lease| broker.user_of(lease));
@@ -247,6 +257,17 @@ impl Server {
             .map(|(name, n)| (name.to_owned(), n))
             .collect()
     }
+}
+
+/// Whose these are, and where their clients are.
+fn bound<'a>(bindings: impl Iterator<Item = &'a Binding>) -> Bound {
+    let mut all = Bound::new();
+    for Binding { key, reach, .. } in bindings.filter(|binding| !binding.key.client.is_empty()) {
+        let who = Called { tunnel: key.tunnel.clone(), client: key.client.clone() };
+        let known = all.entry(who).or_default();
+        *known = known.or(*reach);
+    }
+    all
 }
 
 /// The clock in Unix seconds and parts of a second of 2^-32.

@@ -3,7 +3,7 @@
 //! Who may have what is asked of [`Leases`]; whether that is on a disk or in tables is the caller's business, and so is the
 //! clock. Randomness is given once, as a secret that addresses are made from. Knows no tunnel but by its name.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -12,125 +12,14 @@ use std::time::Duration;
 use dhcproto::v6::{MessageType, Status};
 use sixway_dataplane::update::Ipv6Prefix;
 
+use super::audience::{Audience, Place};
 use super::auth::{self, Forged, Key, Ring};
 use super::calls::{Called, Calls};
-use super::codec::{INFINITY, Ia, IaKind, MAX_RELAYS, Message, Opt, Packet, Part, Relay, Value};
+use super::codec::{INFINITY, Ia, IaKind, Message, Opt, Part, Relay, Value, code};
+use super::relayed::{Relays, unwrap, wrap};
 use super::reply::{ended, failed};
-use crate::broker::{BindKey, BindKind, BindWish, UserName};
-
-/// What the configuration says to the server.
-#[derive(Clone, Debug, PartialEq, Default)]
-pub struct Terms {
-    /// What the server calls itself.
-    pub duid: Vec<u8>,
-    /// Preferred lifetime of what is given, in seconds; [`INFINITY`] for no end.
-    pub preferred: u32,
-    /// Valid lifetime, not shorter.
-    pub valid: u32,
-    /// Whether a Solicit with Rapid Commit is answered by a Reply.
-    pub rapid_commit: bool,
-    /// The preference that Advertise messages carry; `None`: they carry none, which means 0.
-    pub preference: Option<u8>,
-    /// Information for clients, in the order of option codes.
-    pub options: Vec<Opt>,
-    /// When clients are to ask for information again, in seconds.
-    pub refresh: Option<u32>,
-    /// Options that are sent unasked, by code.
-    pub always: Vec<u16>,
-    /// For how long a declined address is given to nobody.
-    pub decline: Duration,
-    /// The most bindings of one tunnel.
-    pub most: usize,
-    /// What is set aside for a client by its DUID.
-    pub reserved: HashMap<Box<[u8]>, Vec<Reserved>>,
-    /// Links by the names that relays have for the clients' interfaces: an address on each.
-    pub relays: HashMap<Box<[u8]>, Ipv6Addr>,
-    /// Whether clients that let themselves be told of changes are told.
-    pub reconfigure: bool,
-    /// Whether clients may prove who they are by delayed authentication (RFC 3315 section 21.4).
-    pub authenticates: bool,
-    /// Their keys, by their DUIDs.
-    pub keys: HashMap<Box<[u8]>, Arc<Key>>,
-}
-
-/// What is set aside for a client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reserved {
-    /// In this tunnel only; `None`: in any.
-    pub tunnel: Option<Box<str>>,
-    /// Prefixes, and addresses as prefixes of 128 bits.
-    pub prefixes: Vec<Ipv6Prefix>,
-}
-
-/// Where a message came from.
-#[derive(Clone, Debug)]
-pub struct Origin<'a> {
-    /// The tunnel's name.
-    pub tunnel: &'a str,
-    /// The account behind it, if there is one.
-    pub user: Option<&'a UserName>,
-    /// What the tunnel itself has.
-    pub fixed: &'a [Ipv6Prefix],
-    /// Whether it was sent to an address of ours and not to all servers.
-    pub is_unicast: bool,
-    /// Who has sent it: the client, or the relay that is nearest.
-    pub from: Option<Ipv6Addr>,
-}
-
-/// Preferred and valid lifetime in seconds; [`INFINITY`] for no end. Preferred is never above valid.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Life {
-    /// How long it is good for new connections.
-    pub preferred: u32,
-    /// How long it is good at all.
-    pub valid: u32,
-}
-
-/// Why a client gets nothing with one number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lack;
-
-/// Who may have what. An implementation remembers what it is told.
-pub trait Leases {
-    /// What [`Self::bind`] would give for each wish if all were bound one after the other. Nothing is kept.
-    fn offer(&mut self, wishes: &[BindWish]) -> Vec<Result<Ipv6Prefix, Lack>>;
-
-    /// Gives a client what it has already, or something new, for `lasts` from now on.
-    ///
-    /// # Errors
-    /// There is nothing for it.
-    fn bind(&mut self, wish: &BindWish, lasts: Duration) -> Result<Vec<Ipv6Prefix>, Lack>;
-
-    /// What a client has.
-    fn bound(&self, key: &BindKey) -> Vec<Ipv6Prefix>;
-
-    /// The client gives it back.
-    fn release(&mut self, prefix: Ipv6Prefix);
-
-    /// The client says that somebody else uses it.
-    fn decline(&mut self, key: &BindKey, prefix: Ipv6Prefix, lasts: Duration);
-
-    /// Whether it is of the kind that is given out here, on the link of a relay that has an address there.
-    fn is_on_link(&self, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool;
-
-    /// Whether a client that has come back may go on using it where it is now.
-    fn still_holds(&self, _key: &BindKey, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
-        self.is_on_link(prefix, link)
-    }
-
-    /// For how long this is given; `None`: as the terms say.
-    fn lifetimes(&self, _prefix: Ipv6Prefix) -> Option<Life> {
-        None
-    }
-
-    /// The number of the last message that a client has proved to be its own.
-    fn last_proof(&self, _client: &[u8]) -> Option<u64> {
-        None
-    }
-
-    /// A client has proved a message with this number to be its own.
-    fn keep_proof(&mut self, _client: &[u8], _number: u64) {}
-}
+pub use super::terms::{Lack, Leases, Life, Origin, Reserved, Terms};
+use crate::broker::{BindKey, BindKind, BindWish};
 
 /// Why a message is not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -188,8 +77,13 @@ impl Silence {
 /// The most identity associations of one message that are dealt with; further ones get no answer.
 pub const MAX_IAS: usize = 16;
 
+/// The most octets that relays supply for a client.
+const MOST_SUPPLIED: usize = 1024;
+/// When clients ask for information again where nothing else is said, in seconds (IRT_DEFAULT, RFC 8415 section 7.6).
+const REFRESH: u32 = 86_400;
+
 /// Counts of what was understood and what was given, by name.
-pub const COUNTS: [&str; 18] = [
+pub const COUNTS: [&str; 19] = [
     "solicit",
     "request",
     "confirm",
@@ -208,6 +102,7 @@ pub const COUNTS: [&str; 18] = [
     "reconfigure_heard",
     "reconfigure_unheard",
     "reconfigure_too_many",
+    "reconfigure_unlisted",
 ];
 
 /// An answer.
@@ -230,6 +125,8 @@ pub struct Session {
     pub(super) ring: Option<Ring>,
     pub(super) clock: (u64, u32),
     pub(super) calls: Calls,
+    pub(super) audience: Audience,
+    pub(super) uptime: Duration,
 }
 
 /// A message on its way to an answer.
@@ -240,8 +137,18 @@ pub(super) struct Case<'a> {
     link: Option<Ipv6Addr>,
     /// What the client has proved the message with, and the answer is proved with.
     pub(super) key: Option<Arc<Key>>,
-    /// Where the client is told of changes, if it lets itself be told.
+    /// Whether the client lets itself be told of changes, and can be.
+    pub(super) may_be_told: bool,
+    /// Where it is told, if it is on the link itself.
     pub(super) reach: Option<Ipv6Addr>,
+    /// What relays supply for it.
+    pub(super) supplied: Vec<Opt>,
+}
+
+impl Case<'_> {
+    fn called(&self) -> Called {
+        Called { tunnel: self.origin.tunnel.into(), client: self.client.into() }
+    }
 }
 
 impl Session {
@@ -249,7 +156,8 @@ impl Session {
     pub fn new(terms: Terms, secret: u128) -> Self {
         let names = COUNTS.into_iter().chain(Silence::ALL.map(Silence::name));
         let counts = names.map(|name| (name, 0)).collect();
-        Self { terms, secret, counts, ring: None, clock: (0, 0), calls: Calls::default() }
+        let (calls, audience, uptime) = (Calls::default(), Audience::default(), Duration::ZERO);
+        Self { terms, secret, counts, ring: None, clock: (0, 0), calls, audience, uptime }
     }
 
     /// With this ring messages can be proved; without one nothing is.
@@ -260,6 +168,11 @@ impl Session {
     /// The time of what comes next, in Unix seconds and parts of a second of 2^-32.
     pub fn set_clock(&mut self, clock: (u64, u32)) {
         self.clock = clock;
+    }
+
+    /// The time of what comes next, since any beginning and by a clock that nobody sets.
+    pub fn set_uptime(&mut self, uptime: Duration) {
+        self.uptime = uptime;
     }
 
     /// The ring, if it must be kept before anything leaves that was made since this was asked last.
@@ -304,30 +217,70 @@ impl Session {
             return Err(Silence::Unicast);
         }
         self.check(&message)?;
-        let key = self.prove(&message, relays.last().and_then(Relay::relayed).unwrap_or(octets), leases)?;
+        let key = self.prove(&message, relays.innermost(octets), leases)?;
         let client = message.client().unwrap_or_default();
-        let may_be_told = self.terms.reconfigure && key.is_none() && message.accepts_reconfigure();
-        let reach = origin.from.filter(|_| may_be_told && relays.is_empty() && self.ring.is_some());
-        let case = Case { origin, message: &message, client, link: self.link(&relays), key, reach };
+        let can_be_told = self.terms.reconfigure && self.ring.is_some() && !client.is_empty();
+        let may_be_told = can_be_told && key.is_none() && message.accepts_reconfigure();
+        let reach = origin.from.filter(|_| may_be_told && relays.is_empty());
+        let (link, supplied) = (self.link(&relays), self.supplied(&relays));
+        let case = Case { origin, message: &message, client, link, key, may_be_told, reach, supplied };
         let answer = self.answer(&case, leases)?;
+        self.remember(&case, &relays, &answer);
         self.count(if answer.kind == MessageType::Advertise { "advertise" } else { "reply" });
         if !relays.is_empty() {
             self.count("relayed");
         }
         let mut inner = answer.emit();
         case.key.iter().for_each(|key| auth::sign(&mut inner, &key.secret));
-        let (to_relay, to_source_port) =
-            (!relays.is_empty(), relays.first().is_some_and(Relay::has_own_port));
-        let octets = relays.into_iter().rev().fold(inner, |inner, relay| wrap(relay, inner));
-        Ok(Answer { octets, to_relay, to_source_port })
+        let (to_relay, to_source_port) = (!relays.is_empty(), relays.listen_on_own_port());
+        Ok(Answer { octets: wrap(&relays.way_back(), inner), to_relay, to_source_port })
     }
 
     /// An address of the link that relays say the client is on: by the innermost name of an interface that is known, else by
     /// the innermost address that says anything (RFC 8415 section 13.1).
-    fn link(&self, relays: &[Relay]) -> Option<Ipv6Addr> {
-        let mut named = relays.iter().rev().filter_map(|relay| self.terms.relays.get(relay.interface()?));
+    fn link(&self, relays: &Relays) -> Option<Ipv6Addr> {
+        let mut named = relays.inside_out().filter_map(|relay| self.terms.relays.get(relay.interface()?));
         let useful = |link: &Ipv6Addr| !link.is_unspecified() && !link.is_unicast_link_local();
-        named.next().copied().or_else(|| relays.iter().rev().map(|relay| relay.link).find(useful))
+        named.next().copied().or_else(|| relays.inside_out().map(|relay| relay.link).find(useful))
+    }
+
+    /// Remembers where a client is that has been given a key, if no binding will say so; or that it is not to be told any more.
+    fn remember(&mut self, case: &Case<'_>, relays: &Relays, answer: &Message) {
+        if !gives_key(case.message.kind, answer.kind) || case.client.is_empty() {
+            return;
+        }
+        let (who, informs) = (case.called(), case.message.kind == MessageType::InformationRequest);
+        if !case.may_be_told {
+            self.audience.drop_out(&who);
+            return;
+        }
+        if relays.is_empty() && !informs && !self.audience.knows(&who) {
+            return;
+        }
+        let refresh = self.terms.refresh.unwrap_or(REFRESH);
+        let given = answer.ias().flat_map(Ia::values).map(|value| u64::from(value.valid)).max();
+        let asks_again = informs.then_some(2 * u64::from(refresh));
+        let Some(lasts) = given.max(asks_again).filter(|seconds| *seconds > 0) else { return };
+        let place = case.origin.from.and_then(|from| Place::of((from, case.origin.port), relays));
+        let (now, lasts, most) = (self.uptime, Duration::from_secs(lasts), self.terms.listeners);
+        if !place.is_some_and(|place| self.audience.hear(now, &who, (place, informs), lasts, most)) {
+            self.count("reconfigure_unlisted");
+        }
+    }
+
+    /// What relays supply for the client, those that are nearest to it first: of each option one (RFC 6422 section 6).
+    fn supplied(&self, relays: &Relays) -> Vec<Opt> {
+        let mut all: Vec<Opt> = Vec::new();
+        let mut room = MOST_SUPPLIED;
+        for (code, octets) in relays.inside_out().flat_map(Relay::supplied) {
+            let may = code == code::ERP_LOCAL_DOMAIN_NAME || self.terms.supplied.contains(&code);
+            let own = self.terms.options.iter().chain(&all).any(|option| option.code() == code);
+            if may && !own && octets.len() <= room {
+                room -= octets.len();
+                all.push(Opt::Other(code, octets.to_vec()));
+            }
+        }
+        all
     }
 
     /// The key that a client has proved its message with; `None`: it has not tried to (RFC 3315 section 21.4.5.2).
@@ -394,11 +347,9 @@ impl Session {
             () => None,
         };
         self.count(name);
-        if matches!(kind, M::Renew | M::Rebind | M::InformationRequest) && !self.calls.is_empty() {
-            let called = Called { tunnel: case.origin.tunnel.into(), client: case.client.into() };
-            if self.calls.handle_answer(&called) {
-                self.count("reconfigure_heard");
-            }
+        let asks_again = matches!(kind, M::Renew | M::Rebind | M::InformationRequest);
+        if asks_again && !self.calls.is_empty() && self.calls.handle_answer(&case.called()) {
+            self.count("reconfigure_heard");
         }
         let reply = self.reply(case, ias, status, rapid);
         let is_offer = kind == M::Solicit && !rapid;
@@ -411,7 +362,7 @@ impl Session {
         let offered = leases.offer(&wishes);
         let ias = case.message.ias().zip(offered);
         ias.map(|(ia, offer)| match offer {
-            Ok(prefix) => self.filled(ia, &[prefix], leases),
+            Ok(prefix) => self.filled(case, ia, &[prefix], leases),
             Err(Lack) => self.lacking(ia),
         })
         .collect()
@@ -428,7 +379,7 @@ impl Session {
             }
             let wish = self.wish(case, ia, false);
             ias.push(match leases.bind(&wish, self.lasts()) {
-                Ok(prefixes) => self.filled(ia, &prefixes, leases),
+                Ok(prefixes) => self.filled(case, ia, &prefixes, leases),
                 Err(Lack) => self.lacking(ia),
             });
         }
@@ -447,7 +398,7 @@ impl Session {
             let bound = leases.bind(&wish, self.lasts());
             ias.push(match bound {
                 Ok(prefixes) => {
-                    let mut filled = self.filled(ia, &prefixes, leases);
+                    let mut filled = self.filled(case, ia, &prefixes, leases);
                     let foreign = ia.values().filter(|value| !prefixes.iter().any(|p| is(value, *p)));
                     filled.parts.extend(foreign.map(ended).map(Part::Value));
                     filled
@@ -513,9 +464,13 @@ impl Session {
 
     /// What is set aside for the client in its tunnel.
     fn reserved(&self, case: &Case<'_>) -> Vec<Ipv6Prefix> {
-        let here = |set: &&Reserved| set.tunnel.as_deref().is_none_or(|name| name == case.origin.tunnel);
-        let sets = self.terms.reserved.get(case.client).into_iter().flatten().filter(here);
-        sets.flat_map(|set| set.prefixes.iter().copied()).collect()
+        self.sets(case).flat_map(|set| set.prefixes.iter().copied()).collect()
+    }
+
+    pub(super) fn sets<'a>(&'a self, case: &Case<'a>) -> impl Iterator<Item = &'a Reserved> {
+        let tunnel = case.origin.tunnel;
+        let here = move |set: &&Reserved| set.tunnel.as_deref().is_none_or(|name| name == tunnel);
+        self.terms.reserved.get(case.client).into_iter().flatten().filter(here)
     }
 
     fn wish(&self, case: &Case<'_>, ia: &Ia, only_fixed: bool) -> BindWish {
@@ -547,6 +502,14 @@ impl Session {
     }
 }
 
+/// Whether a client that lets itself be told is given a key in the answer of this type to a message of that (RFC 8415 section
+/// 20.4.2).
+pub(super) fn gives_key(asked: MessageType, answer: MessageType) -> bool {
+    use MessageType as M;
+    let asks = matches!(asked, M::Solicit | M::Request | M::Renew | M::Rebind | M::InformationRequest);
+    asks && answer == M::Reply
+}
+
 /// The messages that servers receive, and by what name they are counted.
 fn named(kind: MessageType) -> Option<(MessageType, &'static str)> {
     use MessageType as M;
@@ -561,31 +524,6 @@ fn named(kind: MessageType) -> Option<(MessageType, &'static str)> {
         (M::InformationRequest, "information_request"),
     ];
     all.into_iter().find(|(known, _)| *known == kind)
-}
-
-fn unwrap(octets: &[u8]) -> Result<(Vec<Relay>, Message), Silence> {
-    let mut relays: Vec<Relay> = Vec::new();
-    loop {
-        let inner = match relays.last() {
-            Some(relay) => relay.relayed().ok_or(Silence::WrongForm)?,
-            None => octets,
-        };
-        match Packet::parse(inner).map_err(|_| Silence::Malformed)? {
-            Packet::Message(mut message) => {
-                message.keep_few_ias(MAX_IAS);
-                return Ok((relays, message));
-            }
-            Packet::Relay(relay) if relay.is_reply => return Err(Silence::Unexpected),
-            Packet::Relay(_) if relays.len() == MAX_RELAYS => return Err(Silence::TooDeep),
-            Packet::Relay(relay) => relays.push(relay),
-        }
-    }
-}
-
-/// The answer's way back through a relay, with what the relay must find in it again (RFC 8415 section 19.3).
-fn wrap(relay: Relay, inner: Vec<u8>) -> Vec<u8> {
-    let options = std::iter::once(Opt::Relayed(inner)).chain(relay.echoed().cloned()).collect();
-    Packet::Relay(Relay { is_reply: true, options, ..relay }).emit()
 }
 
 fn key(case: &Case<'_>, ia: &Ia) -> BindKey {

@@ -143,7 +143,7 @@ impl Control {
         }
         let mut clients = None;
         if let (Some(server), Some(office)) = (&mut self.dhcpv6, &self.office) {
-            clients = Some(server.reconfigure(office.broker(), tunnel, true, self.started.elapsed()));
+            clients = Some(server.reconfigure(office.broker(), tunnel, self.started.elapsed()));
         }
         if let (Some(links), None) = (&self.links, tunnel) {
             links.reconfigure().await;

@@ -278,7 +278,7 @@ impl Control {
             self.dtcp = Some(Front::open(config, office.desk(), most)?);
         }
         self.serve_tsp()?;
-        self.show_pins();
+        self.show_pins().await;
         self.announce();
         Ok(())
     }
@@ -369,10 +369,13 @@ impl Control {
     }
 
     /// Accounts may have changed, and with them who is pinned to which interface.
-    fn show_pins(&mut self) {
+    async fn show_pins(&mut self) {
         let pins = self.office.as_mut().and_then(Office::new_pins);
         if pins.is_some() {
             self.withdraw_bindings();
+            if let Some(links) = &self.links {
+                links.keep_clear_of(self.given_elsewhere(&self.config)).await;
+            }
         }
         if let (Some(pins), Some(dtcp)) = (pins, &self.dtcp) {
             dtcp.server.hall().pin(pins);
@@ -505,7 +508,7 @@ impl Control {
                     self.watchers.sweep(&mut self.registry);
                     self.dispatch.look(&mut self.registry, self.started.elapsed());
                     self.office.iter_mut().for_each(Office::look);
-                    self.show_pins();
+                    self.show_pins().await;
                 }
                 () = &mut listening => {}
             }

@@ -13,6 +13,7 @@ use sixway::dhcpv6::calls::Called;
 use sixway::dhcpv6::client::{Client, Ignored, Lease, Output, Want, Wish};
 use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Value};
 use sixway::dhcpv6::session::Origin;
+use sixway::dhcpv6::telling::Bound;
 use sixway_dataplane::update::Ipv6Prefix;
 
 use crate::lab::{Lab, octets};
@@ -96,7 +97,8 @@ impl Pair {
             return;
         }
         let from = Some("fe80::2".parse().unwrap());
-        let origin = Origin { tunnel: "t", user: None, fixed: &[], is_unicast: false, from };
+        let origin =
+            Origin { tunnel: "t", user: None, fixed: &[], on_link: &[], is_unicast: false, from, port: 546 };
         if let Some(answer) = self.lab.ask_from(&origin, octets) {
             let _changes_something = self.client.handle_message(&answer.octets, self.now);
         }
@@ -274,7 +276,8 @@ fn a_server_that_proves_itself_may_say_that_something_has_changed() {
     pair.said.clear();
     let summons = |pair: &mut Pair, renew| {
         let who = Called { tunnel: "t".into(), client: US.into() };
-        pair.lab.session.call(pair.now, who, "fe80::2".parse().unwrap(), renew);
+        let bound = Bound::from([(who, Some("fe80::2".parse().unwrap()))]);
+        pair.lab.session.call_bound(pair.now, &bound, renew);
         pair.lab.session.poll_call(pair.now + s(10)).unwrap().2
     };
     let said = summons(&mut pair, true);

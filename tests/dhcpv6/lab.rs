@@ -88,7 +88,10 @@ impl Lab {
         fixed: &[Ipv6Prefix],
         octets: &[u8],
     ) -> Option<Answer> {
-        self.ask_from(&Origin { tunnel, user, fixed, is_unicast: false, from: None }, octets)
+        self.ask_from(
+            &Origin { tunnel, user, fixed, on_link: &[], is_unicast: false, from: None, port: 546 },
+            octets,
+        )
     }
 
     pub(crate) fn ask_from(&mut self, origin: &Origin<'_>, octets: &[u8]) -> Option<Answer> {

@@ -7,4 +7,5 @@ mod client;
 mod lab;
 mod musts;
 mod properties;
+mod telling;
 mod transcripts;

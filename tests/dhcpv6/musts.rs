@@ -9,25 +9,26 @@ use sixway::dhcpv6::auth::{DIGEST, Ring, sign};
 use sixway::dhcpv6::calls::Called;
 use sixway::dhcpv6::codec::{IaKind, Message, Opt, Packet, Part, Relay, code};
 use sixway::dhcpv6::session::Origin;
+use sixway::dhcpv6::telling::Bound;
 
 use crate::cases::{given, ia, lab, message, na, pd, prefix};
 use crate::lab::{Lab, words};
 
-const HERE: &str = "fe80::9";
+pub(crate) const HERE: &str = "fe80::9";
 
-fn parsed(octets: &[u8]) -> Message {
+pub(crate) fn parsed(octets: &[u8]) -> Message {
     match Packet::parse(octets).unwrap() {
         Packet::Message(message) => message,
         Packet::Relay(relay) => panic!("{relay:?}"),
     }
 }
 
-fn from_here<'a>() -> Origin<'a> {
+pub(crate) fn from_here<'a>() -> Origin<'a> {
     let from = Some(HERE.parse().unwrap());
-    Origin { tunnel: "t", user: None, fixed: &[], is_unicast: false, from }
+    Origin { tunnel: "t", user: None, fixed: &[], on_link: &[], is_unicast: false, from, port: 546 }
 }
 
-fn accept() -> Opt {
+pub(crate) fn accept() -> Opt {
     Opt::Leaf(DhcpOption::ReconfAccept)
 }
 
@@ -112,7 +113,7 @@ fn a_confirm_is_answered_by_a_status_alone_and_binds_nothing() {
     }
 }
 
-fn relayed(link: &str, mut options: Vec<Opt>, inner: Vec<u8>) -> Vec<u8> {
+pub(crate) fn relayed(link: &str, mut options: Vec<Opt>, inner: Vec<u8>) -> Vec<u8> {
     let (link, peer) = (link.parse().unwrap(), "fe80::1".parse().unwrap());
     options.push(Opt::Relayed(inner));
     Packet::Relay(Relay { is_reply: false, hops: 0, link, peer, options }).emit()
@@ -304,7 +305,7 @@ fn what_is_sent_to_an_address_of_the_server_is_not_answered() {
     assert!(lab.ask_from(&origin, &relayed("::", Vec::new(), asked)).is_some(), "relays may");
 }
 
-fn proved(octets: &[u8], key: &[u8]) -> bool {
+pub(crate) fn proved(octets: &[u8], key: &[u8]) -> bool {
     let (mut zeros, at) = (octets.to_vec(), octets.len() - DIGEST);
     zeros[at..].fill(0);
     sign(&mut zeros, key);
@@ -312,7 +313,7 @@ fn proved(octets: &[u8], key: &[u8]) -> bool {
 }
 
 /// The key that a Reply has given.
-fn key(answer: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn key(answer: &[u8]) -> Option<Vec<u8>> {
     let message = parsed(answer);
     let auth = message.auth()?;
     assert!(message.accepts_reconfigure());
@@ -320,7 +321,7 @@ fn key(answer: &[u8]) -> Option<Vec<u8>> {
     Some(auth.info[1..].to_vec())
 }
 
-fn telling() -> Lab {
+pub(crate) fn telling() -> Lab {
     let mut lab = lab("");
     lab.session.trust(Ring::new([9; 32], 0));
     lab.session.set_clock((1_800_000_000, 0));
@@ -338,7 +339,7 @@ fn a_client_that_lets_itself_be_told_is_given_a_key_and_told() {
         lab.ask_from(&from_here(), &message(MessageType::Request, 1, vec![accept(), pd(1, &[])])).unwrap();
     let key = key(&got.octets).unwrap();
     assert_eq!(lab.memory.bindings[0].reach, Some(HERE.parse().unwrap()));
-    // Not to those who did not say so, and not through relays.
+    // Not to those who did not say so; where a relay's client is its binding does not say.
     let silent = lab.ask_from(&from_here(), &message(MessageType::Request, 2, vec![pd(1, &[])])).unwrap();
     assert!(parsed(&silent.octets).auth().is_none() && !parsed(&silent.octets).accepts_reconfigure());
     let far = relayed("::", Vec::new(), message(MessageType::Request, 3, vec![accept(), pd(1, &[])]));
@@ -348,10 +349,10 @@ fn a_client_that_lets_itself_be_told_is_given_a_key_and_told() {
     let who = Called { tunnel: "t".into(), client: [0, 3, 1].into() };
     let to: Ipv6Addr = HERE.parse().unwrap();
     for (renew, wanted) in [(true, MessageType::Renew), (false, MessageType::InformationRequest)] {
-        lab.session.call(Duration::from_secs(9), who.clone(), to, renew);
+        lab.session.call_bound(Duration::from_secs(9), &Bound::from([(who.clone(), Some(to))]), renew);
         let (_, at, octets) = lab.session.poll_call(Duration::from_secs(10)).unwrap();
         let said = parsed(&octets);
-        assert_eq!((at, said.kind, said.xid), (to, MessageType::Reconfigure, [0; 3]));
+        assert_eq!((at, said.kind, said.xid), ((to, 546), MessageType::Reconfigure, [0; 3]));
         assert_eq!(said.options.iter().map(Opt::code).collect::<Vec<_>>(), [1, 2, 19, 11]);
         assert_eq!(said.options[2], Opt::Leaf(DhcpOption::ReconfMsg(wanted)));
         assert!(proved(&octets, &key) && !proved(&octets, &[0; 16]));

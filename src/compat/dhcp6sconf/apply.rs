@@ -10,13 +10,16 @@ use std::sync::Arc;
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::parser::{
-    AuthDecl, Block, HostDecl, InterfaceDecl, KeyDecl, Life, PoolRef, PrefixPoolDecl, Statement,
+    AuthDecl, Block, HostDecl, InterfaceDecl, KeyDecl, Life, PoolDecl, PoolRef, PrefixPoolDecl, Statement,
+    SubnetDecl,
 };
 use super::values::{self, Lifetimes};
 use super::{
-    Host, Interface, Key, Notes, Options, Place, PoolUse, PrefixPool, Remark, ServerConf, Surroundings,
+    Host, Interface, Key, Notes, Options, Place, PoolUse, PrefixPool, Remark, ServerConf, Subnet,
+    Surroundings,
 };
 use crate::compat::base64;
+use crate::dhcpv6::codec::code;
 
 /// The least refresh time in seconds (RFC 8415 section 21.23).
 const MIN_REFRESH: u32 = 600;
@@ -58,9 +61,14 @@ struct Sorted {
     options: Vec<Statement>,
     interfaces: Vec<Block<InterfaceDecl>>,
     hosts: Vec<Block<HostDecl>>,
-    pools: Vec<Block<(Ipv6Addr, Ipv6Addr)>>,
+    pools: Vec<Block<PoolDecl>>,
     keys: Vec<Block<KeyDecl>>,
     authentications: Vec<Block<AuthDecl>>,
+}
+
+fn codes(list: Vec<u64>) -> Result<Vec<u16>, String> {
+    let all: Result<Vec<u16>, _> = list.into_iter().map(u16::try_from).collect();
+    all.map_err(|_| "an option's code is 0 to 65535".to_owned())
 }
 
 /// What a relay says in its option: text, or octets behind `0x`.
@@ -117,7 +125,8 @@ struct Whole<'a> {
     notes: &'a mut Notes,
     wrong: Vec<Remark>,
     keys: BTreeMap<String, Arc<Key>>,
-    pools: BTreeMap<String, (Ipv6Addr, Ipv6Addr)>,
+    /// The lowest and the highest address, and whether the lowest free one is given.
+    pools: BTreeMap<String, (Ipv6Addr, Ipv6Addr, bool)>,
     reconfigure: bool,
 }
 
@@ -188,8 +197,14 @@ impl Whole<'_> {
         }
     }
 
-    fn pool(&mut self, block: Block<(Ipv6Addr, Ipv6Addr)>) {
-        let Block { place, name, mut decls } = block;
+    fn pool(&mut self, block: Block<PoolDecl>) {
+        let Block { place, name, decls } = block;
+        let lowest_first = decls.iter().any(|(_, decl)| matches!(decl, PoolDecl::LowestFirst));
+        let range = |(at, decl)| match decl {
+            PoolDecl::Range(first, last) => Some((at, (first, last))),
+            PoolDecl::LowestFirst => None,
+        };
+        let mut decls: Vec<(Place, (Ipv6Addr, Ipv6Addr))> = decls.into_iter().filter_map(range).collect();
         let ranges = decls.len();
         let Some((at, (first, last))) = decls.pop() else {
             self.refuse(&place, format!("pool '{name}' has no range; write 'range ADDRESS to ADDRESS;'"));
@@ -204,7 +219,7 @@ impl Whole<'_> {
             self.notes.push(&at, "link-local and multicast addresses are not given to anybody");
         }
         // Known in any case, so that whoever uses it is not refused for this.
-        self.pools.insert(name, (first, last));
+        self.pools.insert(name, (first, last, lowest_first));
     }
 
     fn interface(&mut self, block: Block<InterfaceDecl>) -> Option<(String, Interface)> {
@@ -217,7 +232,7 @@ impl Whole<'_> {
                 format!("there is no interface '{name}'; `ip link` names those that there are"),
             );
         }
-        let mut interface = Interface::default();
+        let (mut interface, mut excluded_at) = (Interface::default(), None);
         let mut decided = BTreeSet::new();
         for (at, decl) in decls {
             match decl {
@@ -236,33 +251,63 @@ impl Whole<'_> {
                     interface.pool = self.pool_use(&at, pool).or(interface.pool);
                 }
                 InterfaceDecl::PrefixPool(pool) => self.prefix_pool(&at, &pool, &mut interface.prefix_pools),
-                InterfaceDecl::DeclineTime(seconds) => {
-                    let seconds =
-                        u32::try_from(seconds).map_err(|_| format!("a time is 0 to {} s", u32::MAX));
-                    interface.decline_time = self.taken(&at, seconds).or(interface.decline_time);
+                InterfaceDecl::ExcludedSubnet(subnet) => {
+                    self.last_counts(&at, &mut decided, "excluded-subnet");
+                    interface.excluded = self.subnet(&at, &subnet).or(interface.excluded);
+                    excluded_at = Some(at);
                 }
-                InterfaceDecl::MaxRt(code, seconds) => {
-                    let fits = u32::try_from(seconds).ok().filter(|seconds| (60..=86_400).contains(seconds));
-                    let seconds = fits.ok_or_else(|| format!("the time is 60 to 86400 s, not {seconds}"));
-                    interface.max_rts.extend(self.taken(&at, seconds).map(|seconds| (code, seconds)));
-                }
-                InterfaceDecl::Unasked(codes) => {
-                    let all: Result<Vec<u16>, _> = codes.into_iter().map(u16::try_from).collect();
-                    let all = all.map_err(|_| "an option's code is 0 to 65535".to_owned());
-                    interface.unasked.extend(self.taken(&at, all).unwrap_or_default());
-                }
-                InterfaceDecl::RelayId(text) => {
-                    let id = relay_id(&text)
-                        .ok_or_else(|| "behind '0x' stand pairs of hexadecimal digits".to_owned());
-                    interface.relay_ids.extend(self.taken(&at, id));
-                }
+                other @ (InterfaceDecl::DeclineTime(_)
+                | InterfaceDecl::MaxRt(..)
+                | InterfaceDecl::Unasked(_)
+                | InterfaceDecl::Supplied(_)
+                | InterfaceDecl::RelayId(_)) => self.own_words(&at, other, &mut interface),
             }
         }
+        self.fits_pools(excluded_at, interface.excluded, &interface.prefix_pools);
         if !interface.relay_ids.is_empty() && interface.pool.is_none() && interface.prefix_pools.is_empty() {
             self.notes
                 .push(&place, format!("interface '{name}' has no pool for the clients that relays name"));
         }
         Some((name, interface))
+    }
+
+    /// What only our own words say.
+    fn own_words(&mut self, at: &Place, decl: InterfaceDecl, interface: &mut Interface) {
+        match decl {
+            InterfaceDecl::DeclineTime(seconds) => {
+                let seconds = u32::try_from(seconds).map_err(|_| format!("a time is 0 to {} s", u32::MAX));
+                interface.decline_time = self.taken(at, seconds).or(interface.decline_time);
+            }
+            InterfaceDecl::MaxRt(code, seconds) => {
+                let fits = u32::try_from(seconds).ok().filter(|seconds| (60..=86_400).contains(seconds));
+                let seconds = fits.ok_or_else(|| format!("the time is 60 to 86400 s, not {seconds}"));
+                interface.max_rts.extend(self.taken(at, seconds).map(|seconds| (code, seconds)));
+            }
+            InterfaceDecl::Unasked(list) => {
+                interface.unasked.extend(self.taken(at, codes(list)).unwrap_or_default())
+            }
+            InterfaceDecl::Supplied(list) => {
+                let known =
+                    codes(list).and_then(|all| match all.iter().find(|one| !code::is_suppliable(**one)) {
+                        Some(own) => Err(format!(
+                            "a server and its clients speak by option {own}; no relay can supply it"
+                        )),
+                        None => Ok(all),
+                    });
+                interface.supplied.extend(self.taken(at, known).unwrap_or_default());
+            }
+            InterfaceDecl::RelayId(text) => {
+                let id =
+                    relay_id(&text).ok_or_else(|| "behind '0x' stand pairs of hexadecimal digits".to_owned());
+                interface.relay_ids.extend(self.taken(at, id));
+            }
+            InterfaceDecl::AllowRapidCommit
+            | InterfaceDecl::SendRapidCommit
+            | InterfaceDecl::Preference(_)
+            | InterfaceDecl::Pool(_)
+            | InterfaceDecl::PrefixPool(_)
+            | InterfaceDecl::ExcludedSubnet(_) => {}
+        }
     }
 
     fn last_counts(&mut self, at: &Place, decided: &mut BTreeSet<&'static str>, what: &'static str) {
@@ -274,14 +319,14 @@ impl Whole<'_> {
     fn pool_use(&mut self, at: &Place, wanted: PoolRef) -> Option<PoolUse> {
         let PoolRef { name, life } = wanted;
         let lifetimes = self.lifetimes(at, life)?;
-        let Some(&(first, last)) = self.pools.get(&name) else {
+        let Some(&(first, last, lowest_first)) = self.pools.get(&name) else {
             self.refuse(
                 at,
                 format!("there is no pool '{name}'; write 'pool {name} {{ range ... to ...; }};'"),
             );
             return None;
         };
-        Some(PoolUse { name, first, last, lifetimes })
+        Some(PoolUse { name, first, last, lowest_first, lifetimes })
     }
 
     fn prefix_pool(&mut self, at: &Place, wanted: &PrefixPoolDecl, list: &mut Vec<PrefixPool>) {
@@ -303,6 +348,47 @@ impl Whole<'_> {
         list.push(PrefixPool { space, len, lifetimes });
     }
 
+    fn subnet(&mut self, at: &Place, wanted: &SubnetDecl) -> Option<Subnet> {
+        let len = u8::try_from(wanted.len).ok().filter(|len| (1..=128).contains(len));
+        let len = len.ok_or_else(|| format!("a prefix length is 1 to 128, not {}", wanted.len));
+        Some(Subnet { len: self.taken(at, len)?, number: wanted.number })
+    }
+
+    /// What is excluded from each prefix of a pool must be a part of it.
+    fn fits_pools(&mut self, at: Option<Place>, excluded: Option<Subnet>, pools: &[PrefixPool]) {
+        let (Some(at), Some(Subnet { len, number })) = (at, excluded) else { return };
+        if pools.is_empty() {
+            self.notes.push(&at, "there is no delegated-prefix-pool here, so nothing is excluded");
+        }
+        for pool in pools {
+            let bits = len.saturating_sub(pool.len);
+            if bits == 0 || number.checked_shr(bits.into()).is_some_and(|rest| rest > 0) {
+                self.refuse(
+                    &at,
+                    format!("a /{} of {} has no /{len} with the number {number}", pool.len, pool.space),
+                );
+            }
+        }
+    }
+
+    /// Excluded are parts of the host's own prefixes, of each one at most.
+    fn parts_of(&mut self, parts: Vec<(Place, Ipv6Prefix)>, host: &mut Host) {
+        let mut around = BTreeSet::new();
+        for (at, part) in parts {
+            let wide = host.prefixes.iter().find(|(wide, _)| *wide != part && wide.covers(part));
+            match wide {
+                None => self.refuse(&at, format!("{part} is no part of a prefix of host '{}'", host.name)),
+                Some((wide, _)) if !around.insert(*wide) => {
+                    self.refuse(
+                        &at,
+                        format!("{part} is the second part of {wide} that is excluded; one can be"),
+                    );
+                }
+                Some(_) => host.excluded_prefixes.push(part),
+            }
+        }
+    }
+
     fn host(&mut self, block: Block<HostDecl>) -> Option<Host> {
         let Block { place, name, decls } = block;
         let mut host = Host {
@@ -312,8 +398,11 @@ impl Whole<'_> {
             addresses: Vec::new(),
             pool: None,
             prefix_pools: Vec::new(),
+            excluded_prefixes: Vec::new(),
+            excluded: None,
             key: None,
         };
+        let (mut excluded_at, mut parts) = (None, Vec::new());
         let mut decided = BTreeSet::new();
         for (at, decl) in decls {
             match decl {
@@ -335,6 +424,14 @@ impl Whole<'_> {
                     host.pool = self.pool_use(&at, pool).or(host.pool);
                 }
                 HostDecl::PrefixPool(pool) => self.prefix_pool(&at, &pool, &mut host.prefix_pools),
+                HostDecl::ExcludedPrefix(addr, len) => {
+                    parts.extend(self.prefix(&at, addr, len).map(|part| (at, part)));
+                }
+                HostDecl::ExcludedSubnet(subnet) => {
+                    self.last_counts(&at, &mut decided, "excluded-subnet");
+                    host.excluded = self.subnet(&at, &subnet).or(host.excluded);
+                    excluded_at = Some(at);
+                }
                 HostDecl::DelayedKey(name) => {
                     self.last_counts(&at, &mut decided, "delayedkey");
                     host.key = self.keys.get(&name).cloned();
@@ -344,6 +441,8 @@ impl Whole<'_> {
                 }
             }
         }
+        self.fits_pools(excluded_at, host.excluded, &host.prefix_pools);
+        self.parts_of(parts, &mut host);
         if host.duid.is_none() {
             self.notes.push(&place, format!("host '{}' has no DUID, so nobody is this host", host.name));
         }

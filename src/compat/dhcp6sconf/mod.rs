@@ -14,6 +14,7 @@ mod parser;
 #[cfg(test)]
 mod tests;
 mod values;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -127,6 +128,10 @@ pub struct Interface {
     pub max_rts: BTreeMap<u16, u32>,
     /// Codes of options that are sent unasked: `send-unasked CODE ...;`, which is ours.
     pub unasked: Vec<u16>,
+    /// Codes of options that relays may supply for clients: `relay-supplied CODE ...;`, which is ours.
+    pub supplied: Vec<u16>,
+    /// What of each prefix out of `prefix_pools` is its link's: `excluded-subnet LENGTH NUMBER;`, which is ours.
+    pub excluded: Option<Subnet>,
 }
 
 /// `host NAME { ... };`.
@@ -144,6 +149,10 @@ pub struct Host {
     pub pool: Option<PoolUse>,
     /// Where further prefixes come from.
     pub prefix_pools: Vec<PrefixPool>,
+    /// What within `prefixes` is the link's: `excluded-prefix PREFIX/LENGTH;`, which is ours.
+    pub excluded_prefixes: Vec<Ipv6Prefix>,
+    /// What of each prefix out of `prefix_pools` is: `excluded-subnet LENGTH NUMBER;`, which is ours.
+    pub excluded: Option<Subnet>,
     /// For delayed authentication.
     pub key: Option<Arc<Key>>,
 }
@@ -157,6 +166,8 @@ pub struct PoolUse {
     pub first: Ipv6Addr,
     /// The highest address.
     pub last: Ipv6Addr,
+    /// Whether the lowest free address is given, and none by chance: `lowest-first;`, which is ours.
+    pub lowest_first: bool,
     /// Of what is given out of it here.
     pub lifetimes: Lifetimes,
 }
@@ -170,6 +181,15 @@ pub struct PrefixPool {
     pub len: u8,
     /// Of what is given out of it here.
     pub lifetimes: Lifetimes,
+}
+
+/// One of the networks within each delegated prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subnet {
+    /// Its length in bits.
+    pub len: u8,
+    /// Which one, from 0.
+    pub number: u64,
 }
 
 /// `keyinfo NAME { ... };`.

@@ -7,6 +7,7 @@ use std::net::Ipv6Addr;
 
 use super::lexer::{Lexer, Token};
 use super::values::{Duid, Lifetimes};
+use super::words::{ADDRESSES, DOMAINS, EXCLUDED_SUBNET, PREFIX_POOL, RELAY_ID, is_keyword, options};
 use super::{MAX_DEPTH, MAX_INCLUDES, Notes, Place, Remark, Surroundings};
 
 /// One statement with its place.
@@ -19,8 +20,7 @@ pub(super) enum Statement {
     Refresh(Place, u64),
     Interface(Block<InterfaceDecl>),
     Host(Block<HostDecl>),
-    /// Each a range, from the lowest address to the highest.
-    Pool(Block<(Ipv6Addr, Ipv6Addr)>),
+    Pool(Block<PoolDecl>),
     Key(Block<KeyDecl>),
     Authentication(Block<AuthDecl>),
 }
@@ -43,6 +43,8 @@ pub(super) enum InterfaceDecl {
     /// By option code.
     MaxRt(u16, u64),
     Unasked(Vec<u64>),
+    Supplied(Vec<u64>),
+    ExcludedSubnet(SubnetDecl),
 }
 
 pub(super) enum HostDecl {
@@ -51,7 +53,21 @@ pub(super) enum HostDecl {
     Address(Ipv6Addr, Life),
     Pool(PoolRef),
     PrefixPool(PrefixPoolDecl),
+    ExcludedPrefix(Ipv6Addr, u64),
+    ExcludedSubnet(SubnetDecl),
     DelayedKey(String),
+}
+
+pub(super) enum PoolDecl {
+    /// From the lowest address to the highest.
+    Range(Ipv6Addr, Ipv6Addr),
+    LowestFirst,
+}
+
+/// `excluded-subnet LENGTH NUMBER`.
+pub(super) struct SubnetDecl {
+    pub(super) len: u64,
+    pub(super) number: u64,
 }
 
 /// `address-pool NAME LIFE [LIFE]`.
@@ -87,78 +103,6 @@ pub(super) enum AuthDecl {
     /// Algorithm, replay detection or key: nothing follows from them in a server.
     Other,
 }
-
-/// Options with addresses, and their codes (the IANA registry of DHCPv6 options).
-const ADDRESSES: &[(&str, u16)] = &[
-    ("domain-name-servers", 23),
-    ("ntp-servers", 31),
-    ("sip-server-address", 22),
-    ("nis-server-address", 27),
-    ("nisp-server-address", 28),
-    ("bcmcs-server-address", 34),
-];
-
-/// Options with a name. The second spelling of NIS and NIS+ is in old files.
-const DOMAINS: &[(&str, u16)] = &[
-    ("domain-name", 24),
-    ("sip-server-domain-name", 21),
-    ("nis-domain-name", 29),
-    ("nis-server-domain-name", 29),
-    ("nisp-domain-name", 30),
-    ("nisp-server-domain-name", 30),
-    ("bcmcs-server-domain-name", 33),
-];
-
-/// Words that cannot stand where a pool or a key is meant, because the old program takes them as keywords.
-const KEYWORDS: &[&str] = &[
-    "interface",
-    "host",
-    "pool",
-    "keyinfo",
-    "authentication",
-    "include",
-    "profile",
-    "id-assoc",
-    "option",
-    "allow",
-    "send",
-    "request",
-    "information-only",
-    "script",
-    "preference",
-    "address-pool",
-    "rapid-commit",
-    "duid",
-    "prefix",
-    "address",
-    "delayedkey",
-    "range",
-    "to",
-    "realm",
-    "keyid",
-    "secret",
-    "expire",
-    "protocol",
-    "algorithm",
-    "rdm",
-    "key",
-    "delayed",
-    "reconfig",
-    "monocounter",
-    "hmac-md5",
-    "HMAC-MD5",
-    "hmacmd5",
-    "HMACMD5",
-    "infinity",
-    "refreshtime",
-    "ia-pd",
-    "ia-na",
-    "prefix-interface",
-    "sla-id",
-    "sla-len",
-    "ifid",
-    "ifid-random",
-];
 
 type Parsed<T> = Result<T, Remark>;
 
@@ -227,7 +171,7 @@ impl<'a, 'n> Parser<'a, 'n> {
                 "option" => self.option(place)?,
                 "interface" => Statement::Interface(self.block(place, Self::interface_decl)?),
                 "host" => Statement::Host(self.block(place, Self::host_decl)?),
-                "pool" => Statement::Pool(self.block(place, Self::range)?),
+                "pool" => Statement::Pool(self.block(place, Self::pool_decl)?),
                 "keyinfo" => Statement::Key(self.block(place, Self::key_decl)?),
                 "authentication" => Statement::Authentication(self.block(place, Self::auth_decl)?),
                 "include" => {
@@ -319,13 +263,15 @@ impl<'a, 'n> Parser<'a, 'n> {
             "solicit-max-rt" => InterfaceDecl::MaxRt(82, self.number("a time in seconds, 60 to 86400")?),
             "information-max-rt" => InterfaceDecl::MaxRt(83, self.number("a time in seconds, 60 to 86400")?),
             "send-unasked" => InterfaceDecl::Unasked(self.numbers()?),
+            "relay-supplied" => InterfaceDecl::Supplied(self.numbers()?),
+            EXCLUDED_SUBNET => InterfaceDecl::ExcludedSubnet(self.subnet()?),
             "request" | "information-only" | "script" => {
                 return remark(place, format!("'{word}' is for clients; remove it from a server's file"));
             }
             _ => {
                 const WANTED: &str = "'allow', 'preference', 'address-pool', 'delegated-prefix-pool', \
-                                      'relay-interface-id', 'decline-time', 'solicit-max-rt', 'information-max-rt' \
-                                      or 'send-unasked' (in an interface)";
+                                      'excluded-subnet', 'relay-interface-id', 'relay-supplied', 'decline-time', \
+                                      'solicit-max-rt', 'information-max-rt' or 'send-unasked' (in an interface)";
                 return wrong(place, WANTED, &Token::Word(word.to_owned()));
             }
         })
@@ -349,24 +295,34 @@ impl<'a, 'n> Parser<'a, 'n> {
             }
             "address-pool" => HostDecl::Pool(self.pool_ref()?),
             PREFIX_POOL => HostDecl::PrefixPool(self.prefix_pool()?),
+            "excluded-prefix" => {
+                let (addr, len) = self.prefix()?;
+                HostDecl::ExcludedPrefix(addr, len)
+            }
+            EXCLUDED_SUBNET => HostDecl::ExcludedSubnet(self.subnet()?),
             "delayedkey" => HostDecl::DelayedKey(self.reference("a key")?),
             _ => {
-                const WANTED: &str = "'duid', 'prefix', 'address', 'address-pool', 'delegated-prefix-pool' or \
-                                      'delayedkey' (in a host)";
+                const WANTED: &str = "'duid', 'prefix', 'address', 'address-pool', 'delegated-prefix-pool', \
+                                      'excluded-prefix', 'excluded-subnet' or 'delayedkey' (in a host)";
                 return wrong(place, WANTED, &Token::Word(word.to_owned()));
             }
         })
     }
 
-    fn range(&mut self, word: &str, place: &Place) -> Parsed<(Ipv6Addr, Ipv6Addr)> {
-        if word != "range" {
-            return wrong(place, "'range ADDRESS to ADDRESS' (in a pool)", &Token::Word(word.to_owned()));
+    fn pool_decl(&mut self, word: &str, place: &Place) -> Parsed<PoolDecl> {
+        match word {
+            "range" => {}
+            "lowest-first" => return Ok(PoolDecl::LowestFirst),
+            _ => {
+                const WANTED: &str = "'range ADDRESS to ADDRESS' or 'lowest-first' (in a pool)";
+                return wrong(place, WANTED, &Token::Word(word.to_owned()));
+            }
         }
         let (token, at) = self.next();
         let first = address(token, &at, "the lowest IPv6 address of the range")?;
         self.keyword("to")?;
         let (token, at) = self.next();
-        Ok((first, address(token, &at, "the highest IPv6 address of the range")?))
+        Ok(PoolDecl::Range(first, address(token, &at, "the highest IPv6 address of the range")?))
     }
 
     fn key_decl(&mut self, word: &str, place: &Place) -> Parsed<KeyDecl> {
@@ -461,6 +417,11 @@ impl<'a, 'n> Parser<'a, 'n> {
         Ok(PrefixPoolDecl { space, len, life: self.life()? })
     }
 
+    fn subnet(&mut self) -> Parsed<SubnetDecl> {
+        let len = self.number("the length of what is excluded from each delegated prefix, as in 64 0")?;
+        Ok(SubnetDecl { len, number: self.number("which one that is, from 0")? })
+    }
+
     fn prefix(&mut self) -> Parsed<(Ipv6Addr, u64)> {
         let (token, at) = self.next();
         let addr = address(token, &at, "an IPv6 prefix, as in 2001:db8::/48")?;
@@ -546,19 +507,6 @@ impl<'a, 'n> Parser<'a, 'n> {
             }
         }
     }
-}
-
-/// Our own keywords.
-const PREFIX_POOL: &str = "delegated-prefix-pool";
-const RELAY_ID: &str = "relay-interface-id";
-
-fn is_keyword(word: &str) -> bool {
-    KEYWORDS.contains(&word) || ADDRESSES.iter().chain(DOMAINS).any(|(name, _)| *name == word)
-}
-
-fn options() -> String {
-    let names: Vec<&str> = ADDRESSES.iter().chain(DOMAINS).map(|(name, _)| *name).collect();
-    format!("an option ({}, refreshtime)", names.join(", "))
 }
 
 fn address(token: Token, place: &Place, wanted: &str) -> Parsed<Ipv6Addr> {

@@ -7,8 +7,8 @@ use std::str::FromStr;
 
 use super::Surroundings;
 
-/// The longest DUID in octets (RFC 8415 section 11.1, with the type).
-pub(super) const MAX_DUID: usize = 128;
+/// The longest DUID in octets: 128 behind a type of 2 (RFC 8415 section 11.1). The old program takes 128 in all.
+pub(super) const MAX_DUID: usize = 130;
 
 /// A DHCP unique identifier (RFC 8415 section 11), written `00:01:ab`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -176,7 +176,7 @@ mod tests {
         for wrong in ["", "0", "00:1", "00:01:", ":00", "0001", "00-01", "00:0g", "+1:00"] {
             assert_eq!(wrong.parse::<Duid>(), Err(DuidError::Form), "{wrong}");
         }
-        assert_eq!(Duid::new(vec![0; 129]), Err(DuidError::Len(129)));
-        assert!(Duid::new(vec![0; 128]).is_ok() && Duid::new(Vec::new()).is_err());
+        assert_eq!(Duid::new(vec![0; 131]), Err(DuidError::Len(131)));
+        assert!(Duid::new(vec![0; 130]).is_ok() && Duid::new(Vec::new()).is_err());
     }
 }

@@ -1,0 +1,159 @@
+//! A configuration that changes under a running server: read again, compared with what others have, and told to clients.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+
+use anyhow::bail;
+use sixway_dataplane::update::Ipv6Prefix;
+
+use super::plan::{self, Plan};
+use super::shelf::Lease;
+use super::{BATCH, Elsewhere, Server, Start};
+use crate::compat::dhcp6sconf::ServerConf;
+use crate::dhcpv6::calls::Called;
+use crate::dhcpv6::codec::code;
+use crate::dhcpv6::session::Leases;
+use crate::dhcpv6::telling::Bound;
+
+impl Server {
+    /// Reads the configuration again; if it is wrong, or gives out what is somebody's elsewhere, all stays as it is.
+    ///
+    /// # Errors
+    /// Why it stays as it is, which has been put into the log.
+    pub async fn reload(&mut self, elsewhere: &Elsewhere) -> anyhow::Result<()> {
+        let mut files = self.start.files.clone();
+        let read = files.read().and_then(|conf| plan::check(&conf, elsewhere).map(|()| conf));
+        let read = read.and_then(|conf| only_one_says_dns(&self.start.dns, &conf).map(|()| conf));
+        match read {
+            Ok(conf) => self.start.conf = conf,
+            Err(why) => {
+                tracing::error!("the configuration stays as it is: {why:#}");
+                return Err(why);
+            }
+        }
+        self.start.files = files;
+        put_dns(&mut self.start);
+        let mut is_news = false;
+        for port in &mut self.ports {
+            is_news |= port.configure(&self.start.conf, &self.duid);
+        }
+        let before: BTreeMap<Ipv6Prefix, Lease> = self.shelf.iter().map(|l| (l.prefix, l.clone())).collect();
+        // A file that has something in common with what is elsewhere has just been refused.
+        self.contested.clear();
+        self.lay_out();
+        self.route_all().await;
+        self.tell(&before, is_news);
+        tracing::info!(event = "reloaded", "the configuration has been read again");
+        Ok(())
+    }
+
+    /// After a reload: who has lost something, or would be given something else or other lifetimes now, is to renew; if only
+    /// information is other than before, all are to ask for that.
+    fn tell(&mut self, before: &BTreeMap<Ipv6Prefix, Lease>, is_news: bool) {
+        let plan = self.shelf.plan();
+        let is_given = |lease: &Lease, prefix: Ipv6Prefix| plan.life(&lease.key.client, prefix);
+        let differs = |lease: &&Lease| match is_given(lease, lease.prefix) {
+            _ if self.shelf.get(lease.prefix).is_none() => true,
+            Some(life) => life != lease.life,
+            // It ends at its time; who has something in its place has asked already.
+            None => !self.shelf.bound(&lease.key).iter().any(|other| is_given(lease, *other).is_some()),
+        };
+        let touched: Vec<&Lease> = before.values().filter(differs).collect();
+        if is_news {
+            self.call_all(false);
+        }
+        self.call(&touched);
+    }
+
+    /// What others have by now is nobody's here, and the log says so: two are given the same by two configurations.
+    pub(super) async fn keep_clear_of(&mut self, elsewhere: &Elsewhere) {
+        let contested = plan::contested(&self.start.conf, elsewhere);
+        let prefixes: BTreeSet<Ipv6Prefix> = contested.iter().map(|(prefix, _)| *prefix).collect();
+        if prefixes == self.contested {
+            return;
+        }
+        for (prefix, name) in contested.iter().filter(|(prefix, _)| !self.contested.contains(prefix)) {
+            tracing::warn!(
+                "{prefix} ({name}) has addresses in common with what links give out, and is not given there any more; \
+                 give each its own space"
+            );
+        }
+        self.contested = prefixes;
+        let before: BTreeMap<Ipv6Prefix, Lease> = self.shelf.iter().map(|l| (l.prefix, l.clone())).collect();
+        self.lay_out();
+        self.route_all().await;
+        self.tell(&before, false);
+    }
+
+    /// What may be given is as the configuration, the links and what others have say.
+    pub(super) fn lay_out(&mut self) {
+        let plan = Plan::new(&self.start.conf, self.sites()).without(self.contested.clone());
+        self.shelf.configure(plan);
+        self.submit();
+    }
+
+    /// Has clients ask anew: for what they have, or else for information alone.
+    pub(super) fn call_all(&mut self, renew: bool) {
+        let now = self.began.elapsed();
+        let mut clients = 0;
+        for port in &mut self.ports {
+            let bound = bound(&port.name, self.shelf.iter());
+            port.tick(now);
+            clients += port.session.call_bound(now, &bound, renew);
+            clients += port.session.call_informed(now, None, &bound);
+        }
+        tracing::info!(event = "reconfigure", clients);
+    }
+
+    /// Has the clients of these leases renew them.
+    fn call(&mut self, leases: &[&Lease]) {
+        let now = self.began.elapsed();
+        for port in &mut self.ports {
+            port.tick(now);
+            port.session.call_bound(now, &bound(&port.name, leases.iter().copied()), true);
+        }
+    }
+
+    pub(super) async fn send_calls(&mut self) {
+        let now = self.began.elapsed();
+        for port in &mut self.ports {
+            if !port.keep_ring() {
+                continue;
+            }
+            for _ in 0..BATCH {
+                let Some((_, (to, at), octets)) = port.session.poll_call(now) else { break };
+                port.send(&octets, to, at).await;
+            }
+        }
+    }
+}
+
+/// The clients that have leases on a link, and where they are on it if they let themselves be told of changes.
+fn bound<'a>(link: &str, leases: impl Iterator<Item = &'a Lease>) -> Bound {
+    let mut all = Bound::new();
+    for Lease { key, reach, .. } in leases {
+        if *key.tunnel == *link && !key.client.is_empty() {
+            let who = Called { tunnel: key.tunnel.clone(), client: key.client.clone() };
+            let known = all.entry(who).or_default();
+            *known = known.or(*reach);
+        }
+    }
+    all
+}
+
+/// Servers for names come from the file or from the command line, and not from both.
+///
+/// # Errors
+/// They come from both.
+pub fn only_one_says_dns(given: &[Ipv6Addr], conf: &ServerConf) -> anyhow::Result<()> {
+    if !given.is_empty() && conf.options.addresses.contains_key(&code::DNS_SERVERS) {
+        bail!("-n is obsolete, and the configuration has domain-name-servers; leave out one of them");
+    }
+    Ok(())
+}
+
+pub(super) fn put_dns(start: &mut Start) {
+    if !start.dns.is_empty() {
+        start.conf.options.addresses.insert(code::DNS_SERVERS, start.dns.clone());
+    }
+}

@@ -1,0 +1,473 @@
+//! Leases on a shelf: hosts, pools, relays, declined addresses; and any steps in any order.
+
+use super::*;
+use crate::compat::dhcp6sconf::{Surroundings, load};
+use crate::dhcp6s::plan::Site;
+use proptest::prelude::*;
+use std::io;
+
+/// A host where every interface is there.
+struct Anywhere;
+
+impl Surroundings for Anywhere {
+    fn read(&self, _: &str) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+    fn has_interface(&self, _: &str) -> bool {
+        true
+    }
+    fn now(&self) -> u64 {
+        0
+    }
+    fn today(&self) -> (i16, i8, i8) {
+        (2026, 1, 1)
+    }
+    fn unix_time(&self, _: (i16, i8, i8), _: (i8, i8)) -> Option<u64> {
+        None
+    }
+}
+
+const CONF: &str = "
+    interface vs0 { address-pool p 100 200; delegated-prefix-pool 2001:db8:8000::/54 56 100 200; };
+    pool p { range 2001:db8:1::10 to 2001:db8:1::17; };
+    interface vs1 { address-pool q 10 20; };
+    pool q { range 2001:db8:2::10 to 2001:db8:2::17; };
+    host a { duid 00:0a; address 2001:db8:1::12 30 40; prefix 2001:db8:a::/48 30 40; prefix 2001:db8:b::/56 30 40; };
+    host b { duid 00:0b; prefix 2001:db8:8000:100::/56 infinity; };
+";
+
+fn site(name: &str, own: &str) -> Site {
+    let addr: Ipv6Addr = own.split('/').next().unwrap().parse().unwrap();
+    let on_link = Ipv6Prefix::new(addr, 64).into_iter().collect();
+    Site { name: name.into(), own: [addr].into(), on_link }
+}
+
+fn plan(text: &str) -> Plan {
+    let loaded = load("x", text.as_bytes(), &Anywhere).unwrap_or_else(|wrong| panic!("{wrong:?}"));
+    Plan::new(&loaded.conf, [site("vs0", "2001:db8:1::1/64"), site("vs1", "2001:db8:2::1/64")])
+}
+
+fn shelf(text: &str) -> Shelf {
+    let mut shelf = Shelf::new(plan(text), Vec::new(), 1000);
+    shelf.next(1000, "vs0", None);
+    shelf
+}
+
+fn wish(client: u8, kind: BindKind, number: u32) -> BindWish {
+    BindWish {
+        key: BindKey { tunnel: "vs0".into(), client: [0, client][..].into(), kind, number },
+        user: None,
+        fixed: Vec::new(),
+        reserved: Vec::new(),
+        only_fixed: false,
+        hints: Vec::new(),
+        length: None,
+        link: None,
+        salt: (u64::from(client) << 32) | u64::from(number),
+        most: 9,
+        reach: None,
+    }
+}
+
+fn bind(shelf: &mut Shelf, wish: &BindWish) -> Option<String> {
+    shelf.bind(wish, Duration::ZERO).ok().map(|prefixes| prefixes[0].to_string())
+}
+
+#[test]
+fn hosts_have_their_own_and_nobody_else_has() {
+    let mut shelf = shelf(CONF);
+    use BindKind::{Address, Prefix};
+    assert_eq!(bind(&mut shelf, &wish(0xa, Address, 1)).as_deref(), Some("2001:db8:1::12/128"));
+    assert_eq!(bind(&mut shelf, &wish(0xa, Prefix, 1)).as_deref(), Some("2001:db8:a::/48"));
+    // Not the same prefix for a second number, and the right one by its length.
+    let second = BindWish { length: Some(56), ..wish(0xa, Prefix, 2) };
+    assert_eq!(bind(&mut shelf, &second).as_deref(), Some("2001:db8:b::/56"));
+    assert_eq!(bind(&mut shelf, &wish(0xa, Prefix, 3)), None);
+    assert_eq!(bind(&mut shelf, &wish(0xb, Address, 1)), None, "a host has nothing of the link's");
+    let all: Vec<Option<String>> = (0..8).map(|n| bind(&mut shelf, &wish(0x10 + n, Address, 1))).collect();
+    assert_eq!(all.iter().flatten().count(), 7, "the host's is not given: {all:?}");
+    let all: Vec<Option<String>> = (0..4).map(|n| bind(&mut shelf, &wish(0x10 + n, Prefix, 1))).collect();
+    assert_eq!(all.iter().flatten().count(), 3, "{all:?}");
+    assert_eq!(
+        shelf.lifetimes("2001:db8:1::12/128".parse().unwrap()),
+        Some(Life { preferred: 30, valid: 40 })
+    );
+}
+
+#[test]
+fn hints_are_heard_and_relays_choose_their_link() {
+    let mut shelf = shelf(CONF);
+    let hint =
+        BindWish { hints: vec!["2001:db8:1::15/128".parse().unwrap()], ..wish(1, BindKind::Address, 1) };
+    assert_eq!(shelf.offer(std::slice::from_ref(&hint))[0], Ok("2001:db8:1::15/128".parse().unwrap()));
+    assert_eq!(shelf.poll_changes(), [], "an offer keeps nothing");
+    assert_eq!(bind(&mut shelf, &hint).as_deref(), Some("2001:db8:1::15/128"));
+    let elsewhere =
+        BindWish { link: Some("2001:db8:2::1".parse().unwrap()), ..wish(2, BindKind::Address, 1) };
+    assert!(bind(&mut shelf, &elsewhere).unwrap().starts_with("2001:db8:2::1"));
+    let unknown = BindWish { link: Some("2001:db8:3::1".parse().unwrap()), ..wish(3, BindKind::Address, 1) };
+    assert_eq!(bind(&mut shelf, &unknown), None, "of no use there");
+    for (addr, on_link) in
+        [("2001:db8:1::ffff/128", true), ("2001:db8:9::1/128", false), ("2001:db8:8000::/56", true)]
+    {
+        assert_eq!(shelf.is_on_link(addr.parse().unwrap(), None), on_link, "{addr}");
+    }
+}
+
+#[test]
+fn leases_end_in_time_and_declined_addresses_come_back() {
+    let mut shelf = shelf(CONF);
+    let own = wish(0xa, BindKind::Address, 1);
+    let addr: Ipv6Prefix = "2001:db8:1::12/128".parse().unwrap();
+    bind(&mut shelf, &own);
+    assert_eq!(shelf.poll_timeout(), Some(1040));
+    shelf.decline(&own.key, addr, Duration::from_secs(500));
+    assert_eq!(bind(&mut shelf, &own), None);
+    shelf.next(1500, "vs0", None);
+    assert_eq!(bind(&mut shelf, &own).as_deref(), Some("2001:db8:1::12/128"));
+    shelf.next(1540, "vs0", None);
+    assert_eq!((shelf.iter().count(), shelf.poll_timeout()), (0, None));
+    bind(&mut shelf, &wish(0xb, BindKind::Prefix, 1));
+    assert_eq!(shelf.poll_timeout(), None, "for ever");
+}
+
+#[test]
+fn a_reload_leaves_bindings_but_not_what_is_somebody_else_s_now() {
+    let mut shelf = shelf(CONF);
+    let (kept, lost) = (wish(1, BindKind::Address, 1), wish(0xa, BindKind::Prefix, 1));
+    let addr = bind(&mut shelf, &kept);
+    bind(&mut shelf, &lost);
+    shelf.configure(plan("host c { duid 00:0c; prefix 2001:db8:a::/48 5; };"));
+    let addr: Ipv6Prefix = addr.unwrap().parse().unwrap();
+    assert_eq!(bind(&mut shelf, &kept), None, "it is not given any more");
+    assert_eq!(shelf.bound(&kept.key), [addr], "and ends at its time");
+    shelf.handle_timeout(1199);
+    assert_eq!(shelf.bound(&kept.key), [addr]);
+    shelf.handle_timeout(1200);
+    assert!(shelf.bound(&kept.key).is_empty());
+    assert_eq!(bind(&mut shelf, &lost), None);
+    assert_eq!(bind(&mut shelf, &wish(0xc, BindKind::Prefix, 1)).as_deref(), Some("2001:db8:a::/48"));
+}
+
+#[test]
+fn the_kind_that_is_named_is_forgotten() {
+    let mut shelf = shelf(CONF);
+    bind(&mut shelf, &wish(0xa, BindKind::Address, 1));
+    bind(&mut shelf, &wish(0xa, BindKind::Prefix, 1));
+    assert!(shelf.forget(BindKind::Address, 1, &[0, 0xa]) && !shelf.forget(BindKind::Address, 1, &[0, 0xa]));
+    assert_eq!(shelf.bound(&wish(0xa, BindKind::Prefix, 1).key).len(), 1);
+}
+
+fn on(link: &str, wish: BindWish) -> BindWish {
+    BindWish { key: BindKey { tunnel: link.into(), ..wish.key.clone() }, ..wish }
+}
+
+#[test]
+fn one_pool_on_two_links_gives_each_prefix_once() {
+    let pool = "delegated-prefix-pool 2001:db8:8000::/54 56 100 200;";
+    let mut shelf = shelf(&format!("interface vs0 {{ {pool} }}; interface vs1 {{ {pool} }};"));
+    let mut given = BTreeSet::new();
+    for n in 0..4 {
+        let wish = on(["vs0", "vs1"][usize::from(n) % 2], wish(n, BindKind::Prefix, 1));
+        assert!(given.insert(bind(&mut shelf, &wish).unwrap()));
+    }
+    assert_eq!(bind(&mut shelf, &on("vs1", wish(9, BindKind::Prefix, 1))), None);
+}
+
+#[test]
+fn a_host_that_moves_to_another_link_takes_its_own_along() {
+    let mut shelf = shelf("host a { duid 00:0a; prefix 2001:db8:a::/48 30 40; };");
+    let (first, second) = (wish(0xa, BindKind::Prefix, 1), on("vs1", wish(0xa, BindKind::Prefix, 7)));
+    assert!(bind(&mut shelf, &first).is_some());
+    shelf.next(1001, "vs1", Some("fe80::a".parse().unwrap()));
+    let offered = shelf.offer(std::slice::from_ref(&second))[0].unwrap().to_string();
+    assert_eq!(bind(&mut shelf, &second), Some(offered));
+    assert_eq!((shelf.bound(&first.key).len(), shelf.len()), (0, 1));
+    assert_eq!(&*shelf.iter().next().unwrap().key.tunnel, "vs1");
+}
+
+#[test]
+fn what_is_on_a_link_or_the_server_s_own_is_given_to_nobody() {
+    let mut shelf = shelf(
+        "interface vs0 { address-pool p 10; delegated-prefix-pool 2001:db8:1::/63 64 10; };
+        pool p { range 2001:db8:1::1 to 2001:db8:1::1; };
+        host a { duid 00:0a; prefix 2001:db8:2::/64 30 40; prefix 2001:db8:2:0:8000::/65 30; address 2001:db8:2::1 30 40; };
+        host b { duid 00:0b; prefix ::/0 30 40; };",
+    );
+    assert_eq!(bind(&mut shelf, &wish(1, BindKind::Address, 1)), None);
+    for client in [0xa, 0xb] {
+        assert_eq!(bind(&mut shelf, &wish(client, BindKind::Prefix, 1)), None);
+    }
+    assert_eq!(bind(&mut shelf, &wish(0xa, BindKind::Address, 1)), None);
+    assert_eq!(bind(&mut shelf, &wish(1, BindKind::Prefix, 1)).as_deref(), Some("2001:db8:1:1::/64"));
+    assert_eq!(bind(&mut shelf, &wish(2, BindKind::Prefix, 1)), None, "the other half is the link");
+    // An address is added to an interface: who had it loses it.
+    let mut plan = plan("interface vs0 { delegated-prefix-pool 2001:db8:1::/63 64 10; };");
+    assert_eq!(shelf.len(), 1);
+    plan = Plan::new(
+        &load("x", b"", &Anywhere).unwrap().conf,
+        [site("vs0", "2001:db8:1:1::1/64")].into_iter().chain(plan.sites().skip(1).cloned()),
+    );
+    shelf.configure(plan);
+    assert!(shelf.is_empty());
+}
+
+#[test]
+fn reserved_identifiers_are_skipped() {
+    let mut shelf = shelf(
+        "interface vs0 { address-pool p 10; }; pool p { range 2001:db8:1::200:5eff:fe00:0 to 2001:db8:1::200:5eff:fe00:5214; };",
+    );
+    let given = bind(&mut shelf, &wish(1, BindKind::Address, 1));
+    assert_eq!(given.as_deref(), Some("2001:db8:1:0:200:5eff:fe00:5214/128"));
+}
+
+#[test]
+fn an_almost_full_pool_costs_no_more_than_an_empty_one() {
+    let mut shelf = shelf(
+        "interface vs0 { address-pool p 1000; delegated-prefix-pool 2001:db8:8000::/40 64 1000; };
+        pool p { range 2001:db8:1::1000 to 2001:db8:1::f:ffff; }; host z { duid 00:ff; prefix 2001:db8:ff::/48 9; };",
+    );
+    // All but three addresses.
+    let vacancy = shelf.vacancies.values_mut().find(|one| one.extent().len == 128).unwrap();
+    for len in 109..128 {
+        vacancy.occupy(Ipv6Prefix::new("2001:db8:1::f:0000".parse().unwrap(), 112).unwrap());
+        let high = u128::from("2001:db8:1::f:ffff".parse::<Ipv6Addr>().unwrap());
+        let apart = Ipv6Prefix::new(Ipv6Addr::from(high ^ (1 << (127 - len))), len + 1).unwrap();
+        vacancy.occupy(apart);
+    }
+    (0..0xf).for_each(|n| {
+        vacancy.occupy(Ipv6Prefix::new(format!("2001:db8:1::{n:x}:0").parse().unwrap(), 112).unwrap())
+    });
+    let free: Ipv6Prefix = "2001:db8:1::7:1234/128".parse().unwrap();
+    vacancy.vacate(free, |_| true);
+    let wishes: Vec<BindWish> = (0..16).map(|n| wish(1, BindKind::Address, n)).collect();
+    let began = std::time::Instant::now();
+    for _ in 0..100 {
+        let offered = shelf.offer(&wishes);
+        assert_eq!(offered.iter().filter(|one| one.is_ok()).count(), 1);
+        assert_eq!(offered[0], Ok(free));
+    }
+    // A search from end to end takes half a second each; this has room for the slowest machine.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn declining_uses_no_pool_up() {
+    let mut shelf =
+        shelf("interface vs0 { address-pool p 1000; }; pool p { range 2001:db8:1::10 to 2001:db8:1::17; };");
+    let day = Duration::from_secs(86_400);
+    for n in 0..40 {
+        let client = wish(n / 20, BindKind::Address, 1);
+        let bound = shelf.bind(&client, Duration::ZERO).unwrap_or_else(|_| panic!("round {n}"));
+        shelf.decline(&client.key, bound[0], day);
+        let idle = shelf.iter().filter(|lease| lease.key.client.is_empty()).count();
+        assert!(idle <= MAX_DECLINED * usize::from(n / 20 + 1), "{idle} after {n}");
+    }
+    // All are idle or given: others are given what was declined first.
+    let all: Vec<Option<String>> =
+        (10..19).map(|n| bind(&mut shelf, &wish(n, BindKind::Address, 1))).collect();
+    assert_eq!(all.iter().flatten().collect::<BTreeSet<_>>().len(), 8, "{all:?}");
+    assert_eq!(all[8], None);
+}
+
+#[test]
+fn pools_of_two_lengths_or_beginnings_are_two_pools() {
+    let mut shelf = shelf(
+        "interface vs0 { address-pool p 100; delegated-prefix-pool 2001:db8:8000::/55 56 100; };
+        pool p { range 2001:db8:1::1000 to 2001:db8:1::1001; };
+        pool p2 { range 2001:db8:1::1000 to 2001:db8:1::10ff; };
+        host a { duid 00:0a; address-pool p2 100; delegated-prefix-pool 2001:db8:8000::/55 60 100; };",
+    );
+    for n in 0..2 {
+        assert!(bind(&mut shelf, &wish(n, BindKind::Address, 1)).is_some());
+    }
+    assert_eq!(bind(&mut shelf, &wish(3, BindKind::Address, 1)), None);
+    assert!(bind(&mut shelf, &wish(0xa, BindKind::Address, 1)).is_some());
+    assert!(bind(&mut shelf, &wish(0, BindKind::Prefix, 1)).is_some());
+    let own = bind(&mut shelf, &wish(0xa, BindKind::Prefix, 1));
+    assert!(own.is_some_and(|prefix| prefix.ends_with("/60")));
+    assert_eq!(
+        bind(&mut shelf, &wish(1, BindKind::Prefix, 1)),
+        None,
+        "the rest of the other /56 is too small"
+    );
+}
+
+#[test]
+fn who_is_on_the_link_stays_known_there() {
+    let mut shelf = shelf(CONF);
+    let own = wish(0xa, BindKind::Prefix, 1);
+    let (near, far): (Ipv6Addr, Ipv6Addr) = ("fe80::a".parse().unwrap(), "2001:db8:1::a".parse().unwrap());
+    let mut peer = |from| {
+        shelf.next(1001, "vs0", from);
+        bind(&mut shelf, &own);
+        shelf.iter().next().unwrap().peer
+    };
+    assert_eq!(peer(Some(far)), Some(far), "any neighbour will do");
+    assert_eq!(peer(Some(near)), Some(near));
+    assert_eq!(peer(Some(far)), Some(near), "from another address of its own");
+    assert_eq!(peer(None), Some(near), "through a relay");
+    assert_eq!(peer(Some("fe80::b".parse().unwrap())), Some("fe80::b".parse().unwrap()));
+}
+
+#[test]
+fn what_cannot_be_routed_is_given_to_nobody_for_a_while() {
+    let mut shelf = shelf("interface vs0 { delegated-prefix-pool 2001:db8:8000::/55 56 100; };");
+    let client = wish(1, BindKind::Prefix, 1);
+    let first = shelf.bind(&client, Duration::ZERO).unwrap()[0];
+    assert_eq!(shelf.poll_told(), [(client.key.clone(), first)]);
+    shelf.refuse(first);
+    let second = shelf.bind(&client, Duration::ZERO).unwrap()[0];
+    assert_ne!(first, second);
+    assert_eq!(bind(&mut shelf, &wish(2, BindKind::Prefix, 1)), None);
+    shelf.next(1061, "vs0", None);
+    assert_eq!(bind(&mut shelf, &wish(2, BindKind::Prefix, 1)), Some(first.to_string()));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Bind {
+        client: u8,
+        address: bool,
+        number: u32,
+        link: usize,
+        relay: bool,
+        hint: Option<u16>,
+        only_fixed: bool,
+    },
+    Release(u8, bool, u32, usize),
+    Decline(u8, u32, usize),
+    Refuse(usize),
+    Wait(u64),
+    /// The disk fails for a while: what has changed is written later, or never if the process dies before.
+    Disk(bool),
+    Restart,
+    Reload(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = || (8_u8..20, any::<bool>(), 0_u32..3, 0_usize..2);
+    let how = (any::<bool>(), prop::option::of(0_u16..600), any::<bool>());
+    prop_oneof![
+        6 => (who(), how).prop_map(|((client, address, number, link), (relay, hint, only_fixed))| {
+            Step::Bind { client, address, number, link, relay, hint, only_fixed }
+        }),
+        2 => who().prop_map(|(c, a, n, l)| Step::Release(c, a, n, l)),
+        1 => (8_u8..20, 0_u32..3, 0_usize..2).prop_map(|(c, n, l)| Step::Decline(c, n, l)),
+        1 => (0_usize..9).prop_map(Step::Refuse),
+        2 => (0_u64..150).prop_map(Step::Wait),
+        1 => any::<bool>().prop_map(Step::Disk),
+        1 => Just(Step::Restart),
+        1 => any::<bool>().prop_map(Step::Reload),
+    ]
+}
+
+proptest! {
+    /// Whatever clients on two links, relays, a failing disk, restarts and reloads do: no two leases overlap, none outlives
+    /// its time, nobody has what is set aside for somebody else or on a link, what is free is what nobody has, and who was
+    /// told of something (which is after it was written down) has it after any restart until its time is over.
+    #[test]
+    fn leases_never_overlap_nor_outlive_their_time(steps in prop::collection::vec(step(), 0..80)) {
+        const LINKS: [&str; 2] = ["vs0", "vs1"];
+        let conf = CONF.replace("address-pool q 10 20;", "address-pool q 10 20; delegated-prefix-pool 2001:db8:8000::/54 60 40 80;");
+        let other = conf.replace("host a { duid 00:0a;", "host a { duid 00:0c;");
+        let mut shelf = shelf(&conf);
+        let mut written: BTreeMap<Ipv6Prefix, Lease> = BTreeMap::new();
+        let mut unwritten: Vec<Change> = Vec::new();
+        // Who has been told of what, and until when.
+        let mut told: BTreeMap<Ipv6Prefix, (BindKey, u64)> = BTreeMap::new();
+        let (mut now, mut works) = (1000, true);
+        let kind = |address| if address { BindKind::Address } else { BindKind::Prefix };
+        let of = |client, kind, number, link: usize| on(LINKS[link], wish(client, kind, number));
+        for step in steps {
+            shelf.next(now, LINKS[0], None);
+            let mut answers = Vec::new();
+            match step {
+                Step::Bind { client, address, number, link, relay, hint, only_fixed } => {
+                    let hints = hint.map(|n| {
+                        let text = if address { format!("2001:db8:1::{:x}/128", 8 + n % 20) } else { format!("2001:db8:8000:{n:x}0::/60") };
+                        text.parse().unwrap()
+                    });
+                    let wish = BindWish {
+                        hints: hints.into_iter().collect(),
+                        length: hint.filter(|n| !address && n % 3 == 0).map(|_| 60),
+                        link: relay.then(|| "2001:db8:2::9".parse().unwrap()),
+                        only_fixed,
+                        ..of(client, kind(address), number, link)
+                    };
+                    shelf.next(now, LINKS[link], (!relay).then(|| "fe80::7".parse().unwrap()));
+                    let offered = shelf.offer(std::slice::from_ref(&wish))[0];
+                    let bound = shelf.bind(&wish, Duration::ZERO).map(|all| all[0]);
+                    prop_assert_eq!(offered, bound, "what is offered is given");
+                    answers = shelf.poll_told();
+                }
+                Step::Release(client, address, number, link) => {
+                    for prefix in shelf.bound(&of(client, kind(address), number, link).key) {
+                        shelf.release(prefix);
+                        told.remove(&prefix);
+                    }
+                }
+                Step::Decline(client, number, link) => {
+                    let key = of(client, BindKind::Address, number, link).key;
+                    for prefix in shelf.bound(&key) {
+                        shelf.decline(&key, prefix, Duration::from_secs(70));
+                        told.remove(&prefix);
+                    }
+                }
+                Step::Refuse(n) => {
+                    // As the server does: only what nobody has been told of.
+                    let new = shelf.iter().filter(|lease| !told.contains_key(&lease.prefix)).nth(n);
+                    let new = new.filter(|lease| !lease.key.client.is_empty()).map(|lease| lease.prefix);
+                    new.into_iter().for_each(|prefix| shelf.refuse(prefix));
+                }
+                Step::Wait(seconds) => now += seconds,
+                Step::Disk(is_good) => works = is_good,
+                Step::Restart => {
+                    unwritten.clear();
+                    let lost = shelf.poll_changes();
+                    drop(lost);
+                    shelf = Shelf::new(shelf.plan.clone(), written.values().cloned().collect(), now);
+                }
+                Step::Reload(first) => {
+                    shelf.configure(plan(if first { &conf } else { &other }));
+                    told.retain(|prefix, (key, _)| !shelf.plan.is_anothers(*prefix, &key.client));
+                }
+            }
+            shelf.handle_timeout(now);
+            unwritten.extend(shelf.poll_changes());
+            if works {
+                for change in unwritten.drain(..) {
+                    match change {
+                        Change::Has(lease) => drop(written.insert(lease.prefix, lease)),
+                        Change::Gone(lease) => drop(written.remove(&lease.prefix)),
+                    }
+                }
+                for (key, prefix) in answers {
+                    let until = shelf.get(prefix).unwrap().until;
+                    told.insert(prefix, (key, until));
+                }
+                prop_assert_eq!(shelf.iter().collect::<Vec<_>>(), written.values().collect::<Vec<_>>());
+            }
+            told.retain(|_, (_, until)| *until > now);
+            for (prefix, (key, until)) in &told {
+                let moved = shelf.get(*prefix).is_some_and(|lease| lease.key.client == key.client);
+                let has = shelf.get(*prefix).is_some_and(|lease| lease.key == *key && lease.until >= *until);
+                prop_assert!(has || moved || !works, "{prefix} was told to {key:?} until {until}, and it is {now}");
+            }
+            let all: Vec<&Lease> = shelf.iter().collect();
+            for (n, one) in all.iter().enumerate() {
+                prop_assert!(one.until > now && (one.until == NEVER || one.until <= now + u64::from(one.life.valid)));
+                let meets = |two: &&&Lease| one.prefix.covers(two.prefix) || two.prefix.covers(one.prefix);
+                prop_assert!(!all[n + 1..].iter().any(|two| meets(&two)), "{:?}", one);
+                prop_assert!(!shelf.plan.is_ours(one.prefix));
+                let client = &one.key.client;
+                prop_assert!(client.is_empty() || !shelf.plan.is_anothers(one.prefix, client), "{one:?}");
+            }
+            let mut anew = Shelf::new(shelf.plan.clone(), shelf.iter().cloned().collect(), now);
+            anew.lay_out();
+            for (extent, vacancy) in &anew.vacancies {
+                prop_assert_eq!(format!("{vacancy:?}"), format!("{:?}", shelf.vacancies[extent]));
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Clients that let themselves be told of changes and that no binding leads to: those behind relays, and those that have asked
+//! for information alone (RFC 8415 section 18.3.11). Pure; in memory only: after a restart they are known when they ask again.
+//!
+//! Bounded in all and in each tunnel, where the one that was heard least recently makes room; who is not heard in time is
+//! forgotten. `now` is the time since any beginning.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use super::calls::Called;
+use super::codec::{CLIENT_PORT, SERVER_PORT};
+use super::relayed::{Relays, wrap};
+
+/// The most clients that are known.
+pub const MOST: usize = 16_384;
+/// The most octets of what relays must find again around a message: a longer way is not kept.
+pub const LONGEST_WAY: usize = 512;
+
+/// Where a client is: whom a message for it is sent to, and what relays must find around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The client, or the relay that is nearest.
+    pub to: Ipv6Addr,
+    /// The port that it listens on.
+    pub port: u16,
+    way: Relays,
+}
+
+impl Place {
+    /// On the link itself.
+    pub fn on_link(to: Ipv6Addr) -> Self {
+        Self { to, port: CLIENT_PORT, way: Relays::default() }
+    }
+
+    /// Where a message has come from: from this address and port, through these relays. `None` if that is a long way.
+    pub fn of((from, port): (Ipv6Addr, u16), relays: &Relays) -> Option<Self> {
+        if relays.is_empty() {
+            return Some(Self::on_link(from));
+        }
+        let way = relays.way_back();
+        let is_short = wrap(&way, Vec::new()).len() <= LONGEST_WAY;
+        let port = if relays.listen_on_own_port() { port } else { SERVER_PORT };
+        is_short.then_some(Self { to: from, port, way })
+    }
+
+    /// The message as it leaves.
+    pub fn wrap(&self, octets: Vec<u8>) -> Vec<u8> {
+        wrap(&self.way, octets)
+    }
+}
+
+#[derive(Debug)]
+struct Listener {
+    place: Place,
+    heard: Duration,
+    until: Duration,
+    informed: bool,
+}
+
+/// The clients of one tunnel.
+#[derive(Debug, Default)]
+struct Room {
+    all: HashMap<Box<[u8]>, Listener>,
+    by_age: BTreeSet<(Duration, Box<[u8]>)>,
+}
+
+impl Room {
+    fn take(&mut self, client: &[u8]) -> Option<Listener> {
+        let old = self.all.remove(client)?;
+        self.by_age.remove(&(old.heard, client.into()));
+        Some(old)
+    }
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Audience {
+    rooms: HashMap<Box<str>, Room>,
+    len: usize,
+}
+
+impl Audience {
+    /// A client has been heard at `place`, and is remembered for so long; `informs`: it has asked for information alone. At most
+    /// `most` clients of one tunnel are. Says no where there are [`MOST`] in all.
+    pub fn hear(
+        &mut self,
+        now: Duration,
+        who: &Called,
+        (place, informs): (Place, bool),
+        lasts: Duration,
+        most: usize,
+    ) -> bool {
+        let before = self.forget(who);
+        if self.len >= MOST {
+            self.sweep(now);
+        }
+        if let Some(room) = self.rooms.get_mut(&who.tunnel)
+            && room.all.len() >= most.max(1)
+            && let Some((_, oldest)) = room.by_age.pop_first()
+        {
+            room.all.remove(&oldest);
+            self.len -= 1;
+        }
+        if self.len >= MOST {
+            return false;
+        }
+        let room = self.rooms.entry(who.tunnel.clone()).or_default();
+        let until = now.saturating_add(lasts).max(before.as_ref().map_or(now, |old| old.until));
+        let informed = informs || before.is_some_and(|old| old.informed);
+        room.by_age.insert((now, who.client.clone()));
+        room.all.insert(who.client.clone(), Listener { place, heard: now, until, informed });
+        self.len += 1;
+        true
+    }
+
+    /// A client does not let itself be told any more, or cannot be reached. Says whether it was known.
+    pub fn drop_out(&mut self, who: &Called) -> bool {
+        self.forget(who).is_some()
+    }
+
+    fn forget(&mut self, who: &Called) -> Option<Listener> {
+        let room = self.rooms.get_mut(&who.tunnel)?;
+        let old = room.take(&who.client)?;
+        self.len -= 1;
+        if room.all.is_empty() {
+            self.rooms.remove(&who.tunnel);
+        }
+        Some(old)
+    }
+
+    fn sweep(&mut self, now: Duration) {
+        self.rooms.retain(|_, room| {
+            room.all.retain(|_, one| one.until > now);
+            let all = &room.all;
+            room.by_age.retain(|(_, client)| all.contains_key(client));
+            !room.all.is_empty()
+        });
+        self.len = self.rooms.values().map(|room| room.all.len()).sum();
+    }
+
+    /// Whether a client is known, however long ago it was heard.
+    pub fn knows(&self, who: &Called) -> bool {
+        self.rooms.get(&who.tunnel).is_some_and(|room| room.all.contains_key(&who.client))
+    }
+
+    /// Where a client is now, if it is known.
+    pub fn place(&self, now: Duration, who: &Called) -> Option<&Place> {
+        let one = self.rooms.get(&who.tunnel)?.all.get(&who.client)?;
+        (one.until > now).then_some(&one.place)
+    }
+
+    /// Those that have asked for information, in one tunnel or in all.
+    pub fn informed(&self, now: Duration, tunnel: Option<&str>) -> Vec<Called> {
+        let here = |name: &str| tunnel.is_none_or(|tunnel| name == tunnel);
+        let rooms = self.rooms.iter().filter(|(name, _)| here(name));
+        let all =
+            rooms.flat_map(|(name, room)| room.all.iter().map(move |(client, one)| (name, client, one)));
+        let all = all.filter(|(.., one)| one.informed && one.until > now);
+        all.map(|(tunnel, client, _)| Called { tunnel: tunnel.clone(), client: client.clone() }).collect()
+    }
+
+    /// How many are known.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nobody is.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn who(tunnel: &str, n: u32) -> Called {
+        Called { tunnel: tunnel.into(), client: n.to_be_bytes().into() }
+    }
+
+    fn here() -> Place {
+        Place::on_link(Ipv6Addr::LOCALHOST)
+    }
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_tunnel_has_so_many_and_who_was_heard_last_stays() {
+        let mut all = Audience::default();
+        for n in 0..3 {
+            assert!(all.hear(S * n, &who("t", n), (here(), true), S * 100, 3));
+        }
+        assert!(all.hear(S * 5, &who("t", 0), (here(), false), S, 3), "heard again");
+        assert!(all.hear(S * 6, &who("t", 9), (here(), true), S * 100, 3));
+        assert!(all.hear(S * 6, &who("u", 1), (here(), true), S * 100, 3), "another tunnel has its own");
+        let known: Vec<bool> = [0, 1, 2, 9].map(|n| all.knows(&who("t", n))).to_vec();
+        assert_eq!((known, all.len()), (vec![true, false, true, true], 4));
+        assert_eq!(all.informed(S * 7, Some("t")).len(), 3, "what was asked once is not unasked");
+        assert_eq!(all.informed(S * 7, None).len(), 4);
+        assert_eq!(all.informed(S * 101, None).len(), 3, "who is not heard in time is forgotten");
+        assert!(all.place(S * 99, &who("t", 0)).is_some() && all.place(S * 100, &who("t", 0)).is_none());
+        assert!(all.drop_out(&who("u", 1)) && !all.drop_out(&who("u", 1)));
+        assert_eq!(all.len(), 3);
+    }
+
+    #[test]
+    fn there_are_bounds_and_the_old_make_room() {
+        let mut all = Audience::default();
+        let long = MOST as u32;
+        for n in 0..long {
+            let lasts = if n % 2 == 0 { S } else { S * 1000 };
+            assert!(all.hear(Duration::ZERO, &who(&(n % 64).to_string(), n), (here(), true), lasts, MOST));
+        }
+        assert!(!all.hear(Duration::ZERO, &who("late", long), (here(), true), S, MOST));
+        assert_eq!(all.len(), MOST);
+        assert!(all.hear(S * 2, &who("late", long), (here(), true), S, MOST), "half of them are too old");
+        assert_eq!(all.len(), MOST / 2 + 1);
+    }
+}

@@ -1,0 +1,141 @@
+//! What a DHCPv6 server is told by its configuration, and what it asks of whoever keeps leases. Pure: words, and no deeds.
+
+use std::collections::HashMap;
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sixway_dataplane::update::Ipv6Prefix;
+
+use super::auth::Key;
+use super::codec::Opt;
+use crate::broker::{BindKey, BindWish, UserName};
+
+/// What the configuration says to the server.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Terms {
+    /// What the server calls itself.
+    pub duid: Vec<u8>,
+    /// Preferred lifetime of what is given, in seconds; [`INFINITY`](super::codec::INFINITY) for no end.
+    pub preferred: u32,
+    /// Valid lifetime, not shorter.
+    pub valid: u32,
+    /// Whether a Solicit with Rapid Commit is answered by a Reply.
+    pub rapid_commit: bool,
+    /// The preference that Advertise messages carry; `None`: they carry none, which means 0.
+    pub preference: Option<u8>,
+    /// Information for clients, in the order of option codes.
+    pub options: Vec<Opt>,
+    /// When clients are to ask for information again, in seconds.
+    pub refresh: Option<u32>,
+    /// Options that are sent unasked, by code.
+    pub always: Vec<u16>,
+    /// For how long a declined address is given to nobody.
+    pub decline: Duration,
+    /// The most bindings of one tunnel.
+    pub most: usize,
+    /// What is set aside for a client by its DUID.
+    pub reserved: HashMap<Box<[u8]>, Vec<Reserved>>,
+    /// Links by the names that relays have for the clients' interfaces: an address on each.
+    pub relays: HashMap<Box<[u8]>, Ipv6Addr>,
+    /// Whether clients that let themselves be told of changes are told.
+    pub reconfigure: bool,
+    /// The most clients of one tunnel or link that are remembered to be told, beside those that are where their bindings say.
+    pub listeners: usize,
+    /// Codes of options that relays may supply for clients, beside those that all may (RFC 6422 section 5).
+    pub supplied: Vec<u16>,
+    /// Whether clients may prove who they are by delayed authentication (RFC 3315 section 21.4).
+    pub authenticates: bool,
+    /// Their keys, by their DUIDs.
+    pub keys: HashMap<Box<[u8]>, Arc<Key>>,
+}
+
+/// What is set aside for a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// In this tunnel only; `None`: in any.
+    pub tunnel: Option<Box<str>>,
+    /// Prefixes, and addresses as prefixes of 128 bits.
+    pub prefixes: Vec<Ipv6Prefix>,
+    /// What within the prefixes is the client's link's, and not its own (RFC 6603).
+    pub excluded: Vec<Ipv6Prefix>,
+}
+
+/// Where a message came from.
+#[derive(Clone, Debug)]
+pub struct Origin<'a> {
+    /// The tunnel's name.
+    pub tunnel: &'a str,
+    /// The account behind it, if there is one.
+    pub user: Option<&'a UserName>,
+    /// What the tunnel itself has.
+    pub fixed: &'a [Ipv6Prefix],
+    /// What is on the link between the client and us.
+    pub on_link: &'a [Ipv6Prefix],
+    /// Whether it was sent to an address of ours and not to all servers.
+    pub is_unicast: bool,
+    /// Who has sent it: the client, or the relay that is nearest.
+    pub from: Option<Ipv6Addr>,
+    /// From which port.
+    pub port: u16,
+}
+
+/// Preferred and valid lifetime in seconds; [`INFINITY`](super::codec::INFINITY) for no end. Preferred is never above valid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Life {
+    /// How long it is good for new connections.
+    pub preferred: u32,
+    /// How long it is good at all.
+    pub valid: u32,
+}
+
+/// Why a client gets nothing with one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lack;
+
+/// Who may have what. An implementation remembers what it is told.
+pub trait Leases {
+    /// What [`Self::bind`] would give for each wish if all were bound one after the other. Nothing is kept.
+    fn offer(&mut self, wishes: &[BindWish]) -> Vec<Result<Ipv6Prefix, Lack>>;
+
+    /// Gives a client what it has already, or something new, for `lasts` from now on.
+    ///
+    /// # Errors
+    /// There is nothing for it.
+    fn bind(&mut self, wish: &BindWish, lasts: Duration) -> Result<Vec<Ipv6Prefix>, Lack>;
+
+    /// What a client has.
+    fn bound(&self, key: &BindKey) -> Vec<Ipv6Prefix>;
+
+    /// The client gives it back.
+    fn release(&mut self, prefix: Ipv6Prefix);
+
+    /// The client says that somebody else uses it.
+    fn decline(&mut self, key: &BindKey, prefix: Ipv6Prefix, lasts: Duration);
+
+    /// Whether it is of the kind that is given out here, on the link of a relay that has an address there.
+    fn is_on_link(&self, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool;
+
+    /// Whether a client that has come back may go on using it where it is now.
+    fn still_holds(&self, _key: &BindKey, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
+        self.is_on_link(prefix, link)
+    }
+
+    /// For how long this is given; `None`: as the terms say.
+    fn lifetimes(&self, _prefix: Ipv6Prefix) -> Option<Life> {
+        None
+    }
+
+    /// What within a delegated prefix is the link's, and not its client's (RFC 6603).
+    fn excluded(&self, _client: &[u8], _prefix: Ipv6Prefix) -> Option<Ipv6Prefix> {
+        None
+    }
+
+    /// The number of the last message that a client has proved to be its own.
+    fn last_proof(&self, _client: &[u8]) -> Option<u64> {
+        None
+    }
+
+    /// A client has proved a message with this number to be its own.
+    fn keep_proof(&mut self, _client: &[u8], _number: u64) {}
+}
