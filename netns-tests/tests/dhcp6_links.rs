@@ -383,6 +383,23 @@ fn a_reload_is_told_through_a_relay_and_to_those_who_only_asked_for_information(
     assert!(route(&links.s, &new).contains("via fe80::"));
     let counts = server.status()["dhcpv6_links"].clone();
     assert_eq!(counts["s2"]["reconfigure_heard"], 1, "{counts}");
+
+    // An account is given what a client on the link has: from then on nobody on a link has it, and the client is told.
+    let secret = links.lab.write("secret", "wonderland\n");
+    let (program, store) = (program(), store.display());
+    let file = secret.display();
+    links.s.run(&format!(
+        "{} user add alice --store {store} --secret-file {file} --prefix {new}",
+        program.display()
+    ));
+    wait_for("its route to go", PATIENCE, || (!route(&links.s, &new).contains("via")).then_some(()));
+    let said = wait_for("the client to be told", PATIENCE, || match near.hear() {
+        Some((Packet::Message(said), 547)) => Some(said),
+        _ => None,
+    });
+    assert!(wants(&said, MessageType::Renew) && said.client() == Some(&near.duid[..]), "{said:?}");
+    let (_, another) = near.ask();
+    assert!(another.to_string().starts_with("fd00:5") && another.to_string() != new, "{another}");
     server.stop();
 }
 

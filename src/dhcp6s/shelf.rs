@@ -449,8 +449,12 @@ impl Leases for Shelf {
             return Err(Lack);
         }
         // Who has something that is not given any more is known, and is given something in its place.
-        let anything = BindWish { only_fixed: wish.only_fixed && bound.is_empty(), ..wish.clone() };
-        let (prefix, life) = self.choose(&anything, &[]).ok_or(Lack)?;
+        let chosen = if wish.only_fixed && !bound.is_empty() {
+            self.choose(&BindWish { only_fixed: false, ..wish.clone() }, &[])
+        } else {
+            self.choose(wish, &[])
+        };
+        let (prefix, life) = chosen.ok_or(Lack)?;
         // The client's on the link that it has left, or nobody's and wanted again.
         self.take(prefix);
         self.put(Lease { reach: wish.reach, ..self.lease(&wish.key, prefix, life) });

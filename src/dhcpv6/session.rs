@@ -249,12 +249,17 @@ impl Session {
         if !gives_key(case.message.kind, answer.kind) || case.client.is_empty() {
             return;
         }
-        let (who, informs) = (case.called(), case.message.kind == MessageType::InformationRequest);
+        let informs = case.message.kind == MessageType::InformationRequest;
+        let is_bound_here = relays.is_empty() && !informs;
+        if self.audience.is_empty() && (is_bound_here || !case.may_be_told) {
+            return;
+        }
+        let who = case.called();
         if !case.may_be_told {
             self.audience.drop_out(&who);
             return;
         }
-        if relays.is_empty() && !informs && !self.audience.knows(&who) {
+        if is_bound_here && !self.audience.knows(&who) {
             return;
         }
         let refresh = self.terms.refresh.unwrap_or(REFRESH);
