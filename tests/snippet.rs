@@ -122,7 +122,12 @@ fn it_says_what_would_be_granted_and_what_stands_against_it() {
     let desk = Desk::new("errors", ROUTER);
     desk.add("alice", &[]);
     let text = desk.snippet(&["alice", "--for", "linux"]);
-    assert!(text.contains("type network: 2001:db8:8000::/56") && text.contains("not set aside"), "{text}");
+    assert!(
+        text.contains("type network: a /56 out of 192.0.2.1's pool") && text.contains("first login decides"),
+        "{text}"
+    );
+    let host = desk.snippet(&["alice", "--for", "linux", "--type", "host"]);
+    assert!(host.contains("type host: 2001:db8:ffff::6") && host.contains("not set aside"), "{host}");
     // Nor is it for the next one, who would write the same into files.
     for client in ["networkd", "openwrt"] {
         desk.refused(&["alice", "--for", client], "--prefix PREFIX");

@@ -215,6 +215,7 @@ impl Gogoc {
                     return Err("proxy_client=yes is not done: the tunnel ends at this machine".to_owned());
                 }
             }
+            "client_v6" if value.eq_ignore_ascii_case("auto") => {}
             other => {
                 return Ok(Some(match IDLE.iter().find(|(name, _)| *name == other) {
                     Some((name, why)) => format!("'{name}' means nothing here: {why}"),
@@ -301,7 +302,7 @@ mod tests {
         let text = "# sample\nuserid=alice\npasswd= s3=cret \nserver=broker.example:3653\nauth_method=any\nhost_type=router\n\
             prefixlen=56\nif_prefix=eth1\ndns_server=ns1.example:ns2.example\ngogoc_dir=/opt/gogoc\nauto_retry_connect=no\n\
             retry_delay=10\nretry_delay_max=60\nkeepalive=yes\nkeepalive_interval=45\ntunnel_mode=v6udpv4\n\
-            if_tunnel_v6v4=sit1\nif_tunnel_v6udpv4=tun7\nif_tunnel_v4v6=sit0\nclient_v4=192.0.2.9\nclient_v6=auto\n\
+            if_tunnel_v6v4=sit1\nif_tunnel_v6udpv4=tun7\nif_tunnel_v4v6=sit0\nclient_v4=192.0.2.9\nclient_v6=2001:db8::9\n\
             template=linux\nproxy_client=no\nbroker_list=a.txt\nlast_server=b.txt\nalways_use_same_server=no\n\
             log_console=0\nlog_stderr=1\nlog_file=3\nlog_syslog=0\nlog_filename=x\nlog_rotation=yes\n\
             log_rotation_size=32\nlog_rotation_delete=no\nsyslog_facility=USER\n";
@@ -327,6 +328,7 @@ mod tests {
             (found.mode, found.keepalive, found.router, found.retry),
             (Mode::V6AnyV4, 30, false, true)
         );
+        assert_eq!(parse("server=b\nclient_v6=auto").unwrap().notes, [""; 0], "as everybody has it");
         assert_eq!(found.delays, (Duration::from_secs(30), Duration::from_secs(300)));
         assert_eq!((found.mechanism, found.template), (None, None));
         assert_eq!(parse("server=b").unwrap().mechanism, Some(Mechanism::Anonymous));

@@ -314,7 +314,7 @@ impl Config {
         !self.pools.is_empty()
             || self.dtcp.is_some()
             || self.tsp.is_some()
-            || self.tunnels.iter().any(|tunnel| !tunnel.default_route)
+            || self.tunnels.iter().any(|t| !t.default_route && !t.prefixes.contains(&Ipv6Prefix::ALL))
     }
 
     /// Protocols inside whose tunnels there are no router advertisements.

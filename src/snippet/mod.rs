@@ -67,14 +67,14 @@ pub enum SnippetError {
     },
     /// What is granted may be somebody else's before the files are used.
     #[error(
-        "--for {client} writes {what} into files, and it is not set aside for '{user}': until the first login somebody else may \
-         be given it. {how}. --for linux takes it from the server's answer instead"
+        "--for {client} writes {what} into files, and '{user}' has none that stays. {how}. --for linux takes it from the \
+         server's answer instead"
     )]
     NotFixed {
         /// For whom.
         client: &'static str,
         /// What may change.
-        what: String,
+        what: &'static str,
         /// Whose it is to be.
         user: UserName,
         /// How it is set aside.
@@ -171,13 +171,17 @@ impl Facts {
         if self.is_fixed {
             return Ok(());
         }
-        let what = format!("{what} ({})", self.granted());
         Err(SnippetError::NotFixed { client, what, user, how })
     }
 
     /// What is granted, for people.
     fn granted(&self) -> String {
-        let mut what: Vec<String> = self.networks().iter().map(ToString::to_string).collect();
+        let network = |net: &Ipv6Prefix| match self.is_fixed {
+            true => net.to_string(),
+            // Out of a pool they come by chance.
+            false => format!("a /{} out of {}'s pool", net.prefix_len(), self.server),
+        };
+        let mut what: Vec<String> = self.networks().iter().map(network).collect();
         what.extend(self.grant.pair.map(|pair| pair.client.to_string()));
         if what.is_empty() { "link-local addresses only".to_owned() } else { what.join(", ") }
     }
@@ -326,10 +330,13 @@ impl Facts {
         let Self { user, server, kind, .. } = self;
         let what = self.granted();
         let fixed = match (self.is_fixed, *kind) {
-            (true, _) | (_, Kind::TunnelOnly) => "",
-            (false, Kind::Host | Kind::Network) => {
-                "\n# It is not set aside: until this user's first login somebody else may be given it. Then make this anew, or set a\n# network aside: sixway user add NAME --prefix PREFIX"
-            }
+            (true, _) | (_, Kind::TunnelOnly) => String::new(),
+            (false, Kind::Network) => format!(
+                "\n# Which one the first login decides; from then on it is {user}'s. To choose it yourself: sixway user add {user} --prefix PREFIX"
+            ),
+            (false, Kind::Host) => format!(
+                "\n# It is not set aside: somebody else may be given it, and {user} another. To set it aside: sixway user add {user} --interface N"
+            ),
         };
         // Room for all: a text that grows leaves copies of the secret behind.
         let mut text = Zeroizing::new(String::with_capacity(16 * 1024));

@@ -99,6 +99,8 @@ fn the_default_route_needs_everything_and_is_one() {
     assert_mistake(&errors[1], 12, &["`default_route`", "'a'", "'b'", "line 6"]);
     let client = good(&uplink("a", 1));
     assert!(client.tunnels[0].default_route && !client.needs_forwarding());
+    let unrouted = uplink("a", 1).replace("default_route = true", "default_route = false");
+    assert!(!good(&unrouted).needs_forwarding(), "it leads out all the same");
     assert!(good(&(uplink("a", 1) + &alice_with(""))).needs_forwarding());
 }
 
