@@ -26,7 +26,7 @@ const MOST_IMPORTED: u64 = 64 * 1024 * 1024;
 /// Arguments of `sixway user`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Secrets are kept in clear, because the login digests of DTCP and TSP are computed from them: the store is its owner's alone to read (mode 0600); keep its backups so too."
+    after_help = "Secrets are kept in clear, because the login digests of DTCP and TSP are computed from them: the store is its owner's alone to read (mode 0600); keep its backups so too. A running router sees changes within a second."
 )]
 pub struct UserArgs {
     #[command(subcommand)]
