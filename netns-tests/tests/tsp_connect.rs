@@ -126,7 +126,8 @@ fn a_network_is_routed_and_tcp_serves_where_udp_is_closed() {
     assert!(client.said().contains("/56"), "{}", client.said());
     assert_eq!(pings(&rig.c, U6, 3, ""), 3);
     let said = client.said();
-    let net = said.split(" and ").nth(1).and_then(|rest| rest.split("/56").next()).unwrap_or_default();
+    let up = said.lines().find(|line| line.contains("the tunnel is up")).unwrap_or_default();
+    let net = up.split(" and ").nth(1).and_then(|rest| rest.split("/56").next()).unwrap_or_default();
     assert_eq!(pings(&rig.u, &format!("{net}1"), 3, ""), 3, "{net}");
     client.stop();
     server.stop();
