@@ -278,11 +278,10 @@ fn peer(tunnel: &crate::config::TunnelConfig) -> Option<std::net::Ipv4Addr> {
 }
 
 fn check_forwarding(config: &Config) -> Result<Option<String>, LinkError> {
-    if !config.needs_forwarding() {
-        return Ok(None);
-    }
     match config.router.forwarding {
+        // Who writes it may have hosts behind a tunnel that is our way out.
         Wanted::Set => set_forwarding().map(|_| None),
+        Wanted::Check if !config.needs_forwarding() => Ok(None),
         Wanted::Check => Ok(match forwarding_state() {
             Ok(Forwarding::On) | Err(_) => None,
             Ok(Forwarding::Off) => Some(format!(
