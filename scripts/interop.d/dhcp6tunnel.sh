@@ -17,6 +17,7 @@ dhcp6_tunnel_checks() {
     # dhclient wants a link-layer address, which a TUN device has not.
     echo "SKIPPED dhclient in a tunnel: it knows no TUN device ($(tunnel_dhclient))"
     SKIPPED=$((SKIPPED + 1))
+    radvd_checks
 }
 
 tunnel_rig() {
