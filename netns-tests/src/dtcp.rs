@@ -12,7 +12,7 @@ use md5::{Digest, Md5};
 use socket2::{Domain, Socket, Type};
 
 use crate::lab::must;
-use crate::{Rig, Router, Space};
+use crate::{PATIENCE, Rig, Router, Space};
 
 /// What address pairs begin with.
 pub const PAIRS: &str = "fd00:2:f::";
@@ -42,9 +42,6 @@ pub fn server_config(rig: &Rig, keys: &str) -> String {
     );
     Rig::server_config("", &dtcp)
 }
-
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One connection to the server.
 #[derive(Debug)]

@@ -15,6 +15,8 @@
 //! assert_eq!(router.drops("wrong_outer"), 0);
 //! ```
 
+mod connected;
+mod device;
 pub mod dtcp;
 pub mod forge;
 mod lab;
@@ -26,6 +28,8 @@ mod router;
 mod stream;
 pub mod tsp;
 
+pub use connected::Connected;
+pub use device::{PYTHON, device};
 pub use lab::{Done, Job, Lab, Space, skipped, wait_for};
 pub use observe::{Echo, IPV4, IPV6, Observer, echo_requests};
 pub use packet::{Ends, Inner, icmp};
@@ -35,3 +39,6 @@ pub use rig::{
 };
 pub use router::{OFFLOADS, Router, program, without_offloads};
 pub use stream::{Transfer, pings, transfer};
+
+/// How long a story waits for what must come. Whatever comes ends the wait; a machine with two busy cores may need some of it.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);

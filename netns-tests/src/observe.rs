@@ -5,15 +5,15 @@
 
 use std::io::Read;
 use std::net::Ipv6Addr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::lab::{hear_well, must};
-use crate::{Inner, Space, icmp};
+use crate::{Inner, PATIENCE, Space, icmp};
 
 /// EtherType of IPv4.
 pub const IPV4: u16 = 0x0800;
@@ -24,7 +24,8 @@ pub const IPV6: u16 = 0x86dd;
 #[derive(Debug)]
 pub struct Observer<T> {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<T>>,
+    seen: Arc<Mutex<Vec<T>>>,
+    thread: JoinHandle<()>,
 }
 
 impl<T: Send + 'static> Observer<T> {
@@ -38,26 +39,38 @@ impl<T: Send + 'static> Observer<T> {
     ) -> Self {
         let socket = space.inside(|| open(ethertype));
         let stop = Arc::new(AtomicBool::new(false));
-        let halt = Arc::clone(&stop);
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (halt, found) = (Arc::clone(&stop), Arc::clone(&seen));
         let thread = thread::spawn(move || {
-            let (mut seen, mut buffer) = (Vec::new(), vec![0; 1 << 18]);
+            let mut buffer = vec![0; 1 << 18];
             loop {
                 match (&socket).read(&mut buffer) {
-                    Ok(len) => seen.extend(filter(&buffer[..len])),
+                    Ok(len) => lock(&found).extend(filter(&buffer[..len])),
                     // Only an empty queue may end it: what came before the word to stop is counted.
-                    Err(_) if halt.load(Ordering::Relaxed) => return seen,
+                    Err(_) if halt.load(Ordering::Relaxed) => return,
                     Err(_) => {}
                 }
             }
         });
-        Self { stop, thread }
+        Self { stop, seen, thread }
     }
 
     /// Stop, and hand out what was collected.
     #[track_caller]
     pub fn finish(self) -> Vec<T> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|why| std::panic::resume_unwind(why))
+        self.thread.join().unwrap_or_else(|why| std::panic::resume_unwind(why));
+        std::mem::take(&mut *lock(&self.seen))
+    }
+
+    /// The same once what has been collected is enough, or nobody would wait for it any longer.
+    #[track_caller]
+    pub fn finish_when(self, is_enough: impl Fn(&[T]) -> bool) -> Vec<T> {
+        let until = Instant::now() + PATIENCE;
+        while !is_enough(&lock(&self.seen)) && Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.finish()
     }
 }
 
@@ -80,6 +93,10 @@ pub fn echo_requests(space: &Space) -> Observer<Echo> {
         let (id, _) = inner.echo().filter(|_| inner.icmp_type() == Some(icmp::ECHO_REQUEST))?;
         Some(Echo { src: inner.src, hops: inner.hops, id })
     })
+}
+
+fn lock<T>(seen: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn open(ethertype: u16) -> Socket {

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::lab::{capture, must};
-use crate::{Done, Job, Lab, Space, wait_for};
+use crate::{Done, Job, Lab, PATIENCE, Space, wait_for};
 
 /// A running `sixway run`; killed on drop, properly ended by [`Router::stop`].
 #[derive(Debug)]
@@ -118,7 +118,7 @@ impl Router {
         act();
         let what = format!("{expected} more drops for '{reason}'; {}", self.status());
         let rose = || self.drops(reason).checked_sub(before).filter(|rise| *rise >= expected);
-        let rise = wait_for(&what, Duration::from_secs(5), rose);
+        let rise = wait_for(&what, PATIENCE, rose);
         assert_eq!(rise, expected, "drops for '{reason}' in {}", self.status());
     }
 
@@ -152,7 +152,7 @@ impl Router {
     #[track_caller]
     pub fn end_by(self, signal: Signal) {
         let log = self.log.clone();
-        let status = self.job.end(signal, Duration::from_secs(5));
+        let status = self.job.end(signal, PATIENCE);
         assert!(status.success(), "{signal} ended it with {status}:\n{}", read(&log));
     }
 
@@ -166,7 +166,7 @@ impl Router {
     /// End it by SIGKILL: a crash, as far as anyone can tell.
     #[track_caller]
     pub fn crash(self) {
-        self.job.end(Signal::SIGKILL, Duration::from_secs(5));
+        self.job.end(Signal::SIGKILL, PATIENCE);
     }
 
     /// Its process id.
@@ -229,4 +229,4 @@ fn read(path: &Path) -> String {
 }
 
 static STARTED: AtomicU32 = AtomicU32::new(0);
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(30);

@@ -8,9 +8,9 @@ use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::Space;
 use crate::lab::must;
 use crate::packet::address;
+use crate::{PATIENCE, Space};
 
 /// What a transfer came to.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +54,7 @@ pub fn transfer(from: &Space, to: &Space, at: &str, bytes: u64) -> Transfer {
 /// Ping `count` times from a namespace; how many replies came. `options` go to `ping -6`.
 #[track_caller]
 pub fn pings(from: &Space, dst: &str, count: u32, options: &str) -> u32 {
-    let done = from.attempt(&format!("ping -6 -n -i 0.05 -W 1 -c {count} {options} {dst}"));
+    let done = from.attempt(&format!("ping -6 -n -i 0.05 -W 3 -c {count} {options} {dst}"));
     let words: Vec<&str> = done.text.split([' ', ',']).filter(|word| !word.is_empty()).collect();
     let received = words.windows(2).find(|pair| pair[1] == "received").and_then(|pair| pair[0].parse().ok());
     let received = received.unwrap_or_else(|| panic!("ping said: {}", done.text));
@@ -110,7 +110,6 @@ fn mix(n: u64) -> u64 {
     n ^ (n >> 31)
 }
 
-const PATIENCE: Duration = Duration::from_secs(10);
 /// A stream that lives on retransmissions alone is no stream.
 const LIMIT: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 64 << 10;

@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 use md5::{Digest, Md5};
 
 use crate::lab::must;
-use crate::{Space, rig};
+use crate::{PATIENCE, Space, rig};
 
 /// When gogoc repeats a datagram, in seconds after the first, and when it gives up: once a server has answered, and before.
 pub const LADDER: [u64; 8] = [0, 2, 4, 6, 8, 12, 20, 36];
 /// Before any answer.
 pub const FIRST_LADDER: [u64; 3] = [0, 2, 4];
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client of a server.
 #[derive(Debug)]

@@ -7,11 +7,8 @@
 #![allow(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
 
 use std::fs;
-use std::time::Duration;
 
-use netns_tests::{Rig, Router, U6};
-
-const PATIENCE: Duration = Duration::from_secs(2);
+use netns_tests::{PATIENCE, Rig, Router, U6};
 
 #[test]
 fn a_device_keeps_its_address_route_and_mtu() {

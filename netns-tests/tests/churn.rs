@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use netns_tests::{ALICE, Rig, Router, U6, pings, program, transfer, tunnel, wait_for};
+use netns_tests::{ALICE, PATIENCE, Rig, Router, U6, pings, program, transfer, tunnel, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -43,7 +43,7 @@ fn forwarding_goes_on_and_the_table_is_as_before() {
     assert!(pings(&rig.c, U6, 3, "") > 0);
     let before = server.tunnel("alice");
     let running = churn(&server, &["--rate", "10000", "--seconds", "2", "--tunnels", "3000"]);
-    wait_for("tunnels of the churn", Duration::from_secs(5), || (tunnels(&server) > 1000).then_some(()));
+    wait_for("tunnels of the churn", PATIENCE, || (tunnels(&server) > 1000).then_some(()));
     transfer(&rig.u, &rig.c, ALICE, 8 << 20);
     assert_eq!(pings(&rig.c, U6, 10, ""), 10);
     let out = running.wait_with_output().unwrap();
@@ -59,7 +59,7 @@ fn forwarding_goes_on_and_the_table_is_as_before() {
     // A freed number and its space serve the next tunnel.
     let with_bob = Rig::server_config("", &(Rig::alice("udp", "mtu = 1400") + &Rig::bob("")));
     assert!(server.reload(&with_bob).text.contains("1 added, 0 removed, 0 changed, 1 untouched"));
-    assert!(rig.bob_peer().ping(U6, Duration::from_secs(2)).is_some());
+    assert!(rig.bob_peer().ping(U6, PATIENCE).is_some());
     assert_eq!((server.count("bob", "rx_packets"), server.drops("wrong_outer")), (1, 0));
     server.stop();
 }
@@ -68,9 +68,9 @@ fn forwarding_goes_on_and_the_table_is_as_before() {
 fn its_tunnels_go_with_it_however_it_ends() {
     let Some(rig) = Rig::new_or_skip("a churn that is stopped, and one that dies") else { return };
     let server = rig.server(&Rig::alice("udp", ""));
-    for (signal, patience) in [(Signal::SIGINT, 200), (Signal::SIGKILL, 4000)] {
+    for (signal, patience) in [(Signal::SIGINT, 2000), (Signal::SIGKILL, 20_000)] {
         let running = churn(&server, &["--rate", "1000", "--seconds", "60"]);
-        wait_for("tunnels of the churn", Duration::from_secs(5), || (tunnels(&server) > 100).then_some(()));
+        wait_for("tunnels of the churn", PATIENCE, || (tunnels(&server) > 100).then_some(()));
         kill(Pid::from_raw(i32::try_from(running.id()).unwrap()), signal).unwrap();
         let out = running.wait_with_output().unwrap();
         assert_eq!(out.status.code(), (signal == Signal::SIGINT).then_some(130), "{}", text(&out));
@@ -79,7 +79,7 @@ fn its_tunnels_go_with_it_however_it_ends() {
         });
     }
     assert!(server.log().contains("whoever measured is gone"), "{}", server.log());
-    assert!(rig.alice_peer("udp").ping(U6, Duration::from_secs(2)).is_some());
+    assert!(rig.alice_peer("udp").ping(U6, PATIENCE).is_some());
     server.stop();
 }
 
@@ -88,7 +88,7 @@ fn two_at_once_and_ranges_in_use_are_refused() {
     let Some(rig) = Rig::new_or_skip("a churn that may not be") else { return };
     let server = rig.server(&Rig::alice("udp", ""));
     let running = churn(&server, &["--rate", "100", "--seconds", "3"]);
-    wait_for("tunnels of the churn", Duration::from_secs(5), || (tunnels(&server) > 10).then_some(()));
+    wait_for("tunnels of the churn", PATIENCE, || (tunnels(&server) > 10).then_some(()));
     let second = churn(&server, &["--rate", "100", "--seconds", "1"]).wait_with_output().unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(text(&second).contains("another churn runs"), "{}", text(&second));
@@ -131,7 +131,7 @@ fn its_tunnels_are_nobody_s_to_kick() {
     };
     // All of them come in the first half second, and go not before the measurement's end.
     let running = churn(&server, &["--rate", "20", "--seconds", "3", "--tunnels", "60"]);
-    wait_for("tunnels of the churn", Duration::from_secs(5), || (tunnels(&server) > 2).then_some(()));
+    wait_for("tunnels of the churn", PATIENCE, || (tunnels(&server) > 2).then_some(()));
     let done = kick("churn:0");
     assert!(!done.ok && done.text.contains("belongs to a running `sixway bench churn`"), "{}", done.text);
     let done = kick("alice");

@@ -11,12 +11,11 @@ use std::time::Duration;
 
 use dhcproto::v6::{DhcpOption, MessageType};
 use netns_tests::dtcp::{Dtcp, popauth};
-use netns_tests::{C4, Client, Ends, Job, Rig, Router, S4, U6, pings, wait_for};
+use netns_tests::{C4, Client, Ends, PATIENCE, PYTHON, Rig, Router, S4, U6, device, pings, wait_for};
 use nix::sys::signal::Signal;
 use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Value};
 use sixway_dataplane::update::Ipv6Prefix;
 
-const PATIENCE: Duration = Duration::from_secs(5);
 /// What the client calls itself on the link.
 const LINK_LOCAL: &str = "fe80::a47:2";
 const ALL_SERVERS: &str = "ff02::1:2";
@@ -205,45 +204,19 @@ fn a_leased_tunnel_s_client_is_known_by_its_account() {
     server.stop();
 }
 
-/// A TUN device in C whose packets go to the router by protocol 41 and back: a tunnel that asks nothing of the kernel but
-/// the device, on which any DHCPv6 client may be started that can do without a link-layer address.
-fn device(rig: &Rig) -> Job {
-    let script = rig.lab.write(
-        "device.py",
-        &format!(
-            "import fcntl, os, select, socket, struct\n\
-             tun = os.open('/dev/net/tun', os.O_RDWR)\n\
-             fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH22x', b'sixc', 0x1001))\n\
-             raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 41)\n\
-             raw.bind(('{C4}', 0)); raw.connect(('{S4}', 0))\n\
-             while True:\n\
-             \x20   ready, _, _ = select.select([tun, raw], [], [])\n\
-             \x20   if tun in ready: raw.send(os.read(tun, 65535))\n\
-             \x20   if raw in ready: os.write(tun, raw.recv(65535)[20:])\n"
-        ),
-    );
-    let log = rig.lab.path("device.log");
-    let job = rig.c.spawn(Path::new("/usr/bin/python3"), &[&script.to_string_lossy()], &log);
-    wait_for("the device", PATIENCE, || rig.c.attempt("ip link set sixc up mtu 1280").ok.then_some(()));
-    wait_for("a link-local address", PATIENCE, || {
-        rig.c.run("ip -6 -o addr show dev sixc scope link").contains("fe80").then_some(())
-    });
-    job
-}
-
 #[test]
 fn a_real_client_s_prefix_is_routed() {
     let Some(rig) = Rig::new_or_skip("DHCPv6: wide dhcp6c on a TUN device") else { return };
     let program = Path::new("/usr/sbin/dhcp6c");
-    if !program.exists() || !Path::new("/usr/bin/python3").exists() {
+    if !program.exists() || !Path::new(PYTHON).exists() {
         netns_tests::skipped(format_args!(
-            "{} (wide-dhcpv6-client) or python3 is not installed",
+            "{} (wide-dhcpv6-client) or {PYTHON} is not installed",
             program.display()
         ));
         return;
     }
     let server = Router::start(&rig.lab, &rig.s, &config(&rig, ""));
-    let device = device(&rig);
+    let device = device(&rig.lab, &rig.c, "sixc", C4, S4);
     rig.c.run("ip link add lan0 type veth peer name lan1; ip link set lan0 up; ip link set lan1 up");
     let conf = "interface sixc { send ia-pd 1, ia-na 2; request domain-name-servers; };\n\
                 id-assoc pd 1 { prefix-interface lan0 { sla-id 1; sla-len 8; }; };\nid-assoc na 2 { };\n";

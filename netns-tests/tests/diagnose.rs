@@ -10,12 +10,11 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use netns_tests::{ALICE, C4_OTHER, Client, Done, Ends, ROUTER6, Rig, Router, U6, program, wait_for};
+use netns_tests::{
+    ALICE, C4_OTHER, Client, Done, Ends, PATIENCE, ROUTER6, Rig, Router, U6, program, wait_for,
+};
 use serde_json::Value;
-
-const PATIENCE: Duration = Duration::from_secs(5);
 
 fn ask(server: &Router, words: &[&str]) -> Done {
     let out = Command::new(program()).args(words).arg("--socket").arg(server.socket()).output().unwrap();

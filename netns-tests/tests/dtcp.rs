@@ -11,42 +11,15 @@ use std::time::{Duration, Instant};
 
 use netns_tests::dtcp::{Dtcp, FOO_NET, PAIRS, served, server_config};
 use netns_tests::{
-    C4, C4_OTHER, Client, Ends, Job, Rig, Router, S4, U6, icmp, pings, program, transfer, wait_for,
+    C4, C4_OTHER, Client, Connected, Ends, Job, PATIENCE, Rig, Router, S4, U6, icmp, pings, program,
+    transfer, wait_for,
 };
 use nix::sys::signal::Signal;
 
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// `sixway connect` in C, with its log.
-struct Connected {
-    job: Job,
-    log: PathBuf,
-}
-
-fn connect(rig: &Rig, query: &str, name: &str) -> Connected {
-    let log = rig.lab.path(&format!("{name}.log"));
-    let secret = rig.lab.write("secret", "bar\n");
-    let url = format!("dtcp://foo@{S4}?{query}");
-    let socket = rig.lab.path(&format!("{name}.sock"));
-    let (secret, socket) = (secret.to_string_lossy(), socket.to_string_lossy());
-    let args = ["connect", &url, "--password-file", &secret, "--socket", &socket];
-    let job = rig.c.spawn(&program(), &args, &log);
-    let connected = Connected { job, log };
-    wait_for(&format!("a tunnel: {}", connected.said()), Duration::from_secs(10), || {
-        connected.said().contains("the tunnel is up").then_some(())
-    });
+fn connect(rig: &Rig, query: &str) -> Connected {
+    let connected = Connected::start_as(rig, "bar", &[&format!("dtcp://foo@{S4}?{query}")]);
+    connected.says("the tunnel is up");
     connected
-}
-
-impl Connected {
-    fn said(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    fn stop(self) {
-        let status = self.job.end(Signal::SIGTERM, PATIENCE);
-        assert!(status.success(), "{status}: {}", fs::read_to_string(&self.log).unwrap_or_default());
-    }
 }
 
 fn tunnels(server: &Router) -> u64 {
@@ -66,7 +39,7 @@ fn traces(rig: &Rig) -> String {
 fn a_host_has_an_address_and_reaches_the_world() {
     let Some((rig, server)) = served("type host: an address pair", "") else { return };
     let before = traces(&rig);
-    let client = connect(&rig, "type=host", "c");
+    let client = connect(&rig, "type=host");
     let address = format!("{PAIRS}6");
     assert!(rig.c.run("ip -6 -o addr show dev six0").contains(&address));
     assert!(rig.c.run("ip -6 route show default").contains("six0"));
@@ -85,7 +58,7 @@ fn a_host_has_an_address_and_reaches_the_world() {
 #[test]
 fn a_network_is_routed() {
     let Some((rig, server)) = served("types network and tunnelroute: the user's prefix", "") else { return };
-    let client = connect(&rig, "type=tunnelroute", "c");
+    let client = connect(&rig, "type=tunnelroute");
     assert_eq!(pings(&rig.c, U6, 3, ""), 3);
     assert_eq!(pings(&rig.u, "fd00:2:7::1", 3, ""), 3);
     // Another address out of the network, on another device of the client.
@@ -122,7 +95,7 @@ fn a_bare_tunnel_has_a_router_that_answers() {
 #[test]
 fn a_bare_tunnel_carries_what_is_routed_by_hand() {
     let Some((rig, server)) = served("type tunnelonly: addresses assigned by hand", "") else { return };
-    let client = connect(&rig, "type=tunnelonly", "c");
+    let client = connect(&rig, "type=tunnelonly");
     assert!(client.said().contains("no default route leads into it"), "{}", client.said());
     assert_eq!(rig.c.run("ip -6 route show default"), "");
     rig.c.run("ip addr add fd00:2:7::9/128 dev six0 nodad && ip -6 route add default dev six0");
@@ -137,7 +110,7 @@ fn a_bare_tunnel_carries_what_is_routed_by_hand() {
 #[test]
 fn ipv6_in_udp_is_there_for_those_who_know_the_words() {
     let Some((rig, server)) = served("our extension: IPv6 in UDP", "udp = true") else { return };
-    let client = connect(&rig, "type=host&udp", "c");
+    let client = connect(&rig, "type=host&udp");
     assert_eq!(pings(&rig.c, U6, 3, ""), 3);
     transfer(&rig.u, &rig.c, &format!("{PAIRS}6"), 4 << 20);
     assert!(server.status()["listening"].to_string().contains(&format!("{S4}:4028")));
@@ -169,7 +142,7 @@ fn behind_a_nat_the_udp_port_is_learned() {
 #[test]
 fn the_tunnel_goes_with_its_connection() {
     let Some((rig, server)) = served("a client that is killed", "") else { return };
-    let client = connect(&rig, "type=host", "c");
+    let client = connect(&rig, "type=host");
     assert_eq!(pings(&rig.u, &format!("{PAIRS}6"), 1, ""), 1);
     client.job.end(Signal::SIGKILL, PATIENCE);
     no_tunnel_remains(&server);
@@ -244,7 +217,7 @@ fn slow_clients_hold_up_nobody() {
         let mut foo = Dtcp::connect(&rig.c, C4, S4);
         let asked = Instant::now();
         assert!(foo.tunnel("foo", "bar", "host").starts_with("+OK"));
-        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_millis(1800), "{:?}", asked.elapsed());
         std::thread::sleep(Duration::from_millis(100));
     }
     // Two seconds of grace for the line, five for the end of it.
@@ -366,7 +339,7 @@ fn the_client_comes_back_when_the_server_does() {
     let config =
         format!("{}[admin]\nsocket = \"{}\"\n", server_config(&rig, ""), rig.lab.path("s.sock").display());
     let server = Router::start(&rig.lab, &rig.s, &config);
-    let client = connect(&rig, "type=host", "c");
+    let client = connect(&rig, "type=host");
     server.crash();
     let server = Router::start(&rig.lab, &rig.s, &config);
     wait_for("the tunnel to come back", Duration::from_secs(20), || {

@@ -6,13 +6,10 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use netns_tests::dtcp::Dtcp;
-use netns_tests::{C4, Job, Rig, S4, U6, pings, program, wait_for};
+use netns_tests::{C4, Job, PATIENCE, Rig, S4, U6, pings, program, wait_for};
 use nix::sys::signal::Signal;
-
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The program by another name, and the files that it uses.
 struct Named {

@@ -10,8 +10,8 @@
 use std::time::Duration;
 
 use netns_tests::{
-    ALICE, C4, C4_OTHER, CLIENT_PORT, Ends, IPV4, IPV6, Inner, Observer, Rig, Router, S4, U6, UDP_PORT,
-    forge, pings,
+    ALICE, C4, C4_OTHER, CLIENT_PORT, Ends, IPV4, IPV6, Inner, Observer, PATIENCE, Rig, Router, S4, U6,
+    UDP_PORT, forge, pings, wait_for,
 };
 
 /// What somebody writes who knows the outer addresses and guesses the rest: total octets, DF, what is inside.
@@ -120,9 +120,9 @@ fn nobody_is_told_what_nobody_on_the_path_has_said() {
             forge::unreachable(&rig.c, (C4_OTHER, S4), code, 100, &quote);
         }
     }
-    std::thread::sleep(Duration::from_millis(500));
-    let counts = server.status()["pmtu"].clone();
-    assert!(counts["unbelievable"].as_u64() >= Some(16), "{counts}");
+    let counts = wait_for("all to be judged", PATIENCE, || {
+        Some(server.status()["pmtu"].clone()).filter(|counts| counts["unbelievable"].as_u64() >= Some(16))
+    });
     assert_eq!(counts["told"], 0, "{counts}");
     let told = told.finish();
     assert!(told.is_empty(), "errors for U: {told:?}");

@@ -7,10 +7,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
 
-use std::time::Duration;
-
 use netns_tests::{
-    ALICE, Client, Ends, IPV4, IPV6, Inner, Observer, Rig, Router, S4, U6, echo_requests, transfer, wait_for,
+    ALICE, Client, Ends, IPV4, IPV6, Inner, Observer, PATIENCE, Rig, Router, S4, U6, echo_requests, transfer,
+    wait_for,
 };
 
 const SEGMENTS: u32 = 40;
@@ -62,10 +61,9 @@ fn segments(encap: &str, extra: &str) {
         (from == 1000 && !data.is_empty()).then(|| (seq, data.to_vec(), packet.checksum_ok(), frame.len()))
     });
     burst(&rig.alice_peer(encap));
-    std::thread::sleep(Duration::from_millis(300));
-
+    let whole: usize = (0..SEGMENTS).map(|n| content(n).len()).sum();
+    let mut got = inner.finish_when(|got| got.iter().map(|(_, data, ..)| data.len()).sum::<usize>() >= whole);
     expect_merging(encap, &outer.finish());
-    let mut got = inner.finish();
     assert!(got.iter().all(|(.., sound, len)| *sound && *len <= 1500), "checksum or size is wrong");
     got.sort_unstable_by_key(|(seq, ..)| *seq);
     let (got, sent): (Vec<u8>, Vec<u8>) =
@@ -94,11 +92,10 @@ fn echo_is_untouched_by_it() {
     for n in 0..50 {
         alice.send(&Ends::new(ALICE, U6).echo_request(n, 1, 300));
     }
-    wait_for("fifty echo requests to be counted", Duration::from_secs(3), || {
+    wait_for("fifty echo requests to be counted", PATIENCE, || {
         (server.count("alice", "rx_packets") >= 50).then_some(())
     });
-    std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(seen.finish().len(), 50);
+    assert_eq!(seen.finish_when(|seen| seen.len() >= 50).len(), 50);
 }
 
 fn begin(rig: &Rig, encap: &str, extra: &str, tunnel: &str) -> Router {

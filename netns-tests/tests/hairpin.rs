@@ -8,9 +8,7 @@
 
 use std::time::Duration;
 
-use netns_tests::{ALICE, BOB, Client, Ends, Inner, Rig, Router, icmp, pings};
-
-const PATIENCE: Duration = Duration::from_secs(2);
+use netns_tests::{ALICE, BOB, Client, Ends, Inner, PATIENCE, Rig, Router, icmp, pings};
 
 fn begin(story: &str, router: &str) -> Option<(Rig, Router, Client, Client)> {
     let rig = Rig::new_or_skip(story)?;

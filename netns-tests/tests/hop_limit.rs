@@ -6,11 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
 
-use std::time::Duration;
-
-use netns_tests::{ALICE, Ends, ROUTER6, Rig, U6, echo_requests, icmp};
-
-const PATIENCE: Duration = Duration::from_secs(2);
+use netns_tests::{ALICE, Ends, PATIENCE, ROUTER6, Rig, U6, echo_requests, icmp};
 
 /// RFC: E2 (RFC 4213 section 3.3)
 #[test]

@@ -5,10 +5,9 @@
 //! ```
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use netns_tests::{
-    ALICE, C4, Client, Ends, IPV4, Inner, Observer, Rig, S4, S6, U6, pings, transfer, wait_for,
+    ALICE, C4, Client, Ends, IPV4, Inner, Observer, PATIENCE, Rig, S4, S6, U6, pings, transfer, wait_for,
 };
 use nix::sys::signal::Signal;
 
@@ -30,8 +29,7 @@ fn a_client_sends_protocol_41_and_an_observer_sees_it() {
     let client = Client::proto41(&rig.c, C4, ALICE);
     let packet = Ends::new(ALICE, U6).echo_request(1, 2, 100);
     client.send(&packet);
-    std::thread::sleep(Duration::from_millis(50));
-    let seen = observer.finish();
+    let seen = observer.finish_when(|seen| !seen.is_empty());
     assert_eq!(seen.len(), 1);
     assert_eq!((&seen[0][12..16], &seen[0][20..]), (&[10, 71, 0, 2][..], &packet[..]));
     assert!(Inner::parse(&seen[0][20..]).unwrap().checksum_ok());
@@ -51,11 +49,10 @@ fn a_burst_is_merged_where_a_story_asks_for_it() {
         for n in 0..20 {
             client.send(&Ends::new(ALICE, U6).tcp(1000, 2000, 1 + n * 1200, &[7; 1200]));
         }
-        std::thread::sleep(Duration::from_millis(100));
-        let lengths = observer.finish();
+        let content = |lengths: &[usize]| lengths.iter().map(|len| (len - 80) / 1200).sum::<usize>();
+        let lengths = observer.finish_when(|lengths| content(lengths) >= 20);
         assert_eq!(lengths.iter().any(|len| *len > 1500), expected, "{lengths:?}");
-        let content: usize = lengths.iter().map(|len| (len - 80) / 1200).sum();
-        assert_eq!(content, 20, "nothing is lost on the way: {lengths:?}");
+        assert_eq!(content(&lengths), 20, "nothing is lost on the way: {lengths:?}");
     }
 }
 
@@ -66,7 +63,7 @@ fn nothing_is_left_of_a_lab_after_a_panic() {
     let file = rig.lab.write("some", "text");
     let sleeper = rig.c.spawn(&PathBuf::from("sleep"), &["1000"], &rig.lab.path("log"));
     let process = format!("/proc/{}", sleeper.pid());
-    wait_for("the sleeper", Duration::from_secs(5), || {
+    wait_for("the sleeper", PATIENCE, || {
         std::fs::read_to_string(format!("{process}/comm")).is_ok_and(|name| name == "sleep\n").then_some(())
     });
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
@@ -82,6 +79,6 @@ fn nothing_is_left_of_a_lab_after_a_panic() {
 fn a_job_ends_by_the_signal_it_is_sent() {
     let Some(rig) = Rig::new_or_skip("a job ends by the signal it is sent") else { return };
     let job = rig.c.spawn(&PathBuf::from("sleep"), &["1000"], &rig.lab.path("log"));
-    let status = job.end(Signal::SIGTERM, Duration::from_secs(5));
+    let status = job.end(Signal::SIGTERM, PATIENCE);
     assert!(!status.success());
 }

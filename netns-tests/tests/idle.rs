@@ -44,7 +44,7 @@ struct Use {
 }
 
 fn asleep(router: &Router) {
-    let last = wait_for("a second in which every thread sleeps", Duration::from_secs(15), || {
+    let last = wait_for("a second in which every thread sleeps", Duration::from_secs(60), || {
         let before = uses(router.pid());
         thread::sleep(Duration::from_secs(1));
         let after = uses(router.pid());

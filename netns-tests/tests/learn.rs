@@ -12,11 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netns_tests::{
-    ALICE, ALICE_NET, C4, C4_OTHER, Client, Ends, Rig, Router, S4, U6, echo_requests, icmp, pings, tunnel,
-    wait_for,
+    ALICE, ALICE_NET, C4, C4_OTHER, Client, Ends, PATIENCE, Rig, Router, S4, U6, echo_requests, icmp, pings,
+    tunnel, wait_for,
 };
-
-const PATIENCE: Duration = Duration::from_secs(6);
 
 fn begin(story: &str, remote: &str) -> Option<(Rig, Router)> {
     let rig = Rig::new_or_skip(story)?;

@@ -6,10 +6,8 @@
 
 use std::time::Duration;
 
-use netns_tests::{ALICE, Client, Rig, Router, U6, pings};
+use netns_tests::{ALICE, Client, PATIENCE, Rig, Router, U6, pings};
 use nix::sys::signal::Signal;
-
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Devices, addresses and routes of the router's namespace.
 fn traces(rig: &Rig) -> String {

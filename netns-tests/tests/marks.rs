@@ -71,7 +71,7 @@ fn all_sixteen_combinations_out_of_a_tunnel() {
                 std::thread::sleep(Duration::from_millis(20));
             }
             assert_eq!(pings(&rig.u, U6, 1, ""), 1, "the host itself is well");
-            std::thread::sleep(Duration::from_millis(300));
+            std::thread::sleep(Duration::from_secs(1));
             let mut got = seen.finish();
             got.sort_unstable();
             let wanted: Vec<_> = (0..16u8)

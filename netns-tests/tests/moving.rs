@@ -13,11 +13,9 @@
 use std::time::Duration;
 
 use netns_tests::{
-    ALICE, ALICE_NET, BOB, BOB_NET, C4, C4_OTHER, Client, Ends, IPV4, Lab, Observer, ROUTER6, Rig, Router,
-    S4, S6, Space, U6, icmp, pings, tunnel, wait_for,
+    ALICE, ALICE_NET, BOB, BOB_NET, C4, C4_OTHER, Client, Ends, IPV4, Lab, Observer, PATIENCE, ROUTER6, Rig,
+    Router, S4, S6, Space, U6, icmp, pings, tunnel, wait_for,
 };
-
-const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Nat {
     a: Space,

@@ -10,10 +10,9 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use netns_tests::{Client, Ends, Inner, ROUTER6, Rig, Router, icmp};
+use netns_tests::{Client, Ends, Inner, PATIENCE, ROUTER6, Rig, Router, icmp};
 
 const US: &str = "fe80::c";
-const PATIENCE: Duration = Duration::from_secs(2);
 const BRIEF: Duration = Duration::from_millis(400);
 
 fn begin(story: &str, encap: &str, extra: &str) -> Option<(Rig, Router, Client)> {

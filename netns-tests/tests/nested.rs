@@ -5,13 +5,10 @@
 //!   C 10.71.0.66 narrow, UDP:     fd00:2:11::/48 ══ S ──IPv6── U
 //! ```
 
-use std::time::Duration;
-
-use netns_tests::{C4, C4_OTHER, CLIENT_PORT, Client, Ends, Rig, U6, echo_requests, pings, tunnel};
+use netns_tests::{C4, C4_OTHER, CLIENT_PORT, Client, Ends, PATIENCE, Rig, U6, echo_requests, pings, tunnel};
 
 const WIDE: &str = "fd00:2:12::1";
 const NARROW: &str = "fd00:2:11::1";
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// RFC: D4, R1 (RFC 3704 section 2)
 #[test]

@@ -127,7 +127,8 @@ fn traffic(rig: &Rig) -> (u64, u64) {
         scope.spawn(|| transfer(&rig.c, &rig.u, "fd00:9:1::2", 8 << 20));
         scope.spawn(|| transfer(&rig.u, &rig.c, "fd00:2:2::2", 8 << 20));
         let sent = writers.into_iter().map(|w| w.join().unwrap()).sum();
-        thread::sleep(Duration::from_millis(300));
+        // What is on its way arrives.
+        thread::sleep(Duration::from_secs(1));
         drop(ends);
         (sent, readers.into_iter().map(|r| r.join().unwrap()).sum())
     })

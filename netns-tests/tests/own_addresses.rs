@@ -4,11 +4,7 @@
 //!   C alice fd00:2:1::2 ══ S fd00:2::1 (inside), fd00:1::1 (outside) ──IPv6── U
 //! ```
 
-use std::time::Duration;
-
-use netns_tests::{ALICE, ROUTER6, Rig, S6, pings, transfer};
-
-const PATIENCE: Duration = Duration::from_secs(2);
+use netns_tests::{ALICE, PATIENCE, ROUTER6, Rig, S6, pings, transfer};
 
 #[test]
 fn over_protocol_41() {

@@ -11,12 +11,11 @@
 use std::time::Duration;
 
 use netns_tests::{
-    ALICE, ALICE_NET, BOB_NET, CLIENT_PORT, Client, Ends, IPV4, Lab, OFFLOADS, Observer, ROUTER6, Router, S4,
-    S6, Space, U6, UDP_PORT, forge, pings, transfer, tunnel, wait_for, without_offloads,
+    ALICE, ALICE_NET, BOB_NET, CLIENT_PORT, Client, Ends, IPV4, Lab, OFFLOADS, Observer, PATIENCE, ROUTER6,
+    Router, S4, S6, Space, U6, UDP_PORT, forge, pings, transfer, tunnel, wait_for, without_offloads,
 };
 
 const FAR: &str = "10.72.2.2";
-const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Path {
     c: Space,
@@ -361,7 +360,6 @@ fn fragments_are_reassembled_by_either_socket() {
         for port in 1..=3 {
             alice.send(&Ends::new(ALICE, U6).udp(port, 9, &[7; 1452]));
         }
-        std::thread::sleep(Duration::from_millis(500));
-        assert_eq!(observed.finish().len(), 3, "{}", server.status());
+        assert_eq!(observed.finish_when(|seen| seen.len() >= 3).len(), 3, "{}", server.status());
     }
 }

@@ -13,7 +13,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use netns_tests::{
-    BOB, BOB_NET, C4_OTHER, CLIENT_PORT, Client, Rig, Router, S4, U6, UDP_PORT, pings, program, wait_for,
+    BOB, BOB_NET, C4_OTHER, CLIENT_PORT, Client, PATIENCE, Rig, Router, S4, U6, UDP_PORT, pings, program,
+    wait_for,
 };
 use sixway::broker::{
     Account, Grant, Lease, LeaseId, Mechanisms, Pair, Protocol, Record, Secret, Time, UserName,
@@ -21,7 +22,6 @@ use sixway::broker::{
 use sixway::store::{Sqlite, Store};
 use sixway_dataplane::update::{Ipv6Prefix, Outer, UdpLocal, UdpRemote};
 
-const PATIENCE: Duration = Duration::from_secs(2);
 const POOL: &str = "[[pool]]\nprefix = \"fd00:2:8000::/33\"\nassign = 56\n";
 const PAIRS: &str = "[[pool]]\nprefix = \"fd00:2:9::/64\"\npairs = true\n";
 const ALICE_INSIDE: &str = "fd00:2:8100::2";

@@ -10,10 +10,9 @@ use std::collections::HashSet;
 use std::thread;
 use std::time::Duration;
 
-use netns_tests::{ALICE, Client, Ends, Rig, U6, icmp, tunnel, wait_for};
+use netns_tests::{ALICE, Client, Ends, PATIENCE, Rig, U6, icmp, tunnel, wait_for};
 use nix::sys::signal::Signal;
 
-const PATIENCE: Duration = Duration::from_secs(2);
 const FLOOD: u16 = 3000;
 
 #[test]

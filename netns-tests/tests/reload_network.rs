@@ -8,11 +8,8 @@
 #![allow(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
 
 use std::thread;
-use std::time::Duration;
 
-use netns_tests::{ALICE, Rig, S4, U6, pings, tunnel};
-
-const PATIENCE: Duration = Duration::from_secs(2);
+use netns_tests::{ALICE, PATIENCE, Rig, S4, U6, pings, tunnel};
 
 /// Another tunnel, to a port where nobody is.
 fn other(name: &str, port: u16, prefix: &str) -> String {

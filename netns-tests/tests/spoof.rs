@@ -9,10 +9,8 @@
 use std::time::Duration;
 
 use netns_tests::{
-    ALICE, BOB, C4_OTHER, Client, Echo, Ends, Observer, ROUTER6, Rig, Router, U6, echo_requests,
+    ALICE, BOB, C4_OTHER, Client, Echo, Ends, Observer, PATIENCE, ROUTER6, Rig, Router, U6, echo_requests,
 };
-
-const PATIENCE: Duration = Duration::from_secs(2);
 
 struct Scene {
     server: Router,

@@ -9,9 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netns_tests::tsp::{Login, Offer, Tsp, framed, server};
-use netns_tests::{C4, C4_OTHER, Client, Ends, Rig, Router, S4, Space, U6, icmp, pings, program, wait_for};
+use netns_tests::{
+    C4, C4_OTHER, Client, Ends, PATIENCE, Rig, Router, S4, Space, U6, icmp, pings, program, wait_for,
+};
 
-const PATIENCE: Duration = Duration::from_secs(5);
 const ALICE: Login<'static> = Login { user: "alice", secret: "wonderland" };
 const BOB: Login<'static> = Login { user: "bob", secret: "builder" };
 /// Where the client is behind the NAT.

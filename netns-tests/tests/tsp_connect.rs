@@ -8,13 +8,13 @@
 use std::fs;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use netns_tests::{C4, Client, Job, Rig, Router, S4, Space, U6, pings, program, transfer, wait_for};
+use netns_tests::{
+    C4, Client, Connected, PATIENCE, Rig, Router, S4, Space, U6, pings, program, transfer, wait_for,
+};
 use nix::sys::signal::Signal;
 
-const PATIENCE: Duration = Duration::from_secs(10);
 /// What the addresses of the pool of pairs begin with.
 const PAIRS: &str = "fd00:2:f::";
 /// Where the second broker is.
@@ -43,45 +43,14 @@ fn config(rig: &Rig, more: &str) -> String {
     Rig::server_config("", &tsp)
 }
 
-/// `sixway connect` in C, with its log.
-struct Connected {
-    job: Job,
-    log: PathBuf,
-}
-
 fn begin(rig: &Rig, words: &[&str]) -> Connected {
-    static STARTED: AtomicU32 = AtomicU32::new(0);
-    let log = rig.lab.path(&format!("connect-{}.log", STARTED.fetch_add(1, Ordering::Relaxed)));
-    let secret = rig.lab.write("password", "wonderland\n");
-    let socket = rig.lab.path("connect.sock");
-    let (secret, socket) = (secret.to_string_lossy(), socket.to_string_lossy());
-    let args = [&["connect", "--password-file", &secret, "--socket", &socket], words].concat();
-    Connected { job: rig.c.spawn(&program(), &args, &log), log }
+    Connected::start_as(rig, "wonderland", words)
 }
 
 fn connect(rig: &Rig, words: &[&str]) -> Connected {
     let connected = begin(rig, words);
     connected.says("the tunnel is up");
     connected
-}
-
-impl Connected {
-    fn said(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    #[track_caller]
-    fn says(&self, words: &str) {
-        wait_for(&format!("'{words}' in the client's log"), Duration::from_secs(30), || {
-            self.said().contains(words).then_some(())
-        });
-    }
-
-    #[track_caller]
-    fn stop(self) {
-        let status = self.job.end(Signal::SIGTERM, PATIENCE);
-        assert!(status.success(), "{status}: {}", fs::read_to_string(&self.log).unwrap_or_default());
-    }
 }
 
 fn url(query: &str) -> String {

@@ -6,16 +6,12 @@
 //! ```
 
 use std::fs;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use netns_tests::tsp::{Login, Offer, Tsp, framed, server};
-use netns_tests::{C4, C4_OTHER, Client, Job, Rig, Router, S4, U6, pings, program, wait_for};
-use nix::sys::signal::Signal;
+use netns_tests::{C4, C4_OTHER, Client, Connected, PATIENCE, Rig, Router, S4, U6, pings, program, wait_for};
 
-const PATIENCE: Duration = Duration::from_secs(5);
 const ALICE: Login<'static> = Login { user: "alice", secret: "wonderland" };
 
 fn config(rig: &Rig, keys: &str) -> String {
@@ -179,33 +175,8 @@ fn each_site_of_an_account_has_a_tunnel_of_its_own() {
     server.stop();
 }
 
-/// `sixway connect` in C, with its log.
-struct Connected {
-    job: Job,
-    log: PathBuf,
-}
-
 fn begin(rig: &Rig, words: &[&str]) -> Connected {
-    static STARTED: AtomicU32 = AtomicU32::new(0);
-    let log = rig.lab.path(&format!("connect-{}.log", STARTED.fetch_add(1, Ordering::Relaxed)));
-    let secret = rig.lab.write("password", "wonderland\n");
-    let socket = rig.lab.path("connect.sock");
-    let (secret, socket) = (secret.to_string_lossy(), socket.to_string_lossy());
-    let args = [&["connect", "--password-file", &secret, "--socket", &socket], words].concat();
-    Connected { job: rig.c.spawn(&program(), &args, &log), log }
-}
-
-impl Connected {
-    fn said(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    #[track_caller]
-    fn says(&self, words: &str, within: Duration) {
-        wait_for(&format!("'{words}' in the client's log"), within, || {
-            self.said().contains(words).then_some(())
-        });
-    }
+    Connected::start_as(rig, "wonderland", words)
 }
 
 #[test]
@@ -218,7 +189,7 @@ fn what_is_only_shown_leaves_the_running_tunnel_alone() {
     let peer = Client::over(tsp.socket(), &offer.client6);
     carries(&peer, &offer);
     let shown = begin(&rig, &[&format!("tsp://alice@{S4}"), "--print"]);
-    shown.says(&offer.client6, PATIENCE);
+    shown.says(&offer.client6);
     carries(&peer, &offer);
     assert_eq!((tunnels(&server), count(&server, "granted")), (1, 1), "nothing was asked for");
     server.stop();
@@ -231,12 +202,12 @@ fn who_cannot_run_here_asks_no_broker() {
     let server = broker(&rig, "");
     let url = format!("tsp://alice@{S4}?tunnel=v6udpv4");
     let first = begin(&rig, &[&url]);
-    first.says("the tunnel is up", PATIENCE);
+    first.says("the tunnel is up");
     let second = begin(&rig, &[&url]);
-    second.says("already running", PATIENCE);
+    second.says("already running");
     assert_eq!((tunnels(&server), count(&server, "granted")), (1, 1), "it has asked for nothing");
     assert_eq!(pings(&rig.c, U6, 3, ""), 3, "and the first goes on");
-    assert!(first.job.end(Signal::SIGTERM, PATIENCE).success());
+    first.stop();
     server.stop();
 }
 
@@ -250,16 +221,16 @@ fn a_tunnel_in_udp_is_renewed_where_it_runs() {
     let Some(rig) = Rig::new_or_skip("connect tsp://: renewal of a tunnel in UDP") else { return };
     let server = broker(&rig, "lifetime = 60");
     let client = begin(&rig, &[&format!("tsp://alice@{S4}?tunnel=v6udpv4&keepalive=10")]);
-    client.says("the tunnel is up", PATIENCE);
+    client.says("the tunnel is up");
     let remote = |server: &Router| server.tunnel("alice@tsp")["remote"].clone();
     let before = (device(&rig), remote(&server));
     rig.c.run("ip -6 route add fd00:7::/64 dev six0");
-    client.says("renewed, with the same addresses", Duration::from_secs(45));
+    client.says("renewed, with the same addresses");
     assert_eq!((device(&rig), remote(&server)), before, "the same device, the same port");
     assert!(rig.c.run("ip -6 route").contains("fd00:7::/64"), "and what the user has put there");
     assert_eq!((count(&server, "granted"), count(&server, "taken")), (2, 2));
     assert_eq!(pings(&rig.c, U6, 3, ""), 3);
-    assert!(client.job.end(Signal::SIGTERM, PATIENCE).success());
+    client.stop();
     server.stop();
 }
 
@@ -268,14 +239,14 @@ fn a_refused_renewal_ends_no_tunnel_that_works() {
     let Some(rig) = Rig::new_or_skip("connect tsp://: the broker drains, tunnels stay") else { return };
     let server = broker(&rig, "lifetime = 60");
     let client = begin(&rig, &[&format!("tsp://alice@{S4}?tunnel=v6v4&keepalive=10")]);
-    client.says("the tunnel is up", PATIENCE);
+    client.says("the tunnel is up");
     rig.s.run(&format!("{} drain --socket {}", program().display(), server.socket().display()));
-    client.says("the tunnel is not renewed", Duration::from_secs(45));
+    client.says("the tunnel is not renewed");
     // Longer than the lifetime, and than the silence that ends a tunnel.
     thread::sleep(Duration::from_secs(70));
     assert_eq!(pings(&rig.c, U6, 3, ""), 3, "{}", client.said());
     assert_eq!((tunnels(&server), count(&server, "silent")), (1, 0));
-    assert!(client.job.end(Signal::SIGTERM, PATIENCE).success());
+    client.stop();
     server.stop();
 }
 
@@ -296,13 +267,13 @@ fn what_fails_here_when_the_tunnel_comes_back_is_tried_again() {
     );
     let url = format!("tsp://alice@{S4}?tunnel=v6udpv4&keepalive=2");
     let client = begin(&rig, &[&url, "--script", &script.to_string_lossy()]);
-    client.says("the tunnel is up", PATIENCE);
+    client.says("the tunnel is up");
     rig.s.run(&format!("{} kick alice --socket {}", program().display(), server.socket().display()));
-    client.says("trying again", Duration::from_secs(40));
+    client.says("trying again");
     wait_for("the tunnel to be back", Duration::from_secs(20), || {
         rig.c.attempt(&format!("ping -6 -n -W 1 -c 1 {U6}")).ok.then_some(())
     });
     assert_eq!(fs::read_to_string(&runs).unwrap_or_default().lines().count(), 3);
-    assert!(client.job.end(Signal::SIGTERM, PATIENCE).success());
+    client.stop();
     server.stop();
 }

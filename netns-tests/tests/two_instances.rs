@@ -5,11 +5,7 @@
 //!   C ══ S ──IPv6── U          and the same once more, same addresses, same device name
 //! ```
 
-use std::time::Duration;
-
-use netns_tests::{Rig, Router, U6};
-
-const PATIENCE: Duration = Duration::from_secs(2);
+use netns_tests::{PATIENCE, Rig, Router, U6};
 
 #[test]
 fn they_do_not_know_each_other() {
