@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use sixway::config::Config;
+use sixway::delegation::report::names;
 use sixway::dtcp::server::Counts;
 use sixway::endpoint::EndpointCounters;
 use sixway::nd::Silence;
@@ -100,6 +101,7 @@ fn the_counters_page_names_every_count_and_no_other() {
         differences("dtcp", &on_page("DTCP"), dtcp_counts()),
         differences("tsp", &on_page("TSP"), sixway::tsp::server::Counts::default().all().into_keys()),
         differences("dhcpv6", &on_page("DHCPv6"), dhcpv6_counts()),
+        differences("dhcpv6_client", &on_page("DHCPv6 client"), names().into_iter().map(str::to_owned)),
     ]
     .concat();
     assert!(found.is_empty(), "docs/counters.md\n{}", found.join("\n"));

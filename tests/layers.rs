@@ -107,6 +107,7 @@ const RULES: &[(&str, &str, &[&str])] = &[
     ),
     ("src/dhcpv6/audience.rs", "", PURE_CONTROL),
     ("src/dhcpv6/client.rs", "", PURE_CONTROL),
+    ("src/dhcpv6/client/", ".rs", PURE_CONTROL),
     ("src/dhcpv6/holding.rs", "", PURE_CONTROL),
     ("src/dhcpv6/relayed.rs", "", PURE_CONTROL),
     ("src/dhcpv6/telling.rs", "", PURE_CONTROL),

@@ -6,16 +6,16 @@
 //! ```
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use netns_tests::dtcp::server_config;
-use netns_tests::{C4, Job, Rig, Router, S4, Space, U6, pings, program, wait_for};
+use netns_tests::{
+    C4, Connected, Job, PATIENCE, PYTHON, Rig, Router, S4, Space, U6, device, pings, program, wait_for,
+};
 use nix::sys::signal::Signal;
 use sixway::delegation::plan::subnet;
 use sixway_dataplane::update::Ipv6Prefix;
 
-const PATIENCE: Duration = Duration::from_secs(15);
 const DHCPV6: &str = "[dhcpv6]\npreferred = 60\nvalid = 90\ndns = [\"fd00:1::2\"]\n\
                       [[pool]]\nprefix = \"fd00:2:4000::/36\"\nassign = 56\n\
                       [[pool]]\nprefix = \"fd00:2:50::/64\"\naddresses = true\n";
@@ -29,37 +29,9 @@ fn rig(story: &str) -> Option<(Rig, Space)> {
     Some((rig, h))
 }
 
-/// `sixway connect` in C, with its log.
-struct Connected {
-    job: Job,
-    log: PathBuf,
-}
-
 fn connect(rig: &Rig, words: &[&str]) -> Connected {
-    let log = rig.lab.path("connect.log");
     let duid = rig.lab.path("client/duid");
-    let duid = duid.to_string_lossy();
-    let args = [&["connect"], words, &["--pd-duid", &duid]].concat();
-    Connected { job: rig.c.spawn(&program(), &args, &log), log }
-}
-
-impl Connected {
-    fn said(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    #[track_caller]
-    fn says(&self, words: &str, times: usize) {
-        wait_for(&format!("'{words}' in {}", self.log.display()), PATIENCE, || {
-            (self.said().matches(words).count() >= times).then_some(())
-        });
-    }
-
-    #[track_caller]
-    fn stop(self) {
-        let status = self.job.end(Signal::SIGTERM, PATIENCE);
-        assert!(status.success(), "{status}: {}", fs::read_to_string(&self.log).unwrap_or_default());
-    }
+    Connected::start(rig, &[words, &["--pd-duid", &duid.to_string_lossy()]].concat())
 }
 
 /// The address out of these prefixes on a device of C, with the length behind it.
@@ -70,7 +42,9 @@ fn address(rig: &Rig, device: &str, begins: &str) -> Option<String> {
 
 #[track_caller]
 fn given(rig: &Rig, client: &Connected, begins: &str) -> String {
-    wait_for(&format!("an address on c1: {}", client.log.display()), PATIENCE, || address(rig, "c1", begins))
+    wait_for(&format!("an address on c1: {}", client.log().display()), PATIENCE, || {
+        address(rig, "c1", begins)
+    })
 }
 
 /// Gives H an address out of the link's network, and C as its router.
@@ -100,6 +74,13 @@ fn link(prefix: Ipv6Prefix, n: u64) -> Ipv6Prefix {
     subnet(prefix, n).unwrap_or_else(|| panic!("{prefix} has no network {n}"))
 }
 
+/// What `sixway status` says of the client; its socket is the lab's `c.sock`.
+fn shown(rig: &Rig) -> serde_json::Value {
+    let ask = format!("{} status --json --socket {}", program().display(), rig.lab.path("c.sock").display());
+    let status: serde_json::Value = serde_json::from_str(&rig.c.run(&ask)).unwrap_or_default();
+    status["dhcpv6_client"].clone()
+}
+
 fn bindings(server: &Router) -> u64 {
     server.status()["broker"]["bindings"].as_u64().unwrap_or(99)
 }
@@ -111,6 +92,36 @@ fn is_clean(rig: &Rig) {
     assert_eq!(address(rig, "six0", "fd00:2:50:"), None);
     let routes = rig.c.run("ip -6 route");
     assert!(!routes.contains("fd00:2:"), "{routes}");
+}
+
+/// What is held, for how long, from whom and where, and each message, are to be seen.
+#[track_caller]
+fn is_shown(rig: &Rig, prefix: Ipv6Prefix) {
+    let client = shown(rig);
+    assert_eq!((&client["state"], &client["tunnel"]), (&"bound".into(), &"dtcp".into()), "{client}");
+    let held = &client["prefixes"][0];
+    assert_eq!(held["prefix"], prefix.to_string());
+    let seconds = |of: &serde_json::Value| of.as_u64().unwrap_or(999);
+    assert!(
+        seconds(&held["preferred_s"]) <= 60 && (31..=90).contains(&seconds(&held["valid_s"])),
+        "{client}"
+    );
+    assert!(seconds(&client["renew_s"]) <= 30 && seconds(&client["rebind_s"]) <= 48, "{client}");
+    assert!(client["server"].as_str().is_some_and(|duid| duid.starts_with("00:04:")), "{client}");
+    let first = format!("{}1/64", link(prefix, 1).addr());
+    let given = client["given"].as_array().is_some_and(|all| {
+        all.iter().any(|one| one["interface"] == "c1" && one["address"] == first.as_str())
+    });
+    assert!(given && client["dns"][0] == "fd00:1::2", "{client}");
+    let counts = &client["counts"];
+    for name in ["sent_solicit", "heard_advertise", "sent_request", "heard_reply"] {
+        assert!(seconds(&counts[name]) >= 1, "{name}: {counts}");
+    }
+    assert_eq!((&counts["damaged"], &counts["ignored_malformed"]), (&0.into(), &0.into()));
+    let screen =
+        rig.c.run(&format!("{} status --socket {}", program().display(), rig.lab.path("c.sock").display()));
+    assert!(screen.contains(&format!("delegated  {prefix}: preferred ")), "{screen}");
+    assert!(screen.contains(&format!("given      c1: {first}")), "{screen}");
 }
 
 /// RFC: X3 (RFC 7084 WPD-5)
@@ -159,13 +170,16 @@ fn a_host_behind_a_dtcp_tunnel_has_a_network_over_a_crash_of_the_server() {
     let nobody = link(prefix, 99).addr();
     let lost = h.attempt(&format!("ping -n -c 1 -W 1 {nobody}1"));
     assert!(!lost.ok && lost.text.contains("nreachable"), "{}", lost.text);
-    let text = fs::read_to_string(&radvd).unwrap_or_default();
-    assert!(text.contains("interface c1") && text.contains("RDNSS fd00:1::2"), "{text}");
+    wait_for("radvd's file", PATIENCE, || {
+        let text = fs::read_to_string(&radvd).unwrap_or_default();
+        (text.contains("interface c1") && text.contains("RDNSS fd00:1::2")).then_some(())
+    });
     assert_eq!(bindings(&server), 1);
+    is_shown(&rig, prefix);
     server.crash();
 
     let server = Router::start(&rig.lab, &rig.s, &config);
-    client.says("the tunnel is back", 1);
+    client.says("the tunnel is back");
     reach(&rig, &h, &host);
     assert_eq!((given(&rig, &client, "fd00:2:4"), bindings(&server)), (router.clone(), 1));
     client.stop();
@@ -209,7 +223,7 @@ fn a_prefix_outlives_the_tunnel_s_udp_port() {
     let own = address(&rig, "six0", "fd00:2:f:");
     assert_eq!(pings(&rig.c, U6, 3, ""), 3);
     client.job.signal(Signal::SIGHUP);
-    client.says("the tunnel is up", 2);
+    client.says_times("the tunnel is up", 2);
     reach(&rig, &h, &host);
     assert_eq!(given(&rig, &client, "fd00:2:4"), router);
     assert!(own.is_some() && address(&rig, "six0", "fd00:2:f:") == own);
@@ -259,12 +273,12 @@ fn dhcp6ctl_stops_and_starts_it() {
     } else {
         netns_tests::skipped(format_args!("{} (wide-dhcpv6-client) is not installed", real.display()));
     }
-    for ctl in programs {
+    for (n, ctl) in programs.into_iter().enumerate() {
         let tell =
             |key: &Path, words: &str| rig.c.run(&format!("{ctl} -C -k {} -p 5599 {words}", key.display()));
         tell(&wrong, "stop interface six0");
         tell(&key, "stop interface c1");
-        client.says("nothing is asked on c1", 1);
+        client.says_times("nothing is asked on c1", n + 1);
         assert_eq!(bindings(&server), 2, "neither was obeyed");
         tell(&key, "stop interface six0");
         wait_for("the prefix to go", PATIENCE, || (bindings(&server) == 0).then_some(()));
@@ -279,9 +293,9 @@ fn dhcp6ctl_stops_and_starts_it() {
         reach(&rig, &h, &host);
     }
     rig.c.run(&format!("{} dhcp6ctl -C -k {} -p 5599 stop", program().display(), key.display()));
-    let Connected { mut job, log } = client;
-    let status = wait_for("it to end", PATIENCE, || job.exited());
-    assert!(status.success(), "{}", fs::read_to_string(log).unwrap_or_default());
+    let mut client = client;
+    let status = wait_for("it to end", PATIENCE, || client.job.exited());
+    assert!(status.success(), "{}", client.said());
     is_clean(&rig);
     assert_eq!(bindings(&server), 0);
     server.stop();
@@ -302,7 +316,7 @@ fn a_killed_client_comes_back_to_what_it_had() {
     let left = rig.c.run("ip -6 -o addr show dev c1 scope global");
     assert!(left.contains(&router) && !left.contains("valid_lft forever"), "{left}");
     let client = connect(&rig, &words);
-    client.says("delegated:", 2);
+    client.says("delegated:");
     assert_eq!((given(&rig, &client, "fd00:2:4"), bindings(&server)), (router, 1));
     reach(&rig, &h, &host);
     client.stop();
@@ -327,9 +341,11 @@ fn a_prefix_that_the_server_takes_back_is_replaced_at_once() {
     assert_eq!(given(&rig, &client, "fd00:2:"), "fd00:2:9::1/64");
     assert!(server.reload(&after).ok);
     let router = given(&rig, &client, "fd00:2:4");
-    let text = fs::read_to_string(&radvd).unwrap_or_default();
-    let old = text.split("prefix ").find(|part| part.starts_with("fd00:2:9::/64")).unwrap_or_default();
-    assert!(old.contains("AdvPreferredLifetime 0"), "{text}");
+    wait_for("the old one to be withdrawn in radvd's file", PATIENCE, || {
+        let text = fs::read_to_string(&radvd).unwrap_or_default();
+        let old = text.split("prefix ").find(|part| part.starts_with("fd00:2:9::/64")).unwrap_or_default();
+        old.contains("AdvPreferredLifetime 0").then_some(())
+    });
     let host = settle(&h, &router);
     reach(&rig, &h, &host);
     // An operator has it ask anew: what it has lasts as long as when it was given.
@@ -352,6 +368,45 @@ fn a_prefix_that_the_server_takes_back_is_replaced_at_once() {
     server.stop();
 }
 
+/// RFC: V73 (RFC 8415 section 18.2.6)
+#[test]
+fn information_alone_is_told_to_the_script() {
+    let Some((rig, _h)) = rig("delegation: --pd-info") else { return };
+    let server = Router::start(&rig.lab, &rig.s, &static_server(&rig));
+    let (config, told) = (static_config(&rig), rig.lab.path("told"));
+    let line = format!("echo \"$SIXWAY_EVENT $SIXWAY_PREFIX $SIXWAY_DNS\" >> {}\n", told.display());
+    let script = rig.lab.write("script.sh", &line);
+    let client = connect(&rig, &["--config", &config, "--pd-info", "--pd-script", &script.to_string_lossy()]);
+    let lines = || fs::read_to_string(&told).unwrap_or_default();
+    wait_for("the script to be told", PATIENCE, || lines().contains("informed  fd00:1::2").then_some(()));
+    assert_eq!((bindings(&server), shown(&rig)["state"].clone()), (0, "informed".into()));
+    assert_eq!(server.status()["dhcpv6"]["information_request"], 1);
+    client.stop();
+    assert_eq!(lines().lines().last(), Some("informed  "), "and told that it holds no more: {}", lines());
+    server.stop();
+}
+
+/// RFC: V72 (RFC 8415 section 18.2.12)
+#[test]
+fn who_has_an_address_and_no_prefix_confirms_it() {
+    let Some((rig, _h)) = rig("delegation: an address alone, on a link that comes back") else { return };
+    let pool = "[[pool]]\nprefix = \"fd00:2:4000::/36\"\nassign = 56\n";
+    let without = static_server(&rig).replace(pool, "");
+    let server = Router::start(&rig.lab, &rig.s, &without);
+    let client = connect(&rig, &["--config", &static_config(&rig), "--pd", "--pd-address"]);
+    let own = || address(&rig, "six0", "fd00:2:50:");
+    let first = wait_for("an address of its own", PATIENCE, own);
+    assert_eq!((bindings(&server), shown(&rig)["prefixes"].as_array().map(Vec::len)), (1, Some(0)));
+    // The file is read again, with a new device, on which nothing is.
+    client.job.signal(Signal::SIGHUP);
+    wait_for("a Confirm", PATIENCE, || (server.status()["dhcpv6"]["confirm"] == 1).then_some(()));
+    assert_eq!((wait_for("it to be back", PATIENCE, own), bindings(&server)), (first, 1));
+    wait_for("it to go on", PATIENCE, || (shown(&rig)["state"] == "bound").then_some(()));
+    client.stop();
+    assert_eq!(bindings(&server), 0);
+    server.stop();
+}
+
 #[test]
 fn what_would_be_done_is_shown() {
     let Some((rig, _h)) = rig("delegation: --print, and what is refused") else { return };
@@ -366,30 +421,9 @@ fn what_would_be_done_is_shown() {
     assert!(!refused.ok && refused.text.contains("sixway run --config"), "{}", refused.text);
 }
 
-/// A device in S that carries the tunnel to C, for servers that need one: packets in, packets out, nothing else.
-fn device(rig: &Rig) -> Job {
-    let script = rig.lab.write(
-        "device.py",
-        &format!(
-            "import fcntl, os, select, socket, struct\n\
-             tun = os.open('/dev/net/tun', os.O_RDWR)\n\
-             fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH22x', b'sixs', 0x1001))\n\
-             raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 41)\n\
-             raw.bind(('{S4}', 0)); raw.connect(('{C4}', 0))\n\
-             while True:\n\
-             \x20   ready, _, _ = select.select([tun, raw], [], [])\n\
-             \x20   try:\n\
-             \x20       if tun in ready: raw.send(os.read(tun, 65535))\n\
-             \x20       if raw in ready: os.write(tun, raw.recv(65535)[20:])\n\
-             \x20   except OSError: pass\n"
-        ),
-    );
-    let job =
-        rig.s.spawn(Path::new("/usr/bin/python3"), &[&script.to_string_lossy()], &rig.lab.path("device.log"));
-    wait_for("the device", PATIENCE, || rig.s.attempt("ip link set sixs up mtu 1280").ok.then_some(()));
-    wait_for("a link-local address", PATIENCE, || {
-        rig.s.run("ip -6 -o addr show dev sixs scope link").contains("fe80").then_some(())
-    });
+/// A device in S that carries the tunnel to C, for servers that need one.
+fn sixs(rig: &Rig) -> Job {
+    let job = device(&rig.lab, &rig.s, "sixs", S4, C4);
     rig.s.run("ip -6 addr add fd00:2:77::1/64 dev sixs nodad");
     job
 }
@@ -418,14 +452,14 @@ fn from_a_real_server(rig: &Rig, begins: &str) {
 fn wide_s_server_is_understood() {
     let Some((rig, _h)) = rig("delegation: WIDE's dhcp6s in a tunnel") else { return };
     let server = Path::new("/usr/sbin/dhcp6s");
-    if !server.exists() || !Path::new("/usr/bin/python3").exists() {
+    if !server.exists() || !Path::new(PYTHON).exists() {
         netns_tests::skipped(format_args!(
-            "{} (wide-dhcpv6-server) or python3 is not installed",
+            "{} (wide-dhcpv6-server) or {PYTHON} is not installed",
             server.display()
         ));
         return;
     }
-    let _device = device(&rig);
+    let _device = sixs(&rig);
     let duid = "00:04:00:01:02:03:04:05:06:07:08:09:0a:0b:0c:0d:0e:0f";
     fs::create_dir_all(rig.lab.path("client")).unwrap_or_else(|why| panic!("{why}"));
     rig.lab.write("client/duid", duid);
@@ -455,14 +489,14 @@ fn wide_s_server_is_understood() {
 fn kea_is_understood() {
     let Some((rig, _h)) = rig("delegation: Kea in a tunnel") else { return };
     let server = Path::new("/usr/sbin/kea-dhcp6");
-    if !server.exists() || !Path::new("/usr/bin/python3").exists() {
+    if !server.exists() || !Path::new(PYTHON).exists() {
         netns_tests::skipped(format_args!(
-            "{} (kea-dhcp6-server) or python3 is not installed",
+            "{} (kea-dhcp6-server) or {PYTHON} is not installed",
             server.display()
         ));
         return;
     }
-    let _device = device(&rig);
+    let _device = sixs(&rig);
     let conf = "{\"Dhcp6\": {\"interfaces-config\": {\"interfaces\": [\"sixs\"]}, \
                 \"lease-database\": {\"type\": \"memfile\", \"persist\": false}, \
                 \"preferred-lifetime\": 10, \"valid-lifetime\": 20, \"renew-timer\": 4, \"rebind-timer\": 8, \

@@ -4,6 +4,7 @@
 //! [`status`] says what is asked for most. Knows no packets.
 
 pub mod client;
+pub mod delegated;
 pub mod packet;
 pub mod pcapng;
 pub mod remedy;

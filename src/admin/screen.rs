@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::delegated::{ClientStatus, HeldStatus};
 use super::status::{BrokerStatus, Offload, PoolStatus, Status, TunnelStatus};
 use super::table::{columns, duration, short};
 
@@ -29,6 +30,7 @@ pub fn screen(s: &Status) -> Vec<String> {
     lines.extend(s.broker.iter().flat_map(broker));
     lines.extend(s.tsp.as_ref().filter(|c| is_draining(c)).map(|_| DRAINING.to_owned()));
     lines.extend(s.dhcpv6_links.iter().flatten().map(|(interface, c)| link(interface, c)));
+    lines.extend(s.dhcpv6_client.iter().flat_map(client));
     lines.push(format!("all drops  {}", counts(&s.drops)));
     lines
 }
@@ -91,6 +93,24 @@ fn link(interface: &str, c: &BTreeMap<String, u64>) -> String {
     format!("DHCPv6     {interface}: {} leases, {answered} answers", n("leases"))
 }
 
+/// What is asked for inside a tunnel: a line for the client, one for each thing that it has, one for what servers say.
+fn client(c: &ClientStatus) -> Vec<String> {
+    let at = |what: &str, left: Option<u64>| left.map(|s| format!(", {what} in {}", duration(s)));
+    let (renew, rebind) = (at("renewed", c.renew_s), at("asked of all servers", c.rebind_s));
+    let server = c.server.as_ref().map(|duid| format!(", server {duid}"));
+    let more: String = [server, renew, rebind].into_iter().flatten().collect();
+    let mut lines = vec![format!("DHCPv6     asking in {}: {}{more}", c.tunnel, c.state)];
+    let held = |h: &HeldStatus| {
+        let left = |seconds: Option<u64>| seconds.map_or_else(|| "for ever".to_owned(), duration);
+        let (preferred, valid) = (left(h.preferred_s), left(h.valid_s));
+        format!("delegated  {}: preferred {preferred}, valid {valid}", h.prefix)
+    };
+    lines.extend(c.prefixes.iter().chain(&c.addresses).map(held));
+    lines.extend(c.given.iter().map(|given| format!("given      {}: {}", given.interface, given.address)));
+    lines.extend(c.refused.iter().map(|why| format!("refused    {why}")));
+    lines
+}
+
 fn row(t: &TunnelStatus) -> Vec<String> {
     let more = t.prefixes.len().saturating_sub(1);
     let first = t.prefixes.first().cloned().unwrap_or_else(|| "-".to_owned());
@@ -119,6 +139,7 @@ fn counts(all: &BTreeMap<String, u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::delegated::GivenStatus;
     use crate::admin::status::OffloadState;
 
     #[test]
@@ -139,5 +160,46 @@ mod tests {
         ]);
         assert_eq!(offloads(&some), "offloads on: a d; b off; c refused (too old); d on (not tested)");
         assert_eq!(offloads(&all(vec![state("a", "off", "")])), "offloads on: none; a off");
+    }
+
+    #[test]
+    fn what_is_delegated_is_shown_with_the_time_that_is_left() {
+        let held = |prefix: &str, left| HeldStatus {
+            prefix: prefix.to_owned(),
+            preferred_s: left,
+            valid_s: left.map(|left: u64| left * 2),
+        };
+        let given = GivenStatus { interface: "eth1".to_owned(), address: "2001:db8:200::1/64".to_owned() };
+        let mut client = ClientStatus {
+            tunnel: "up".to_owned(),
+            state: "bound".to_owned(),
+            server: Some("00:03".to_owned()),
+            renew_s: Some(30),
+            rebind_s: Some(61),
+            prefixes: vec![held("2001:db8:200::/56", Some(3600)), held("2001:db8:300::/56", None)],
+            addresses: vec![held("2001:db8:5::9/128", Some(7))],
+            given: vec![given],
+            dns: Vec::new(),
+            domains: Vec::new(),
+            refused: None,
+            counts: BTreeMap::new(),
+        };
+        assert_eq!(
+            super::client(&client),
+            [
+                "DHCPv6     asking in up: bound, server 00:03, renewed in 30s, asked of all servers in 1m 1s",
+                "delegated  2001:db8:200::/56: preferred 1h 0m, valid 2h 0m",
+                "delegated  2001:db8:300::/56: preferred for ever, valid for ever",
+                "delegated  2001:db8:5::9/128: preferred 7s, valid 14s",
+                "given      eth1: 2001:db8:200::1/64",
+            ]
+        );
+        (client.server, client.renew_s, client.rebind_s) = (None, None, None);
+        (client.prefixes, client.addresses, client.given) = (Vec::new(), Vec::new(), Vec::new());
+        (client.state, client.refused) = ("soliciting".to_owned(), Some("NoPrefixAvail".to_owned()));
+        assert_eq!(
+            super::client(&client),
+            ["DHCPv6     asking in up: soliciting", "refused    NoPrefixAvail"]
+        );
     }
 }

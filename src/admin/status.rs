@@ -9,6 +9,7 @@ use sixway_dataplane::knobs::{Knob, Standing};
 use sixway_dataplane::start::Facts;
 use sixway_dataplane::update::{Outer, TunnelId, UdpRemote};
 
+use super::delegated::ClientStatus;
 use crate::broker::{Pool, PoolKind};
 use crate::office::Office;
 use crate::registry::{Diff, Live, Registry};
@@ -66,6 +67,9 @@ pub struct Status {
     /// Counts of the DHCPv6 servers on links, by interface; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhcpv6_links: Option<BTreeMap<String, BTreeMap<String, u64>>>,
+    /// The DHCPv6 client of `sixway connect --pd`; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhcpv6_client: Option<ClientStatus>,
 }
 
 /// What is granted to users.
@@ -233,6 +237,8 @@ pub struct Sources<'a> {
     pub dhcpv6: Option<BTreeMap<String, u64>>,
     /// The same of those on links, by interface.
     pub dhcpv6_links: Option<BTreeMap<String, BTreeMap<String, u64>>>,
+    /// The DHCPv6 client, if there is one.
+    pub dhcpv6_client: Option<ClientStatus>,
 }
 
 impl Sources<'_> {
@@ -273,6 +279,7 @@ impl Sources<'_> {
             tsp: self.tsp.clone(),
             dhcpv6: self.dhcpv6.clone(),
             dhcpv6_links: self.dhcpv6_links.clone(),
+            dhcpv6_client: self.dhcpv6_client.clone(),
         })
     }
 

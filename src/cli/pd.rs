@@ -29,6 +29,9 @@ pub(super) struct PdArgs {
     /// Ask for a prefix of this length [default: 56]
     #[arg(long, value_name = "LEN", num_args = 0..=1, require_equals = true, default_missing_value = USUAL, value_parser = length)]
     pd: Option<u8>,
+    /// Ask for no prefix, only for name servers and search domains, which the script is told
+    #[arg(long, conflicts_with_all = ["pd", "pd_to", "pd_address"], requires = "pd_script")]
+    pd_info: bool,
     /// Ask for an address too, for the tunnel's device
     #[arg(long)]
     pd_address: bool,
@@ -62,7 +65,12 @@ pub(super) fn length(text: &str) -> Result<u8, String> {
 impl PdArgs {
     /// What is to be asked for in the tunnel of this device, if anything; a length in the address counts if none is said here.
     pub(super) fn start(&self, in_address: Option<u8>, tun: &str, mtu: u16) -> anyhow::Result<Option<Start>> {
-        let Some(len) = self.pd.or(in_address) else {
+        let len = self.pd.or(in_address);
+        anyhow::ensure!(
+            !self.pd_info || len.is_none(),
+            "--pd-info asks for no prefix, and ?pd= in the address asks for one; leave one of them out"
+        );
+        if len.is_none() && !self.pd_info {
             let idle = self.pd_address
                 || !self.pd_to.is_empty()
                 || self.pd_script.is_some()
@@ -72,7 +80,7 @@ impl PdArgs {
                 "--pd-to and the like say what is done with a prefix; ask for one with --pd"
             );
             return Ok(None);
-        };
+        }
         anyhow::ensure!(self.pd_to.len() <= MOST_PLACES, "--pd-to can be said {MOST_PLACES} times");
         for (n, place) in self.pd_to.iter().enumerate() {
             let twice = self.pd_to[..n].iter().find(|other| other.number == place.number);
@@ -125,7 +133,7 @@ impl Pd {
 
     /// A line into the tunnel of this name: the router's end and ours.
     pub(super) fn line(&self, tunnel: &str) -> (Option<Port>, Option<Line>) {
-        self.0.as_ref().map(|_| line(tunnel)).unzip()
+        self.0.as_ref().map(|delegation| line(tunnel, delegation.report())).unzip()
     }
 
     /// The tunnel is up.
@@ -161,7 +169,7 @@ mod tests {
         pd: PdArgs,
     }
 
-    fn asked(line: &str, in_address: Option<u8>) -> Result<Option<(u8, usize)>, String> {
+    fn asked(line: &str, in_address: Option<u8>) -> Result<Option<(Option<u8>, usize)>, String> {
         let line = Line::try_parse_from(line.split_whitespace()).map_err(|why| why.to_string())?;
         let start = line.pd.start(in_address, "six0", 1280).map_err(|why| format!("{why:#}"))?;
         Ok(start.map(|start| (start.wish.len, start.wish.to.len())))
@@ -170,10 +178,15 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_read() {
         assert_eq!(asked("x", None), Ok(None));
-        assert_eq!(asked("x --pd", None), Ok(Some((56, 0))));
-        assert_eq!(asked("x --pd=48 --pd-to eth1 --pd-to eth2:2", Some(60)), Ok(Some((48, 2))));
-        assert_eq!(asked("x --pd-to eth1:1", Some(60)), Ok(Some((60, 1))));
+        assert_eq!(asked("x --pd", None), Ok(Some((Some(56), 0))));
+        assert_eq!(asked("x --pd=48 --pd-to eth1 --pd-to eth2:2", Some(60)), Ok(Some((Some(48), 2))));
+        assert_eq!(asked("x --pd-to eth1:1", Some(60)), Ok(Some((Some(60), 1))));
+        assert_eq!(asked("x --pd-info --pd-script /bin/true", None), Ok(Some((None, 0))));
+        let both = asked("x --pd-info --pd-script /bin/true", Some(56)).unwrap_err();
+        assert!(both.contains("leave one of them out"), "{both}");
         for (wrong, word) in [
+            ("x --pd-info", "--pd-script"),
+            ("x --pd-info --pd --pd-script /bin/true", "cannot be used with"),
             ("x --pd=65", "no length"),
             ("x --pd-to eth1", "ask for one with --pd"),
             ("x --pd --pd-to eth1:0", "Nth /64"),

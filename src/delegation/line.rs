@@ -12,6 +12,8 @@ use crate::dhcpv6::datagram::{is_to, unwrap, wrap};
 use crate::nd::server::link_local;
 use crate::registry::{Live, Registry};
 
+use super::report::{DAMAGED, NO_WAY, Report, UNHEARD, UNSENT};
+
 /// Messages that wait at either end.
 const WAITING: usize = 64;
 
@@ -21,6 +23,7 @@ pub struct Line {
     /// What comes out of the tunnel.
     pub heard: mpsc::Receiver<Vec<u8>>,
     said: mpsc::Sender<Vec<u8>>,
+    report: Report,
 }
 
 /// The router's end.
@@ -29,25 +32,33 @@ pub struct Port {
     tunnel: Box<str>,
     heard: mpsc::Sender<Vec<u8>>,
     said: mpsc::Receiver<Vec<u8>>,
+    report: Report,
 }
 
-/// Both ends of a line into the tunnel of this name.
-pub fn line(tunnel: &str) -> (Port, Line) {
+/// Both ends of a line into the tunnel of this name; what is lost in it is counted in `report`.
+pub fn line(tunnel: &str, report: &Report) -> (Port, Line) {
     let (up, heard) = mpsc::channel(WAITING);
     let (said, down) = mpsc::channel(WAITING);
-    (Port { tunnel: tunnel.into(), heard: up, said: down }, Line { heard, said })
+    let port = Port { tunnel: tunnel.into(), heard: up, said: down, report: report.clone() };
+    (port, Line { heard, said, report: report.clone() })
 }
 
 impl Line {
     /// Sends a message to all servers of the link. What finds no room is lost, as any datagram may be.
     pub fn say(&self, message: Vec<u8>) {
         if self.said.try_send(message).is_err() {
+            self.report.count(UNSENT);
             tracing::debug!("a DHCPv6 message is lost on its way into the tunnel, which is away or busy");
         }
     }
 }
 
 impl Port {
+    /// The tunnel's name, and what the client at the other end shows of itself.
+    pub fn shown(&self) -> (&str, &Report) {
+        (&self.tunnel, &self.report)
+    }
+
     /// Whether a packet out of a tunnel is for a client; then it has been given to it, if it is from this tunnel and whole.
     pub fn take(&self, registry: &Registry, id: TunnelId, packet: &[u8]) -> bool {
         if !is_to(packet, CLIENT_PORT) || registry.by_name(&self.tunnel) != Some(id) {
@@ -55,8 +66,14 @@ impl Port {
         }
         match unwrap(packet).map(|datagram| self.heard.try_send(datagram.payload.to_vec())) {
             Some(Ok(())) => {}
-            Some(Err(_)) => tracing::debug!("a DHCPv6 message is lost: the client is busy or gone"),
-            None => tracing::debug!("a DHCPv6 message is lost: its packet is damaged"),
+            Some(Err(_)) => {
+                self.report.count(UNHEARD);
+                tracing::debug!("a DHCPv6 message is lost: the client is busy or gone");
+            }
+            None => {
+                self.report.count(DAMAGED);
+                tracing::debug!("a DHCPv6 message is lost: its packet is damaged");
+            }
         }
         true
     }
@@ -75,6 +92,14 @@ impl Port {
 
     /// A message as a packet for the tunnel, if that is up and large enough.
     pub fn packet(&self, registry: &Registry, message: &[u8]) -> Option<(TunnelId, Vec<u8>)> {
+        let packet = self.wrap(registry, message);
+        if packet.is_none() {
+            self.report.count(NO_WAY);
+        }
+        packet
+    }
+
+    fn wrap(&self, registry: &Registry, message: &[u8]) -> Option<(TunnelId, Vec<u8>)> {
         let id = registry.by_name(&self.tunnel)?;
         let live = registry.tunnel(id)?;
         let source = own_link_local(live);

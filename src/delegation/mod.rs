@@ -6,11 +6,12 @@
 //!                                          dhcp6ctl
 //! ```
 //!
-//! The client and what it has put on this host outlive the router: a tunnel that comes back is asked whether the prefix is
+//! What it is at `sixway status` shows, through the router. The client and what it has put on this host outlive the router: a tunnel that comes back is asked whether the prefix is
 //! still good there, and nothing is taken away meanwhile. Everything is taken back before the prefix is given back.
 
 pub mod line;
 pub mod plan;
+pub mod report;
 mod state;
 
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use zeroize::Zeroizing;
 
 use self::line::Line;
 use self::plan::Wish;
+use self::report::Report;
 use self::state::State;
 use crate::dhcp6ctl::codec::Order;
 use crate::dhcp6ctl::server::{Control, Ordered};
@@ -64,6 +66,7 @@ enum Word {
 #[derive(Debug)]
 pub struct Delegation {
     words: mpsc::Sender<Word>,
+    report: Report,
 }
 
 impl Delegation {
@@ -95,6 +98,8 @@ impl Delegation {
         let (words, heard) = mpsc::channel(WAITING);
         let (control, orders) = control.unzip();
         let state = State::open(wish)?;
+        let began = Instant::now();
+        let report = Report::new(began);
         let keeper = Keeper {
             client,
             state,
@@ -103,14 +108,20 @@ impl Delegation {
             _control: control,
             orders,
             stop,
-            began: Instant::now(),
+            began,
+            report: report.clone(),
             is_wanted: true,
             again: false,
             refused: String::new(),
             done: None,
         };
         tokio::spawn(keeper.run());
-        Ok(Self { words })
+        Ok(Self { words, report })
+    }
+
+    /// What it shows of itself.
+    pub fn report(&self) -> &Report {
+        &self.report
     }
 
     /// The tunnel is up; this leads into it.
@@ -155,6 +166,7 @@ struct Keeper {
     orders: Option<mpsc::Receiver<Ordered>>,
     stop: Arc<Notify>,
     began: Instant,
+    report: Report,
     /// False once dhcp6ctl has stopped the interface.
     is_wanted: bool,
     /// Whether it starts once all is given back.
@@ -169,6 +181,7 @@ impl Keeper {
     async fn run(mut self) {
         loop {
             self.carry_out().await;
+            self.show();
             if self.done.as_ref().is_some_and(|(_, until)| *until <= Instant::now()) {
                 return self.end().await;
             }
@@ -218,7 +231,9 @@ impl Keeper {
     }
 
     fn hear(&mut self, message: &[u8]) {
+        self.report.count(report::heard(message));
         if let Err(why) = self.client.handle_message(message, self.now()) {
+            self.report.count(report::ignored(why));
             tracing::debug!("a DHCPv6 message is not taken: {why}");
         }
     }
@@ -267,7 +282,7 @@ impl Keeper {
     async fn carry_out(&mut self) {
         while let Some(output) = self.client.poll_output() {
             match output {
-                Output::Send(message) => self.line.iter().for_each(|line| line.say(message.clone())),
+                Output::Send(message) => self.send(message),
                 Output::Have(lease) => {
                     self.refused.clear();
                     self.state.put(lease, self.began.elapsed()).await;
@@ -283,6 +298,18 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    fn send(&self, message: Vec<u8>) {
+        self.report.count(report::sent(&message));
+        match &self.line {
+            Some(line) => line.say(message),
+            None => self.report.count(report::UNSENT),
+        }
+    }
+
+    fn show(&self) {
+        self.report.show(self.client.view(), self.client.lease(), self.state.given(), &self.refused);
     }
 
     async fn end(mut self) {

@@ -19,8 +19,8 @@ const LINK: u8 = 64;
 /// What the user wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wish {
-    /// The prefix length that is asked for, in bits.
-    pub len: u8,
+    /// The prefix length that is asked for, in bits; `None`: information alone.
+    pub len: Option<u8>,
     /// Whether an address is asked for too, for the tunnel's device.
     pub address: bool,
     /// Links that are given a part of the prefix.
@@ -99,9 +99,9 @@ impl Wish {
     /// What the client asks for. Several clients of one host ask under numbers of their own: of the device's name.
     pub fn wants(&self) -> Vec<Want> {
         let iaid = number_of(&self.tun);
-        let prefix = Want { kind: IaKind::Prefix, iaid, len: self.len };
+        let prefix = self.len.map(|len| Want { kind: IaKind::Prefix, iaid, len });
         let address = self.address.then_some(Want { kind: IaKind::Address, iaid, len: 0 });
-        [prefix].into_iter().chain(address).collect()
+        prefix.into_iter().chain(address).collect()
     }
 
     /// What is to be done with a lease.
@@ -137,7 +137,11 @@ impl Wish {
 
     /// What [`Self::plan`] would do, before anything is delegated: a line each.
     pub fn intent(&self) -> Vec<String> {
-        let mut lines = vec![format!("asks for a /{} by DHCPv6 inside the tunnel", self.len)];
+        let Some(len) = self.len else {
+            let asks = "asks for name servers and the like by DHCPv6 inside the tunnel".to_owned();
+            return std::iter::once(asks).chain(self.runs()).collect();
+        };
+        let mut lines = vec![format!("asks for a /{len} by DHCPv6 inside the tunnel")];
         if self.address {
             lines.push(format!("asks for an address too, for {}", self.tun));
         }
@@ -148,10 +152,12 @@ impl Wish {
         lines.extend(
             self.radvd.iter().map(|file| format!("writes radvd's configuration to {}", file.display())),
         );
-        lines.extend(
-            self.script.iter().map(|file| format!("runs {} when it comes, changes or goes", file.display())),
-        );
+        lines.extend(self.runs());
         lines
+    }
+
+    fn runs(&self) -> Option<String> {
+        self.script.as_ref().map(|file| format!("runs {} when it comes, changes or goes", file.display()))
     }
 
     /// radvd's configuration for the links; `gone` are networks that hosts are to let go of (RFC 7084 L-13).
@@ -225,6 +231,8 @@ pub enum Event {
     Renewed,
     /// It is another one.
     Changed,
+    /// There is none, and what servers say besides is other than before.
+    Informed,
     /// It is gone.
     Down,
 }
@@ -236,6 +244,7 @@ impl Event {
             Self::Up => "up",
             Self::Renewed => "renewed",
             Self::Changed => "changed",
+            Self::Informed => "informed",
             Self::Down => "down",
         }
     }
@@ -243,8 +252,9 @@ impl Event {
     /// What has happened between two leases, if anything; `None`: there was nothing and is nothing.
     pub fn between(before: &Lease, after: &Lease) -> Option<Self> {
         let set = |lease: &Lease| lease.held.iter().map(|held| held.prefix).collect::<Vec<_>>();
+        let is_told = (&before.dns, &before.domains) != (&after.dns, &after.domains);
         match (set(before), set(after)) {
-            (before, after) if before.is_empty() && after.is_empty() => None,
+            (before, after) if before.is_empty() && after.is_empty() => is_told.then_some(Self::Informed),
             (before, _) if before.is_empty() => Some(Self::Up),
             (_, after) if after.is_empty() => Some(Self::Down),
             (before, after) if before == after => Some(Self::Renewed),
@@ -326,7 +336,7 @@ mod tests {
 
     fn wish(to: &[&str]) -> Wish {
         Wish {
-            len: 56,
+            len: Some(56),
             address: true,
             to: to.iter().map(|text| Place::parse(text).unwrap()).collect(),
             radvd: Some("/etc/radvd.conf".into()),
@@ -416,12 +426,17 @@ mod tests {
         let (wish, now) = (wish(&["eth1:2"]), Duration::from_secs(100));
         let (before, after) = (lease("2001:db8:200::/56"), lease("2001:db8:300::/56"));
         let none = Lease::default();
+        let told = Lease { held: Vec::new(), ..before.clone() };
         for (from, to, event) in [
             (&none, &before, Some(Event::Up)),
             (&before, &before, Some(Event::Renewed)),
             (&before, &after, Some(Event::Changed)),
             (&after, &none, Some(Event::Down)),
             (&none, &none, None),
+            (&none, &told, Some(Event::Informed)),
+            (&told, &told, None),
+            (&told, &none, Some(Event::Informed)),
+            (&told, &before, Some(Event::Up)),
         ] {
             assert_eq!(Event::between(from, to), event);
         }

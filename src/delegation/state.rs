@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::Ipv6Addr;
 use std::path::Path;
 use std::time::Duration;
 
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::plan::{Event, Life, Plan, Wish};
+use super::report::Given;
 use crate::dhcpv6::client::Lease;
 use crate::link::{Links, Outcome};
 use crate::script;
@@ -22,7 +22,7 @@ pub(super) struct State {
     links: Links,
     lease: Lease,
     /// By interface, address and length.
-    addresses: BTreeMap<(String, Ipv6Addr, u8), Life>,
+    addresses: BTreeMap<Given, Life>,
     black_holes: Vec<Ipv6Prefix>,
     gone: Vec<(String, Ipv6Prefix)>,
     notes: Vec<String>,
@@ -40,6 +40,11 @@ impl State {
         &self.wish
     }
 
+    /// What is where.
+    pub(super) fn given(&self) -> Vec<Given> {
+        self.addresses.keys().cloned().collect()
+    }
+
     /// The tunnel's device is another one now, with nothing of ours on it.
     pub(super) fn forget_device(&mut self) {
         let tun = &self.wish.tun;
@@ -52,8 +57,10 @@ impl State {
         let event = Event::between(&self.lease, &lease);
         let before = std::mem::replace(&mut self.lease, lease);
         let Some(event) = event else { return };
-        // The script takes down what it has put up while it is still there.
+        // The script takes down what it has put up while it is still there, and has radvd read what hosts are to let go of.
         if event == Event::Down {
+            self.note_gone(&plan);
+            self.write_radvd(&plan);
             self.run_script(event, &Plan::default(), &before, now).await;
         }
         self.put_black_holes(&plan).await;
@@ -74,6 +81,7 @@ impl State {
                 tracing::info!(event = "delegated", "delegated: {}", shown(&plan.black_holes));
             }
             Event::Renewed => tracing::debug!(event = "renewed", "renewed: {}", shown(&plan.black_holes)),
+            Event::Informed => tracing::debug!(event = "informed", "name servers and the like have changed"),
             Event::Down => tracing::info!(event = "undelegated", "what was delegated is gone"),
         }
         plan.notes.iter().filter(|note| !self.notes.contains(note)).for_each(|note| tracing::warn!("{note}"));
@@ -99,19 +107,32 @@ impl State {
         }
     }
 
+    /// Addresses that the plan has no more.
+    fn over(&self, plan: &Plan) -> Vec<Given> {
+        let is_wanted = |(interface, addr, len): &&Given| {
+            plan.addresses.iter().any(|p| (&p.interface, p.addr, p.len) == (interface, *addr, *len))
+        };
+        self.addresses.keys().filter(|key| !is_wanted(key)).cloned().collect()
+    }
+
+    /// Hosts will be told to let go of the networks of these.
+    fn note_gone(&mut self, plan: &Plan) {
+        for (interface, addr, len) in self.over(plan) {
+            let net = Ipv6Prefix::new(addr, len).filter(|_| len < 128).map(|net| (interface, net));
+            self.gone.extend(net.filter(|net| !self.gone.contains(net)));
+        }
+        self.gone.drain(..self.gone.len().saturating_sub(MOST_GONE));
+    }
+
     async fn put_addresses(&mut self, plan: &Plan) {
+        self.note_gone(plan);
         let wanted: BTreeMap<_, _> = plan
             .addresses
             .iter()
             .map(|placed| ((placed.interface.clone(), placed.addr, placed.len), placed.life))
             .collect();
-        let over: Vec<_> = self.addresses.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        for (interface, addr, len) in over {
+        for (interface, addr, len) in self.over(plan) {
             self.addresses.remove(&(interface.clone(), addr, len));
-            if let Some(net) = Ipv6Prefix::new(addr, len).filter(|_| len < 128) {
-                self.gone.push((interface.clone(), net));
-                self.gone.drain(..self.gone.len().saturating_sub(MOST_GONE));
-            }
             if let Err(why) = self.links.take_address_back(&interface, addr, len).await {
                 tracing::warn!("{addr} stays on {interface}: {why}");
             }

@@ -9,40 +9,45 @@
 //!    └───────── releasing ◄── stop ──────────────────────────┘ rejoin (the link came back): rebinding at once
 //! ```
 //!
+//! Where addresses are held and no prefix, a Confirm asks what Rebind does at `rejoin`. A client that wants neither asks for
+//! information alone, again whenever that is to be refreshed (section 18.2.6); so does one that a Reconfigure bids to.
+//!
 //! Pure: messages and times in, [`Output`]s out; knows neither tunnel nor socket nor what is done with a prefix. Reconfigure
 //! is accepted only with the key that the server gave us (RFC 8415 section 20.4); a server that gives none cannot send any.
-//! Left out: Confirm and Decline (where a prefix is held, Rebind asks whether the link is still the same one), and
-//! Information-request.
+//! Left out: Decline. Prefixes are never declined, and on a tunnel's device, which has no neighbours, nobody finds out that an
+//! address is somebody else's.
+
+mod hearing;
+mod saying;
+mod view;
 
 use std::collections::VecDeque;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use dhcproto::v6::{DhcpOption, MessageType, ORO, OptionCode, Status};
+use dhcproto::v6::{DhcpOption, MessageType, Status};
 use rand::{Rng, RngExt};
 use sixway_dataplane::update::Ipv6Prefix;
 
-use super::codec::{Message, Name, Opt, Packet, Part, code};
+use super::codec::{IaKind, Message, Name, Opt, Packet};
 use super::holding::{Association, Fate};
 pub use super::holding::{Held, Want};
 use super::timing::{FIRST_DELAY, Pace, Retransmission};
 use super::trust::Trust;
+use hearing::status;
+pub use view::View;
 
-/// Bounds of the longest wait between Solicits that a server may ask for, in seconds (RFC 8415 section 21.24).
-const SOL_MAX_RT: std::ops::RangeInclusive<u32> = 60..=86_400;
 /// The longest pause after a server has given nothing, before all are asked again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 /// The preference that ends the search (RFC 8415 section 18.2.1).
 const CERTAIN: u8 = 255;
-/// The most of its words that are passed on when a server has nothing, in characters.
-const MOST_WORDS: usize = 120;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wish {
     /// What the client calls itself.
     pub duid: Vec<u8>,
-    /// What it wants; at least one, no two with the same kind and number.
+    /// What it wants, no two with the same kind and number; nothing: information alone.
     pub wants: Vec<Want>,
     /// Whether a Reply to its Solicit will do.
     pub rapid_commit: bool,
@@ -57,7 +62,7 @@ pub enum Output {
     Have(Lease),
     /// A server has nothing for us, and says why.
     Refused(String),
-    /// All is given back: nothing more will be said before [`Client::start`].
+    /// All is given back, or nothing was held: nothing more will be said before [`Client::start`].
     Idle,
 }
 
@@ -116,15 +121,21 @@ struct Exchange {
     again: Retransmission,
     /// While soliciting: the best so far. While requesting: what is requested.
     offer: Option<Offer>,
+    /// While confirming: some server has said that this is another link.
+    is_elsewhere: bool,
+    /// Whether a Reconfigure has asked for it.
+    is_summoned: bool,
 }
 
 #[derive(Clone, Debug)]
 enum Stage {
     Idle,
-    /// A Solicit is due then.
-    Waiting(Duration),
+    /// Such a message is due then.
+    Waiting(Duration, MessageType),
     Asking(Exchange),
     Bound,
+    /// Information is here; then it is to be refreshed, or never.
+    Informed(Option<Duration>),
 }
 
 /// A client.
@@ -139,6 +150,7 @@ pub struct Client<R> {
     domains: Vec<Name>,
     trust: Trust,
     solicit: Pace,
+    inquire: Pace,
     /// Replies in a row that gave nothing.
     failures: u32,
     out: VecDeque<Output>,
@@ -149,8 +161,9 @@ impl<R: Rng> Client<R> {
     pub fn new(wish: Wish, rng: R) -> Self {
         let all = wish.wants.iter().map(|want| Association::new(*want)).collect();
         let (server, dns, domains, out) = (Vec::new(), Vec::new(), Vec::new(), VecDeque::new());
-        let (stage, trust, solicit) = (Stage::Idle, Trust::default(), Pace::SOLICIT);
-        Self { wish, rng, stage, all, server, dns, domains, trust, solicit, failures: 0, out }
+        let (stage, trust) = (Stage::Idle, Trust::default());
+        let (solicit, inquire) = (Pace::SOLICIT, Pace::INQUIRE);
+        Self { wish, rng, stage, all, server, dns, domains, trust, solicit, inquire, failures: 0, out }
     }
 
     /// Asks, or, where something is held, asks whether it still holds on this link. Also for a link that has come back.
@@ -159,18 +172,27 @@ impl<R: Rng> Client<R> {
             return;
         }
         self.expire(now);
-        if self.holds_nothing() {
-            let delay = FIRST_DELAY * self.rng.random_range(0..1000) / 1000;
-            self.stage = Stage::Waiting(now + delay);
-            return;
-        }
-        self.begin(MessageType::Rebind, Pace::REJOIN, None, now);
+        let first = match () {
+            () if self.wish.wants.is_empty() => MessageType::InformationRequest,
+            () if self.holds_nothing() => MessageType::Solicit,
+            () if self.holds_a_prefix() => return self.begin(MessageType::Rebind, Pace::REJOIN, None, now),
+            () => MessageType::Confirm,
+        };
+        self.delay(first, now);
+    }
+
+    /// It is said within a second, not by all clients of the link at once.
+    fn delay(&mut self, first: MessageType, now: Duration) {
+        let delay = FIRST_DELAY * self.rng.random_range(0..1000) / 1000;
+        self.stage = Stage::Waiting(now + delay, first);
     }
 
     /// Asks the server for the same again, before it is due.
     pub fn renew(&mut self, now: Duration) {
-        if matches!(self.stage, Stage::Bound) {
-            self.begin(MessageType::Renew, Pace::RENEW, None, now);
+        match self.stage {
+            Stage::Bound => self.begin(MessageType::Renew, Pace::RENEW, None, now),
+            Stage::Informed(_) => self.begin(MessageType::InformationRequest, self.inquire, None, now),
+            Stage::Idle | Stage::Waiting(..) | Stage::Asking(_) => {}
         }
     }
 
@@ -179,11 +201,13 @@ impl<R: Rng> Client<R> {
         if self.is_releasing() || matches!(self.stage, Stage::Idle) {
             return;
         }
+        // What is given back must not be used any more when it is said (RFC 8415 section 18.2.7).
+        if self.lease() != Lease::default() {
+            self.out.push_back(Output::Have(Lease::default()));
+        }
         if self.holds_nothing() || self.server.is_empty() {
             return self.rest();
         }
-        // What is given back must not be used any more when it is said (RFC 8415 section 18.2.7).
-        self.out.push_back(Output::Have(Lease::default()));
         self.begin(MessageType::Release, Pace::RELEASE, None, now);
     }
 
@@ -201,11 +225,13 @@ impl<R: Rng> Client<R> {
     pub fn poll_timeout(&self) -> Option<Duration> {
         let own = match &self.stage {
             Stage::Idle => return None,
-            Stage::Waiting(at) => Some(*at),
-            Stage::Asking(exchange) => Some(exchange.again.due()),
-            Stage::Bound => {
-                self.soonest(|one| one.renew).into_iter().chain(self.soonest(|one| one.rebind)).min()
+            Stage::Waiting(at, _) => Some(*at),
+            Stage::Asking(exchange) if exchange.kind == MessageType::InformationRequest => {
+                Some(exchange.again.due()).into_iter().chain(self.next_renewal()).min()
             }
+            Stage::Asking(exchange) => Some(exchange.again.due()),
+            Stage::Bound => self.next_renewal(),
+            Stage::Informed(refresh) => *refresh,
         };
         own.into_iter().chain(self.first_end().filter(|_| !self.is_releasing())).min()
     }
@@ -223,12 +249,30 @@ impl<R: Rng> Client<R> {
         }
         match std::mem::replace(&mut self.stage, Stage::Idle) {
             Stage::Idle => {}
-            Stage::Waiting(at) if at <= now => self.begin(MessageType::Solicit, self.solicit, None, now),
+            Stage::Waiting(at, kind) if at <= now => self.begin_waited(kind, now),
             Stage::Bound => self.look(now),
+            Stage::Informed(Some(at)) if at <= now => self.delay(MessageType::InformationRequest, now),
+            // Who asks for what is held is told everything else as well.
+            Stage::Asking(exchange)
+                if exchange.kind == MessageType::InformationRequest
+                    && self.next_renewal().is_some_and(|at| at <= now) =>
+            {
+                self.look(now);
+            }
             Stage::Asking(exchange) if exchange.again.due() <= now => self.overdue(exchange, now),
-            other @ (Stage::Waiting(_) | Stage::Asking(_)) => self.stage = other,
+            other @ (Stage::Waiting(..) | Stage::Asking(_) | Stage::Informed(_)) => self.stage = other,
         }
         self.discover_if_lost(now);
+    }
+
+    fn begin_waited(&mut self, kind: MessageType, now: Duration) {
+        match () {
+            () if kind == MessageType::InformationRequest => self.begin(kind, self.inquire, None, now),
+            () if kind == MessageType::Confirm && !self.holds_nothing() => {
+                self.begin(kind, Pace::REJOIN, None, now);
+            }
+            () => self.begin(MessageType::Solicit, self.solicit, None, now),
+        }
     }
 
     /// What is bound may be due.
@@ -248,6 +292,9 @@ impl<R: Rng> Client<R> {
         if let (MessageType::Solicit, Some(offer)) = (exchange.kind, exchange.offer.take()) {
             return self.request(offer, now);
         }
+        if exchange.is_elsewhere {
+            return self.lose(now);
+        }
         if exchange.again.again(now, &mut self.rng) {
             self.stage = Stage::Asking(exchange);
             return self.say(now);
@@ -256,6 +303,8 @@ impl<R: Rng> Client<R> {
         match () {
             () if exchange.kind == M::Release => self.rest(),
             () if exchange.kind == M::Renew => self.begin(M::Rebind, Pace::REBIND, None, now),
+            // Whom nobody contradicts goes on (RFC 8415 section 18.2.3).
+            () if exchange.kind == M::Confirm => self.stage = Stage::Bound,
             // Nobody here knows us, or the server is away; what is held is good until it is over.
             () => self.begin(M::Solicit, self.solicit, None, now),
         }
@@ -284,6 +333,15 @@ impl<R: Rng> Client<R> {
                 self.replied(&message, server, now)
             }
             (MessageType::Reply, MessageType::Rebind) => self.replied(&message, server, now),
+            (MessageType::Reply, MessageType::Confirm) => {
+                self.confirmed(&message);
+                Ok(())
+            }
+            (MessageType::Reply, MessageType::InformationRequest)
+                if !exchange.is_summoned || server == self.server =>
+            {
+                self.informed(&message, server, now)
+            }
             (MessageType::Reply, MessageType::Request | MessageType::Renew) if server == self.server => {
                 self.replied(&message, server, now)
             }
@@ -304,11 +362,20 @@ impl<R: Rng> Client<R> {
         match (&self.stage, kind) {
             (Stage::Bound, MessageType::Renew) => self.begin(kind, Pace::RENEW, None, now),
             (Stage::Bound, MessageType::Rebind) => self.begin(kind, Pace::REBIND, None, now),
-            // Information comes with every Reply, so it is asked for by a Renew too.
-            (Stage::Bound, MessageType::InformationRequest) => self.renew(now),
+            (Stage::Bound | Stage::Informed(_), MessageType::InformationRequest) => {
+                self.ask(kind, self.inquire, None, true, now);
+            }
             _ => return Err(Ignored::Unexpected),
         }
         Ok(())
+    }
+
+    /// This is our server; another one's key is none of its.
+    fn choose(&mut self, server: Vec<u8>) {
+        if self.server != server {
+            self.trust.forget();
+        }
+        self.server = server;
     }
 
     fn may_commit(&self, message: &Message) -> bool {
@@ -334,10 +401,7 @@ impl<R: Rng> Client<R> {
     }
 
     fn request(&mut self, offer: Offer, now: Duration) {
-        if self.server != offer.server {
-            self.trust.forget();
-        }
-        self.server.clone_from(&offer.server);
+        self.choose(offer.server.clone());
         self.begin(MessageType::Request, Pace::REQUEST, Some(offer), now);
     }
 
@@ -354,10 +418,7 @@ impl<R: Rng> Client<R> {
         if fates.is_empty() && !anew {
             return Err(Ignored::Empty);
         }
-        if self.server != server {
-            self.trust.forget();
-        }
-        self.server = server;
+        self.choose(server);
         self.trust.learn(message);
         self.inform(message);
         self.out.push_back(Output::Have(self.lease()));
@@ -381,52 +442,25 @@ impl<R: Rng> Client<R> {
     fn pause(&mut self, now: Duration) {
         let pause = Duration::from_secs(1 << self.failures.min(10)).min(LONGEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
-        self.stage = Stage::Waiting(now + pause);
-    }
-
-    fn learn_pace(&mut self, message: &Message) {
-        let known = |option: &Opt| {
-            let Opt::Seconds(code::SOL_MAX_RT, seconds) = option else { return None };
-            SOL_MAX_RT.contains(seconds).then(|| Duration::from_secs((*seconds).into()))
-        };
-        let Some(longest) = message.options.iter().find_map(known) else { return };
-        self.solicit.longest = longest;
-        if let Stage::Asking(Exchange { kind: MessageType::Solicit, again, .. }) = &mut self.stage {
-            again.slow_down(longest);
-        }
-    }
-
-    fn inform(&mut self, message: &Message) {
-        for option in &message.options {
-            if let Opt::Addresses(code::DNS_SERVERS, all) = option {
-                self.dns.clone_from(all);
-            } else if let Opt::Names(code::DOMAIN_LIST, all) = option {
-                self.domains.clone_from(all);
-            }
-        }
-    }
-
-    /// Passes on what a server says of why it has nothing.
-    fn refused(&mut self, message: &Message) {
-        let inside = message.ias().flat_map(|ia| &ia.parts).find_map(|part| {
-            let Part::Status(status, text) = part else { return None };
-            (*status != Status::Success).then_some((*status, text.as_str()))
-        });
-        let Some((code, text)) = status(message).or(inside) else { return };
-        let text: String = text.chars().filter(|c| !c.is_control()).take(MOST_WORDS).collect();
-        self.out.push_back(Output::Refused(words(code, &text)));
+        self.stage = Stage::Waiting(now + pause, MessageType::Solicit);
     }
 
     /// Forgets everything and says nothing more.
     fn rest(&mut self) {
         self.all.iter_mut().for_each(|one| *one = Association::new(one.want));
         self.server.clear();
+        self.dns.clear();
+        self.domains.clear();
         self.trust.forget();
         self.stage = Stage::Idle;
         self.out.push_back(Output::Idle);
     }
 
     fn begin(&mut self, kind: MessageType, pace: Pace, offer: Option<Offer>, now: Duration) {
+        self.ask(kind, pace, offer, false, now);
+    }
+
+    fn ask(&mut self, kind: MessageType, pace: Pace, offer: Option<Offer>, is_summoned: bool, now: Duration) {
         let mut again = Retransmission::new(pace, kind == MessageType::Solicit, now, &mut self.rng);
         let end = match () {
             () if !pace.lasting.is_zero() => None,
@@ -438,41 +472,9 @@ impl<R: Rng> Client<R> {
             again.end_at(end);
         }
         let [a, b, c, _] = self.rng.random::<u32>().to_be_bytes();
-        self.stage = Stage::Asking(Exchange { kind, xid: [a, b, c], again, offer });
+        let xid = [a, b, c];
+        self.stage = Stage::Asking(Exchange { kind, xid, again, offer, is_elsewhere: false, is_summoned });
         self.say(now);
-    }
-
-    /// Says, once or again, what is out.
-    fn say(&mut self, now: Duration) {
-        let Stage::Asking(exchange) = &self.stage else { return };
-        let kind = exchange.kind;
-        let mut options = vec![DhcpOption::ClientId(self.wish.duid.clone())];
-        if matches!(kind, MessageType::Request | MessageType::Renew | MessageType::Release) {
-            options.push(DhcpOption::ServerId(self.server.clone()));
-        }
-        options.push(DhcpOption::ElapsedTime(exchange.again.elapsed(now)));
-        if kind != MessageType::Release {
-            let asked = [code::DNS_SERVERS, code::DOMAIN_LIST, code::SOL_MAX_RT];
-            options.push(DhcpOption::ORO(ORO { opts: asked.into_iter().map(OptionCode::from).collect() }));
-        }
-        if kind != MessageType::Release {
-            options.push(DhcpOption::ReconfAccept);
-        }
-        if kind == MessageType::Solicit && self.wish.rapid_commit {
-            options.push(DhcpOption::RapidCommit);
-        }
-        let mut options: Vec<Opt> = options.into_iter().map(Opt::Leaf).collect();
-        let values = |n: usize| Some(exchange.offer.as_ref()?.values.get(n)?.as_slice());
-        let asked = self
-            .all
-            .iter()
-            .enumerate()
-            .filter(|(_, one)| kind != MessageType::Release || !one.held.is_empty());
-        options.extend(
-            asked.map(|(n, one)| Opt::Ia(one.ask(values(n).filter(|_| kind == MessageType::Request)))),
-        );
-        let message = Message { kind, xid: exchange.xid, options };
-        self.out.push_back(Output::Send(message.emit()));
     }
 
     fn is_releasing(&self) -> bool {
@@ -481,6 +483,15 @@ impl<R: Rng> Client<R> {
 
     fn holds_nothing(&self) -> bool {
         self.all.iter().all(|one| one.held.is_empty())
+    }
+
+    fn holds_a_prefix(&self) -> bool {
+        self.all.iter().any(|one| one.want.kind == IaKind::Prefix && !one.held.is_empty())
+    }
+
+    /// T1 or T2, whichever is sooner; `None`: never.
+    fn next_renewal(&self) -> Option<Duration> {
+        self.soonest(|one| one.renew).into_iter().chain(self.soonest(|one| one.rebind)).min()
     }
 
     fn soonest(&self, when: impl Fn(&Association) -> Option<Duration>) -> Option<Duration> {
@@ -506,10 +517,12 @@ impl<R: Rng> Client<R> {
     fn discover_if_lost(&mut self, now: Duration) {
         let needs_a_lease = match &self.stage {
             Stage::Bound => true,
-            Stage::Asking(exchange) => matches!(exchange.kind, MessageType::Renew | MessageType::Rebind),
-            Stage::Idle | Stage::Waiting(_) => false,
+            Stage::Asking(exchange) => {
+                !matches!(exchange.kind, MessageType::Solicit | MessageType::Request | MessageType::Release)
+            }
+            Stage::Idle | Stage::Waiting(..) | Stage::Informed(_) => false,
         };
-        if needs_a_lease && self.holds_nothing() {
+        if needs_a_lease && !self.wish.wants.is_empty() && self.holds_nothing() {
             self.begin(MessageType::Solicit, self.solicit, None, now);
         }
     }
@@ -521,28 +534,4 @@ fn preference(message: &Message) -> u8 {
         .iter()
         .find_map(|option| if let Opt::Leaf(DhcpOption::Preference(n)) = option { Some(*n) } else { None });
     found.unwrap_or(0)
-}
-
-/// A status (RFC 8415 section 21.13) in words, with its name and what the server says to it.
-fn words(status: Status, text: &str) -> String {
-    const KNOWN: [(Status, &str, &str); 5] = [
-        (Status::UnspecFail, "it has failed", "UnspecFail"),
-        (Status::NoAddrsAvail, "it has no addresses left", "NoAddrsAvail"),
-        (Status::NoBinding, "it knows of no such binding", "NoBinding"),
-        (Status::NotOnLink, "what is asked for does not belong on this link", "NotOnLink"),
-        (Status::NoPrefixAvail, "it has no prefixes left", "NoPrefixAvail"),
-    ];
-    let said = if text.is_empty() { String::new() } else { format!(": {text}") };
-    match KNOWN.iter().find(|(known, ..)| *known == status) {
-        Some((_, words, name)) => format!("{words} ({name}{said})"),
-        None => format!("it says so with status {}{said}", u16::from(status)),
-    }
-}
-
-/// What the server says of the message as a whole, if it is no success.
-fn status(message: &Message) -> Option<(Status, &str)> {
-    message.options.iter().find_map(|option| {
-        let Opt::Leaf(DhcpOption::StatusCode(said)) = option else { return None };
-        (said.status != Status::Success).then_some((said.status, said.msg.as_str()))
-    })
 }

@@ -32,13 +32,15 @@ impl Pace {
     pub const RENEW: Self = Self::new(10, 600, 0);
     /// Rebind, until nothing is valid any more.
     pub const REBIND: Self = Self::new(10, 600, 0);
-    /// Rebind by a client who may be on another link now: as a Confirm (RFC 8415 section 18.2.12).
+    /// Confirm, and Rebind by a client who may be on another link now (RFC 8415 section 18.2.12).
     pub const REJOIN: Self = Self { lasting: Duration::from_secs(10), ..Self::new(1, 4, 0) };
+    /// Information-request; its longest wait may be changed by servers (RFC 8415 section 21.25).
+    pub const INQUIRE: Self = Self::new(1, 3600, 0);
     /// Release.
     pub const RELEASE: Self = Self::new(1, 0, 4);
 }
 
-/// How long a client waits before its first Solicit, at most (SOL_MAX_DELAY).
+/// How long a client waits before its first message on a link, at most (SOL_MAX_DELAY, CNF_MAX_DELAY, INF_MAX_DELAY).
 pub const FIRST_DELAY: Duration = Duration::from_secs(1);
 
 /// A message that is out.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::admin::delegated::ClientStatus;
 use crate::admin::server::Question;
 use crate::admin::status::{BrokerStatus, Sources};
 use crate::admin::{Reply, Request, Response};
@@ -9,6 +10,7 @@ use crate::audit::Auditor;
 use crate::broker::{End, UserName};
 use crate::churn::{Batch, MOST_TUNNELS, is_churn};
 use crate::config::nearest;
+use crate::delegation::line::Port;
 use crate::dhcpv6::server as dhcpv6;
 use crate::explain::{drops, explain as explain_packet};
 use crate::registry::MOST_COMPARED;
@@ -183,6 +185,11 @@ impl Control {
             tsp: self.dispatch.tsp.as_ref().map(tsp_counts),
             dhcpv6: self.dhcpv6.as_ref().map(dhcpv6::Server::counts),
             dhcpv6_links: None,
+            dhcpv6_client: self
+                .client
+                .as_ref()
+                .map(Port::shown)
+                .map(|(tunnel, at)| ClientStatus::new(tunnel, at)),
         }
     }
 }

@@ -266,7 +266,7 @@ fn a_server_with_nothing_is_asked_later_and_its_words_are_passed_on() {
     assert_eq!(pair.prefixes().len(), 1);
 }
 
-/// RFC: V70 (RFC 8415 section 18.2.11)
+/// RFC: V70, V73 (RFC 8415 section 18.2.11)
 #[test]
 fn a_server_that_proves_itself_may_say_that_something_has_changed() {
     let mut pair = Pair::new(CONFIG, &[PREFIX]);
@@ -291,7 +291,131 @@ fn a_server_that_proves_itself_may_say_that_something_has_changed() {
     let said = summons(&mut pair, false);
     assert_eq!(pair.client.handle_message(&said, pair.now), Ok(()));
     pair.wait(s(1));
-    assert_eq!(pair.said(), [M::Renew], "information comes with it");
+    assert_eq!(pair.said(), [M::InformationRequest]);
+    assert_eq!((pair.prefixes().len(), pair.client.view().doing), (1, "bound"), "what is held is held");
+
+    // Nobody answers: it is asked until what is held must be renewed, which brings information as well.
+    let said = summons(&mut pair, false);
+    assert_eq!(pair.client.handle_message(&said, pair.now), Ok(()));
+    let asked = next_said(&mut pair.client).unwrap();
+    assert_eq!((asked.kind, asked.server()), (M::InformationRequest, Some(&pair.client.view().server[..])));
+    assert_eq!(asked.ias().count(), 0);
+    pair.deaf = true;
+    pair.wait(s(20));
+    let said = pair.said();
+    assert!(said.len() > 2 && said.iter().all(|kind| *kind == M::InformationRequest), "{said:?}");
+    pair.wait(s(12));
+    let said = pair.said();
+    assert_eq!((said.last(), pair.client.view().doing), (Some(&M::Renew), "renewing"), "{said:?}");
+    pair.deaf = false;
+    pair.wait(s(20));
+    assert_eq!((pair.prefixes().len(), pair.client.view().doing), (1, "bound"));
+}
+
+/// RFC: V73 (RFC 8415 section 18.2.6)
+#[test]
+fn who_wants_nothing_but_information_asks_for_it_and_refreshes_it() {
+    let mut pair = Pair::new(CONFIG, &[]);
+    pair.wait(s(2));
+    assert_eq!(pair.said(), [M::InformationRequest]);
+    assert_eq!((pair.lease.held.len(), pair.lease.dns.len(), pair.client.view().doing), (0, 1, "informed"));
+    // The server has not said for how long: a day.
+    pair.wait(s(86_390));
+    assert_eq!(pair.said(), []);
+    pair.wait(s(20));
+    assert_eq!(pair.said(), [M::InformationRequest]);
+    // The link comes back, and later the end: nothing is held that could be given back.
+    pair.client.start(pair.now);
+    pair.wait(s(2));
+    assert_eq!(pair.said(), [M::InformationRequest]);
+    pair.client.stop(pair.now);
+    pair.wait(s(100_000));
+    assert_eq!((pair.said(), pair.is_idle, &pair.lease), (vec![], true, &Lease::default()));
+}
+
+/// RFC: V73 (RFC 8415 sections 21.23 and 21.25)
+#[test]
+fn servers_say_when_information_is_refreshed_within_bounds() {
+    let answer = |asked: &Message, option| {
+        let ends = [DhcpOption::ClientId(US.to_vec()), DhcpOption::ServerId(vec![0, 3, 1])].map(Opt::Leaf);
+        let options = ends.into_iter().chain([option]).collect();
+        Message { kind: M::Reply, xid: asked.xid, options }.emit()
+    };
+    let refreshed = |seconds| {
+        let mut client = alone(&[]);
+        let asked = next_said(&mut client).unwrap();
+        assert!(asked.asks_for(32) && asked.asks_for(83) && asked.server().is_none());
+        client.handle_message(&answer(&asked, Opt::Seconds(32, seconds)), s(1)).unwrap();
+        client.poll_timeout()
+    };
+    assert_eq!(refreshed(0), Some(s(601)));
+    assert_eq!(refreshed(7200), Some(s(7201)));
+    assert_eq!(refreshed(u32::MAX), None, "never");
+
+    let longest = |seconds| {
+        let mut client = alone(&[]);
+        let asked = next_said(&mut client).unwrap();
+        client.handle_message(&answer(&asked, Opt::Seconds(83, seconds)), s(1)).unwrap();
+        client.renew(s(2));
+        longest_wait(client, s(2))
+    };
+    assert!((54..=66).contains(&longest(60)));
+    assert!((3240..=3960).contains(&longest(59)));
+    // A server that fails is asked again at the message's own pace.
+    let mut client = alone(&[]);
+    let asked = next_said(&mut client).unwrap();
+    let failed = StatusCode { status: Status::UnspecFail, msg: String::new() };
+    let failed = answer(&asked, Opt::Leaf(DhcpOption::StatusCode(failed)));
+    assert_eq!(client.handle_message(&failed, s(1)), Err(Ignored::Empty));
+    assert_eq!(client.view().doing, "inquiring");
+}
+
+/// RFC: V72 (RFC 8415 section 18.2.3)
+#[test]
+fn who_has_only_addresses_asks_whether_the_link_is_the_same() {
+    let mut pair = Pair::bound(CONFIG, &[ADDRESS]);
+    let given = pair.prefixes();
+    pair.client.start(pair.now);
+    pair.wait(s(2));
+    assert_eq!((pair.said(), pair.prefixes()), (vec![M::Confirm], given.clone()));
+    assert_eq!(pair.client.view().doing, "bound");
+    // Nobody answers: after ten seconds it goes on with what it has.
+    pair.deaf = true;
+    pair.client.start(pair.now);
+    pair.wait(s(12));
+    let said = pair.said();
+    assert!(said.len() > 2 && said.iter().all(|kind| *kind == M::Confirm), "{said:?}");
+    assert_eq!((pair.prefixes(), pair.client.view().doing), (given.clone(), "bound"));
+    pair.deaf = false;
+    // One server says that this is another link; as long as it is asked, another one may know better.
+    for agrees in [true, false] {
+        pair.client.start(pair.now);
+        let due = pair.client.poll_timeout().unwrap();
+        pair.client.handle_timeout(due);
+        let asked = next_said(&mut pair.client).unwrap();
+        assert_eq!((asked.kind, asked.server(), asked.ias().count()), (M::Confirm, None, 1));
+        let says = |status| {
+            let said = StatusCode { status, msg: String::new() };
+            let ends = [DhcpOption::ClientId(US.to_vec()), DhcpOption::ServerId(vec![0, 3, 9])];
+            let options = ends.into_iter().chain([DhcpOption::StatusCode(said)]).map(Opt::Leaf).collect();
+            Message { kind: M::Reply, xid: asked.xid, options }.emit()
+        };
+        pair.client.handle_message(&says(Status::NotOnLink), due).unwrap();
+        assert_eq!(pair.client.lease().held.len(), 1);
+        if agrees {
+            pair.client.handle_message(&says(Status::Success), due).unwrap();
+            pair.wait(s(5));
+            assert_eq!((pair.said(), pair.prefixes()), (vec![], given.clone()));
+        }
+    }
+    let due = pair.client.poll_timeout().unwrap();
+    pair.client.handle_timeout(due);
+    assert_eq!(
+        pair.client.poll_output().map(|first| matches!(first, Output::Have(lease) if lease.held.is_empty())),
+        Some(true)
+    );
+    let said = next_said(&mut pair.client).unwrap();
+    assert_eq!((said.kind, said.ias().flat_map(Ia::values).count()), (M::Solicit, 0));
 }
 
 /// What a client that asks for a prefix under 7 hears.
@@ -434,6 +558,17 @@ fn a_server_that_says_nothing_of_use_makes_no_storm() {
     }
 }
 
+/// How long it waits in the end, in seconds, where nobody answers.
+fn longest_wait(mut client: Client<StdRng>, from: Duration) -> u64 {
+    let (mut last, mut wait) = (from, s(0));
+    for _ in 0..20 {
+        let due = client.poll_timeout().unwrap();
+        (wait, last) = (due - last, due);
+        client.handle_timeout(due);
+    }
+    wait.as_secs()
+}
+
 /// RFC: V69 (RFC 8415 section 21.24)
 #[test]
 fn servers_may_slow_solicits_down_within_bounds() {
@@ -442,13 +577,7 @@ fn servers_may_slow_solicits_down_within_bounds() {
         let xid = next_said(&mut client).unwrap().xid;
         let said = offer(M::Advertise, xid, 1, "fe80::/56", vec![Opt::Seconds(82, seconds)]);
         assert_eq!(client.handle_message(&said, s(1)), Err(Ignored::Empty));
-        let (mut last, mut wait) = (s(1), s(0));
-        for _ in 0..20 {
-            let due = client.poll_timeout().unwrap();
-            (wait, last) = (due - last, due);
-            client.handle_timeout(due);
-        }
-        wait.as_secs()
+        longest_wait(client, s(1))
     };
     assert!((54..=66).contains(&longest(60)));
     for out_of_bounds in [59, 86_401] {
@@ -511,6 +640,9 @@ proptest! {
     ) {
         let mut pair = Pair::bound(CONFIG, &[PREFIX, ADDRESS]);
         for (kind, tail, seconds) in words {
+            if seconds % 8 == 0 {
+                pair.client.start(pair.now);
+            }
             let mut octets = offer(MessageType::from(kind % 14), [0; 3], 1, "2001:db8:200::/56", vec![]);
             octets.extend(&tail);
             let _either = pair.client.handle_message(&octets, pair.now);
