@@ -396,6 +396,62 @@ fn parts_of_delegated_prefixes_are_the_link_s_where_the_file_says_so() {
     }
 }
 
+/// RFC: V52 (RFC 4649, RFC 4580)
+#[test]
+fn a_host_may_be_whoever_is_on_a_line() {
+    let text = "interface vs0 { delegated-prefix-pool 2001:db8:8000::/40 56 100; };
+        host a { remote-id 9 \"line7\"; prefix 2001:db8:a::/48 100; };
+        host b { subscriber-id \"0x0708\"; prefix 2001:db8:b::/48 100; };
+        authentication told { protocol reconfig; };";
+    let conf = load("x", text.as_bytes(), &Room).unwrap().conf;
+    let mut lab = Lab::new(&conf);
+    lab.session.trust(Ring::new([7; 32], 0));
+    let remote = |name: &[u8]| Opt::Other(37, [&[0, 0, 0, 9][..], name].concat());
+    let subscriber = || Opt::Other(38, vec![7, 8]);
+    let ask = |lab: &mut Lab, kind, duid: &[u8], said: Vec<Opt>| {
+        let mut options = vec![
+            Opt::Leaf(DhcpOption::ClientId(duid.to_vec())),
+            Opt::Leaf(DhcpOption::ReconfAccept),
+            Opt::Ia(Ia { kind: IaKind::Prefix, iaid: 1, t1: 0, t2: 0, parts: Vec::new() }),
+        ];
+        if kind != MessageType::Solicit {
+            options.push(Opt::Leaf(DhcpOption::ServerId(octets("000100012b000001020000005301"))));
+        }
+        let inner = Message { kind, xid: [0, 0, 1], options }.emit();
+        let link = "2001:db8:53:1::9".parse().unwrap();
+        let (peer, options) = ("fe80::1".parse().unwrap(), said.into_iter().chain([Opt::Relayed(inner)]));
+        let relay = Relay { is_reply: false, hops: 0, link, peer, options: options.collect() };
+        let answer = lab.ask(&Packet::Relay(relay).emit()).unwrap();
+        let Packet::Relay(reply) = Packet::parse(&answer).unwrap() else { panic!() };
+        let Packet::Message(answer) = Packet::parse(reply.relayed().unwrap()).unwrap() else { panic!() };
+        assert_eq!(answer.client(), Some(duid), "it is called what it calls itself");
+        let is_line = answer.auth().is_none();
+        let given = answer.ias().flat_map(|ia| ia.values()).next().map(|value| value.addr.segments()[2]);
+        (given, is_line)
+    };
+    let (request, solicit) = (MessageType::Request, MessageType::Solicit);
+    assert_eq!(ask(&mut lab, request, &[0, 1], vec![remote(b"line7")]), (Some(0xa), true));
+    // Another router on the same line is the same client.
+    assert_eq!(ask(&mut lab, request, &[0, 2], vec![remote(b"line7")]), (Some(0xa), true));
+    assert_eq!(ask(&mut lab, request, &[0, 1], vec![subscriber()]), (Some(0xb), true));
+    assert_eq!(lab.shelf.len(), 2);
+    // What nobody knows is a line like any other, and its client is known by its DUID.
+    let (given, is_line) = ask(&mut lab, request, &[0, 1], vec![remote(b"line8")]);
+    assert!(given.is_some_and(|given| given & 0xff00 == 0x8000) && !is_line);
+    // A client that calls itself what a line is kept under gets nothing of it: no DUID is so long.
+    let longest = vec![0; 130];
+    assert!(ask(&mut lab, solicit, &longest, Vec::new()).0.is_some_and(|given| given & 0xff00 == 0x8000));
+    for (wrong, why) in [
+        ("host a { duid 00:01; subscriber-id \"x\"; };", "by its DUID or by its line"),
+        ("host a { remote-id 9 \"x\"; subscriber-id \"x\"; };", "has a line already"),
+        ("host a { remote-id 4294967296 \"x\"; };", "a number is 0 to"),
+        ("host a { subscriber-id \"0x0g\"; };", "pairs of hexadecimal digits"),
+    ] {
+        let said = load("x", wrong.as_bytes(), &Room).unwrap_err()[0].to_string();
+        assert!(said.starts_with("x:1: ") && said.contains(why), "{said}");
+    }
+}
+
 /// RFC: V48 (RFC 6422 section 6)
 #[test]
 fn what_relays_may_supply_the_file_says() {

@@ -112,6 +112,7 @@ fn dhcpv6(report: &mut Report<'_>, section: &Section<'_, '_>) -> Terms {
         decline: Duration::from_secs(decline.unwrap_or(86_400).into()),
         most: most.unwrap_or(16) as usize,
         reserved: std::collections::HashMap::new(),
+        lines: std::collections::HashMap::new(),
         relays: relays.into_iter().map(|at| at.value).collect(),
         reconfigure: section.boolean(report, "reconfigure").unwrap_or(true),
         listeners: LISTENERS,

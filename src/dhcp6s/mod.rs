@@ -54,7 +54,7 @@ use crate::compat::dhcp6sconf::{Duid, ServerConf};
 use crate::dhcp6ctl::codec::{IaKind, Order};
 use crate::dhcp6ctl::server::{Control, Ordered};
 use crate::dhcp6ctl::session::Side;
-use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, SERVER_PORT};
+use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, MAX_DUID, SERVER_PORT};
 use crate::dhcpv6::session::Origin;
 use crate::link::LinkError;
 use crate::link::watch::{News, Watch};
@@ -586,7 +586,12 @@ fn log(changes: &[Change]) {
     }
 }
 
+/// A DUID; what is longer is no DUID, and the end of it says on which line its client is.
 fn hex(octets: &[u8]) -> String {
+    let line = octets.get(MAX_DUID + 1..).map(hex);
+    if let Some(line) = line {
+        return format!("line {line}");
+    }
     let pairs: Vec<String> = octets.iter().map(|octet| format!("{octet:02x}")).collect();
     pairs.join(":")
 }

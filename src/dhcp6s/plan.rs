@@ -13,13 +13,13 @@ use sixway_dataplane::update::Ipv6Prefix;
 
 use super::vacancy::{Extent, span};
 use crate::compat::dhcp6sconf::{
-    Duid, Interface, Lifetimes, Options, PoolUse, PrefixPool, ServerConf, Subnet,
+    self as compat, Duid, Host, Interface, Lifetimes, Options, PoolUse, PrefixPool, ServerConf, Subnet,
 };
 use crate::dhcpv6::audience;
 use crate::dhcpv6::auth::Key;
-use crate::dhcpv6::codec::{Name, Opt, code};
+use crate::dhcpv6::codec::{MAX_DUID, Name, Opt, code};
 pub use crate::dhcpv6::session::Life;
-use crate::dhcpv6::session::Terms;
+use crate::dhcpv6::session::{Line, Terms};
 
 /// How long a declined address is given to nobody.
 const DECLINED: Duration = Duration::from_secs(86_400);
@@ -123,7 +123,7 @@ impl Plan {
         let sites = sites.into_iter().map(|site| (site.name.clone(), site)).collect();
         let mut plan = Self { sites, ..Self::default() };
         for host in &conf.hosts {
-            let Some(duid) = &host.duid else { continue };
+            let Some(client) = identity(host) else { continue };
             let single = |(addr, life): &(Ipv6Addr, Lifetimes)| (Ipv6Prefix::host(*addr), self::life(*life));
             // Everything is nobody's own.
             let narrow = host.prefixes.iter().filter(|(prefix, _)| prefix.prefix_len() > 0);
@@ -135,7 +135,6 @@ impl Plan {
                 parts: host.excluded_prefixes.clone(),
                 excluded: host.excluded,
             };
-            let client: Box<[u8]> = duid.octets().into();
             // Of two hosts with one DUID the first counts, and of two with one prefix.
             if plan.hosts.contains_key(&client) {
                 continue;
@@ -449,6 +448,7 @@ pub fn terms(conf: &ServerConf, link: &str, duid: &Duid) -> Terms {
         decline: interface.and_then(|i| i.decline_time).map_or(DECLINED, |s| Duration::from_secs(s.into())),
         most: super::shelf::MAX_OF_CLIENT,
         relays: relays(conf),
+        lines: lines(conf),
         reconfigure: conf.reconfigure,
         listeners: audience::MOST,
         supplied: interface.map(|interface| interface.supplied.clone()).unwrap_or_default(),
@@ -468,6 +468,31 @@ fn relays(conf: &ServerConf) -> HashMap<Box<[u8]>, Ipv6Addr> {
         all.extend(interface.relay_ids.iter().map(|id| (id.clone().into_boxed_slice(), addr)));
     }
     all
+}
+
+/// What a host's leases are kept under: its DUID, or its line in a form that is longer than any DUID.
+fn identity(host: &Host) -> Option<Box<[u8]>> {
+    let by_line = || {
+        let (code, octets) = said(host.line.as_ref()?);
+        Some([&[0; MAX_DUID + 1][..], &code.to_be_bytes(), &octets].concat().into())
+    };
+    host.duid.as_ref().map(|duid| duid.octets().into()).or_else(by_line)
+}
+
+/// What a relay says of a line: the option's code and octets.
+fn said(line: &compat::Line) -> Line {
+    match line {
+        compat::Line::Remote(number, id) => {
+            (code::REMOTE_ID, [&number.to_be_bytes()[..], id].concat().into())
+        }
+        compat::Line::Subscriber(id) => (code::SUBSCRIBER_ID, id[..].into()),
+    }
+}
+
+/// Hosts by their lines.
+fn lines(conf: &ServerConf) -> HashMap<Line, Box<[u8]>> {
+    let lines = conf.hosts.iter().filter_map(|host| Some((said(host.line.as_ref()?), identity(host)?)));
+    lines.collect()
 }
 
 /// Keys by clients; of two hosts with one DUID the first counts.

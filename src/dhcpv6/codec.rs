@@ -296,6 +296,20 @@ impl Relay {
         self.options.iter().any(|option| option.code() == code::RELAY_PORT)
     }
 
+    /// What it says of the client's line: codes and octets (RFC 4649, RFC 4580).
+    pub fn lines(&self) -> impl Iterator<Item = (u16, &[u8])> {
+        self.options.iter().filter_map(|option| match option {
+            Opt::Other(code @ (code::REMOTE_ID | code::SUBSCRIBER_ID), octets) => Some((*code, &octets[..])),
+            Opt::Other(..)
+            | Opt::Ia(_)
+            | Opt::Relayed(_)
+            | Opt::Addresses(..)
+            | Opt::Names(..)
+            | Opt::Seconds(..)
+            | Opt::Leaf(_) => None,
+        })
+    }
+
     /// What it supplies for the client: codes and octets (RFC 6422 section 5).
     pub fn supplied(&self) -> Vec<(u16, &[u8])> {
         let all = self.options.iter().filter_map(|option| {

@@ -18,7 +18,7 @@ use super::calls::{Called, Calls};
 use super::codec::{INFINITY, Ia, IaKind, Message, Opt, Part, Relay, Value, code};
 use super::relayed::{Relays, unwrap, wrap};
 use super::reply::{ended, failed};
-pub use super::terms::{Lack, Leases, Life, Origin, Reserved, Terms};
+pub use super::terms::{Lack, Leases, Life, Line, Origin, Reserved, Terms};
 use crate::broker::{BindKey, BindKind, BindWish};
 
 /// Why a message is not answered.
@@ -218,8 +218,11 @@ impl Session {
         }
         self.check(&message)?;
         let key = self.prove(&message, relays.innermost(octets), leases)?;
-        let client = message.client().unwrap_or_default();
-        let can_be_told = self.terms.reconfigure && self.ring.is_some() && !client.is_empty();
+        let line = message.client().and_then(|_| self.line(&relays));
+        let client = line.as_deref().or(message.client()).unwrap_or_default();
+        // Whoever is on a line is its client; none of them is told by a name that is not its own.
+        let can_be_told =
+            self.terms.reconfigure && self.ring.is_some() && line.is_none() && !client.is_empty();
         let may_be_told = can_be_told && key.is_none() && message.accepts_reconfigure();
         let reach = origin.from.filter(|_| may_be_told && relays.is_empty());
         let (link, supplied) = (self.link(&relays), self.supplied(&relays));
@@ -271,6 +274,15 @@ impl Session {
         if !place.is_some_and(|place| self.audience.hear(now, &who, (place, informs), lasts, most)) {
             self.count("reconfigure_unlisted");
         }
+    }
+
+    /// Who a client is by its line, as far as the relay that is nearest to it says anything that is known.
+    fn line(&self, relays: &Relays) -> Option<Box<[u8]>> {
+        if self.terms.lines.is_empty() {
+            return None;
+        }
+        let said = relays.inside_out().flat_map(Relay::lines);
+        said.into_iter().find_map(|(code, octets)| self.terms.lines.get(&(code, octets.into())).cloned())
     }
 
     /// What relays supply for the client, those that are nearest to it first: of each option one (RFC 6422 section 6).

@@ -38,6 +38,9 @@ pub struct Terms {
     pub reserved: HashMap<Box<[u8]>, Vec<Reserved>>,
     /// Links by the names that relays have for the clients' interfaces: an address on each.
     pub relays: HashMap<Box<[u8]>, Ipv6Addr>,
+    /// Clients that are known by what a relay says of their line, and not by their DUIDs: who that is, by the octets of option
+    /// Remote-Id or Subscriber-Id (RFC 4649, RFC 4580).
+    pub lines: HashMap<Line, Box<[u8]>>,
     /// Whether clients that let themselves be told of changes are told.
     pub reconfigure: bool,
     /// The most clients of one tunnel or link that are remembered to be told, beside those that are where their bindings say.
@@ -49,6 +52,9 @@ pub struct Terms {
     /// Their keys, by their DUIDs.
     pub keys: HashMap<Box<[u8]>, Arc<Key>>,
 }
+
+/// What a relay says of a client's line: the code of the option, and its octets.
+pub type Line = (u16, Box<[u8]>);
 
 /// What is set aside for a client.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,6 +21,8 @@ use super::{
 use crate::compat::base64;
 use crate::dhcpv6::codec::code;
 
+mod hosts;
+
 /// The least refresh time in seconds (RFC 8415 section 21.23).
 const MIN_REFRESH: u32 = 600;
 /// The longest prefix that is cut from a pool.
@@ -70,6 +72,8 @@ fn codes(list: Vec<u64>) -> Result<Vec<u16>, String> {
     let all: Result<Vec<u16>, _> = list.into_iter().map(u16::try_from).collect();
     all.map_err(|_| "an option's code is 0 to 65535".to_owned())
 }
+
+const NO_PAIRS: &str = "behind '0x' stand pairs of hexadecimal digits";
 
 /// What a relay says in its option: text, or octets behind `0x`.
 fn relay_id(text: &str) -> Option<Vec<u8>> {
@@ -297,8 +301,7 @@ impl Whole<'_> {
                 interface.supplied.extend(self.taken(at, known).unwrap_or_default());
             }
             InterfaceDecl::RelayId(text) => {
-                let id =
-                    relay_id(&text).ok_or_else(|| "behind '0x' stand pairs of hexadecimal digits".to_owned());
+                let id = relay_id(&text).ok_or_else(|| NO_PAIRS.to_owned());
                 interface.relay_ids.extend(self.taken(at, id));
             }
             InterfaceDecl::AllowRapidCommit
@@ -369,136 +372,6 @@ impl Whole<'_> {
                 );
             }
         }
-    }
-
-    /// Excluded are parts of the host's own prefixes, of each one at most.
-    fn parts_of(&mut self, parts: Vec<(Place, Ipv6Prefix)>, host: &mut Host) {
-        let mut around = BTreeSet::new();
-        for (at, part) in parts {
-            let wide = host.prefixes.iter().find(|(wide, _)| *wide != part && wide.covers(part));
-            match wide {
-                None => self.refuse(&at, format!("{part} is no part of a prefix of host '{}'", host.name)),
-                Some((wide, _)) if !around.insert(*wide) => {
-                    self.refuse(
-                        &at,
-                        format!("{part} is the second part of {wide} that is excluded; one can be"),
-                    );
-                }
-                Some(_) => host.excluded_prefixes.push(part),
-            }
-        }
-    }
-
-    fn host(&mut self, block: Block<HostDecl>) -> Option<Host> {
-        let Block { place, name, decls } = block;
-        let mut host = Host {
-            name,
-            duid: None,
-            prefixes: Vec::new(),
-            addresses: Vec::new(),
-            pool: None,
-            prefix_pools: Vec::new(),
-            excluded_prefixes: Vec::new(),
-            excluded: None,
-            key: None,
-        };
-        let (mut excluded_at, mut parts) = (None, Vec::new());
-        let mut decided = BTreeSet::new();
-        for (at, decl) in decls {
-            match decl {
-                HostDecl::Duid(_) if host.duid.is_some() => {
-                    self.refuse(&at, format!("host '{}' has a DUID already; write a second host", host.name));
-                }
-                HostDecl::Duid(duid) => host.duid = Some(duid),
-                HostDecl::Prefix(addr, len, life) => {
-                    let prefix =
-                        self.prefix(&at, addr, len).and_then(|p| Some((p, self.lifetimes(&at, life)?)));
-                    host.prefixes.extend(self.once(&at, prefix, &host.prefixes));
-                }
-                HostDecl::Address(addr, life) => {
-                    let addr = self.usable(&at, addr).and_then(|a| Some((a, self.lifetimes(&at, life)?)));
-                    host.addresses.extend(self.once(&at, addr, &host.addresses));
-                }
-                HostDecl::Pool(pool) => {
-                    self.last_counts(&at, &mut decided, "address-pool");
-                    host.pool = self.pool_use(&at, pool).or(host.pool);
-                }
-                HostDecl::PrefixPool(pool) => self.prefix_pool(&at, &pool, &mut host.prefix_pools),
-                HostDecl::ExcludedPrefix(addr, len) => {
-                    parts.extend(self.prefix(&at, addr, len).map(|part| (at, part)));
-                }
-                HostDecl::ExcludedSubnet(subnet) => {
-                    self.last_counts(&at, &mut decided, "excluded-subnet");
-                    host.excluded = self.subnet(&at, &subnet).or(host.excluded);
-                    excluded_at = Some(at);
-                }
-                HostDecl::DelayedKey(name) => {
-                    self.last_counts(&at, &mut decided, "delayedkey");
-                    host.key = self.keys.get(&name).cloned();
-                    if host.key.is_none() {
-                        self.refuse(&at, format!("there is no keyinfo '{name}', or it is wrong itself"));
-                    }
-                }
-            }
-        }
-        self.fits_pools(excluded_at, host.excluded, &host.prefix_pools);
-        self.parts_of(parts, &mut host);
-        if host.duid.is_none() {
-            self.notes.push(&place, format!("host '{}' has no DUID, so nobody is this host", host.name));
-        }
-        Some(host)
-    }
-
-    /// Of two hosts that are given the same, or one a part of the other's, the first has it; that is worth knowing.
-    fn overlaps(&mut self, hosts: &[Host], places: &[Place]) {
-        let mut all: Vec<(Ipv6Prefix, usize)> = Vec::new();
-        for (n, host) in hosts.iter().enumerate() {
-            let single = host.addresses.iter().map(|(addr, _)| Ipv6Prefix::host(*addr));
-            all.extend(
-                host.prefixes.iter().map(|(prefix, _)| *prefix).chain(single).map(|prefix| (prefix, n)),
-            );
-        }
-        all.sort_unstable();
-        // In this order whatever covers a prefix stands before it, and all between them is covered as well.
-        let mut around: Vec<(Ipv6Prefix, usize)> = Vec::new();
-        for (prefix, n) in all {
-            while around.last().is_some_and(|(wide, _)| !wide.covers(prefix)) {
-                around.pop();
-            }
-            if let Some((wide, other)) = around.iter().rev().find(|(_, other)| *other != n) {
-                let (Some(one), Some(two), Some(place)) =
-                    (hosts.get(*other), hosts.get(n), places.get(n.max(*other)))
-                else {
-                    continue;
-                };
-                let what = format!(
-                    "{prefix} of host '{}' has addresses in common with {wide} of host '{}'; the first host has them",
-                    two.name, one.name
-                );
-                self.notes.push(place, what);
-            }
-            if prefix.prefix_len() == 0
-                && let (Some(host), Some(place)) = (hosts.get(n), places.get(n))
-            {
-                self.notes.push(place, format!("host '{}' is given everything, which nobody is", host.name));
-            }
-            around.push((prefix, n));
-        }
-    }
-
-    /// What is not in the list yet.
-    fn once<T: PartialEq + std::fmt::Display + Copy>(
-        &mut self,
-        at: &Place,
-        new: Option<(T, Lifetimes)>,
-        list: &[(T, Lifetimes)],
-    ) -> Option<(T, Lifetimes)> {
-        let (value, lifetimes) = new?;
-        if list.iter().any(|(other, _)| *other == value) {
-            self.refuse(at, format!("{value} stands in this host twice"));
-            return None;
-        }
-        Some((value, lifetimes))
     }
 
     fn prefix(&mut self, at: &Place, addr: Ipv6Addr, len: u64) -> Option<Ipv6Prefix> {

@@ -139,8 +139,10 @@ pub struct Interface {
 pub struct Host {
     /// Its name in the file.
     pub name: String,
-    /// Who it is; a host without is never met.
+    /// Who it is; a host with neither this nor a line is never met.
     pub duid: Option<Duid>,
+    /// Or on which line it is, as relays say: `remote-id ENTERPRISE "TEXT";` or `subscriber-id "TEXT";`, which are ours.
+    pub line: Option<Line>,
     /// Prefixes that are the host's alone.
     pub prefixes: Vec<(Ipv6Prefix, Lifetimes)>,
     /// Addresses that are the host's alone.
@@ -155,6 +157,15 @@ pub struct Host {
     pub excluded: Option<Subnet>,
     /// For delayed authentication.
     pub key: Option<Arc<Key>>,
+}
+
+/// A line as relays name it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Line {
+    /// Option Remote-Id (RFC 4649): the number of an enterprise, and its name for the line.
+    Remote(u32, Vec<u8>),
+    /// Option Subscriber-Id (RFC 4580).
+    Subscriber(Vec<u8>),
 }
 
 /// A pool of addresses as somebody uses it: `address-pool NAME LIFE [LIFE];`.

@@ -56,6 +56,9 @@ pub(super) enum HostDecl {
     ExcludedPrefix(Ipv6Addr, u64),
     ExcludedSubnet(SubnetDecl),
     DelayedKey(String),
+    /// The enterprise's number, and what its relays say.
+    RemoteId(u64, String),
+    SubscriberId(String),
 }
 
 pub(super) enum PoolDecl {
@@ -300,10 +303,18 @@ impl<'a, 'n> Parser<'a, 'n> {
                 HostDecl::ExcludedPrefix(addr, len)
             }
             EXCLUDED_SUBNET => HostDecl::ExcludedSubnet(self.subnet()?),
+            "remote-id" => {
+                let enterprise = self.number("the number of the relay's enterprise, as in 9 \"line7\"")?;
+                HostDecl::RemoteId(enterprise, self.quoted("what relays call the line, in quotes")?)
+            }
+            "subscriber-id" => {
+                HostDecl::SubscriberId(self.quoted("what relays call the subscriber, in quotes")?)
+            }
             "delayedkey" => HostDecl::DelayedKey(self.reference("a key")?),
             _ => {
                 const WANTED: &str = "'duid', 'prefix', 'address', 'address-pool', 'delegated-prefix-pool', \
-                                      'excluded-prefix', 'excluded-subnet' or 'delayedkey' (in a host)";
+                                      'excluded-prefix', 'excluded-subnet', 'remote-id', 'subscriber-id' or 'delayedkey' \
+                                      (in a host)";
                 return wrong(place, WANTED, &Token::Word(word.to_owned()));
             }
         })
