@@ -116,7 +116,11 @@ id-assoc na 2 { };
 X
     ip netns exec "$TAG-F" dhcp6c -f -D -c "$WORK/c.conf" vc0 >"$WORK/dhcp6c.log" 2>&1 &
     CLIENT=$!
-    within 10 sh -c "ip netns exec $TAG-F ip -6 addr show dev vc0 | grep -q 2001:db8:1::1"
+    within 20 sh -c "ip netns exec $TAG-F ip -6 addr show dev vc0 | grep -q 2001:db8:1::1" && return
+    # Its port is the next one's.
+    kill $CLIENT
+    tail -5 "$WORK/dhcp6c.log"
+    return 1
 }
 
 wide_both() {
