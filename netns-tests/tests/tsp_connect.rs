@@ -58,7 +58,7 @@ fn url(query: &str) -> String {
 }
 
 fn traces(rig: &Rig) -> String {
-    rig.c.run("ip -o -d link; ip -o addr; ip route; ip -6 route show table all")
+    rig.c.run("ip -o -d link 2>/dev/null; ip -o addr; ip route; ip -6 route show table all")
 }
 
 /// A tunnel by this address, of this type, by each mechanism, with traffic both ways; all is put back.
