@@ -1,9 +1,10 @@
 //! A process that grants and releases as fast as it can is killed (SIGKILL) hundreds of times, at random moments: what it
-//! had acknowledged is in the store, and no prefix is ever behind two leases.
+//! had acknowledged is in the store, and no prefix is ever behind two leases. The same for dhcp6s's ledger, which is written
+//! anew all the time: what is loaded is what was written last, whole.
 
 #![expect(clippy::unwrap_used, reason = "a test has nobody to return an error to")]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,9 +12,14 @@ use std::time::{Duration, Instant};
 use office_lab::{Folder, Twin, drive, open, terms, user, wish, with_users};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use sixway::broker::{End, Keep, Memory, Refusal};
+use sixway::broker::{BindKey, BindKind, End, Keep, Memory, Refusal};
+use sixway::dhcp6s::ledger::{Ledger, Page};
+use sixway::dhcp6s::plan::Life;
+use sixway::dhcp6s::shelf::{Change, Lease};
+use sixway::dhcp6s::tidy::Part;
 use sixway::office::Desk;
 use sixway::store::{Sqlite, Store};
+use sixway_dataplane::update::Ipv6Prefix;
 
 mod office_lab;
 
@@ -60,15 +66,15 @@ fn the_process_that_is_killed() {
     });
 }
 
-fn start(folder: &Folder) -> Child {
+fn start(folder: &Folder, process: &str) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "the_process_that_is_killed", "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", process, "--nocapture", "--test-threads=1"]);
     command.env(CHILD, folder.store()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Lets it say at least one thing, then some more time, then kills it. Returns all that it has said.
-fn run_and_kill(folder: &Folder, rng: &mut StdRng) -> Vec<String> {
-    let mut child = start(folder);
+fn run_and_kill(folder: &Folder, process: &str, rng: &mut StdRng) -> Vec<String> {
+    let mut child = start(folder, process);
     let (said, hear) = std::sync::mpsc::channel();
     let out = BufReader::new(child.stdout.take().unwrap());
     let reader = std::thread::spawn(move || {
@@ -128,7 +134,7 @@ fn nothing_acknowledged_is_lost() {
     let mut acknowledged = HashMap::new();
     let (mut grants, started) = (0, Instant::now());
     for kill in 0..KILLS {
-        let said = run_and_kill(&folder, &mut rng);
+        let said = run_and_kill(&folder, "the_process_that_is_killed", &mut rng);
         grants += note(&mut acknowledged, &said);
         let memory = Sqlite::open_beside(&folder.store()).unwrap().load().unwrap();
         check(&memory, &acknowledged, kill);
@@ -141,4 +147,96 @@ fn nothing_acknowledged_is_lost() {
     }
     println!("{KILLS} kills, {grants} acknowledged grants, {:?}", started.elapsed());
     assert!(grants > KILLS as usize * 10, "only {grants} grants were put to the test");
+}
+
+/// Leases that come and go, by their prefixes.
+type Leases = BTreeMap<Ipv6Prefix, Lease>;
+
+/// When the lease ends that says how many pages were written.
+const BEGIN: u64 = 2000;
+/// What the clocks show while all this goes on.
+const CLOCKS: (&str, u64, u64) = ("boot", 1000, 1_700_000_000);
+
+fn lease(n: u32, until: u64) -> Lease {
+    let client = n.to_be_bytes();
+    Lease {
+        key: BindKey { tunnel: "vs0".into(), client: client.into(), kind: BindKind::Prefix, number: 1 },
+        prefix: format!("2001:db8:{n:x}::/48").parse().unwrap(),
+        life: Life { preferred: 1, valid: u32::MAX },
+        until,
+        peer: Some("fe80::1".parse().unwrap()),
+        reach: None,
+    }
+}
+
+/// What changes with one page: the same whoever asks.
+fn changes(page: u64, now: &mut Leases) -> Vec<Change> {
+    let mut rng = StdRng::seed_from_u64(page);
+    let mut all = vec![lease(0, BEGIN + page)];
+    all.extend((0..rng.random_range(0..40)).map(|_| lease(rng.random_range(1..400), BEGIN + page)));
+    let mut changes = Vec::new();
+    for one in all {
+        if one.key.client[..] != [0; 4] && rng.random_bool(0.4) {
+            changes.extend(now.remove(&one.prefix).map(Change::Gone));
+        } else {
+            now.insert(one.prefix, one.clone());
+            changes.push(Change::Has(one));
+        }
+    }
+    changes
+}
+
+fn written(now: &Leases) -> u64 {
+    now.get(&lease(0, 0).prefix).map_or(0, |last| last.until - BEGIN)
+}
+
+fn load(folder: &std::path::Path) -> (Ledger, Leases) {
+    let mut ledger = Ledger::open(folder, CLOCKS).unwrap();
+    let loaded = ledger.load("vs0", 1000).unwrap();
+    (ledger, loaded.into_iter().map(|lease| (lease.prefix, lease)).collect())
+}
+
+/// Not a test by itself: the process that [`nothing_in_a_ledger_is_lost`] kills.
+#[test]
+fn the_scribe_that_is_killed() {
+    let Some(path) = std::env::var_os(CHILD) else { return };
+    let (mut ledger, mut now) = load(path.as_ref());
+    let mut last: Option<Ipv6Prefix> = None;
+    loop {
+        let page = written(&now) + 1;
+        let changes = changes(page, &mut now);
+        // A hundred at a time, without end.
+        let left = now.values().filter(|lease| last.is_none_or(|last| last < lease.prefix));
+        let mut left = left.cloned().collect::<Vec<_>>().into_iter();
+        let leases: Vec<Lease> = left.by_ref().take(100).collect();
+        let part = Part { leases, is_first: last.is_none(), is_last: left.next().is_none() };
+        last = part.leases.last().filter(|_| !part.is_last).map(|lease| lease.prefix);
+        ledger.write(&Page { changes, part: Some(part), ..Page::default() }).unwrap();
+        say(&page.to_string());
+    }
+}
+
+#[test]
+fn nothing_in_a_ledger_is_lost() {
+    let folder = Folder::new("kill-ledger");
+    let mut rng = StdRng::seed_from_u64(2);
+    let mut now = Leases::new();
+    for kill in 0..KILLS / 3 {
+        let said = run_and_kill(&folder, "the_scribe_that_is_killed", &mut rng);
+        // The last line may have been cut by the kill.
+        let said = said.iter().filter_map(|line| line.parse::<u64>().ok()).max().unwrap_or(0);
+        let (ledger, loaded) = load(&folder.store());
+        assert!(
+            written(&loaded) >= said,
+            "kill {kill}: page {said} was written, and {} is the last",
+            written(&loaded)
+        );
+        while written(&now) < written(&loaded) {
+            let page = written(&now) + 1;
+            changes(page, &mut now);
+        }
+        assert_eq!(loaded, now, "kill {kill}");
+        assert!(ledger.records() < 4096, "{} records of at most 400 leases", ledger.records());
+    }
+    assert!(written(&now) > u64::from(KILLS), "only {} pages were put to the test", written(&now));
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sixway_dataplane::update::Ipv6Prefix;
@@ -42,9 +43,9 @@ impl BindKind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BindKey {
     /// The tunnel's name.
-    pub tunnel: Box<str>,
+    pub tunnel: Arc<str>,
     /// What the client calls itself; empty: nobody may have it for a while.
-    pub client: Box<[u8]>,
+    pub client: Arc<[u8]>,
     /// What for.
     pub kind: BindKind,
     /// The client's number for it.
@@ -100,7 +101,7 @@ pub struct BindWish {
 pub(super) struct Bindings {
     all: BTreeMap<Ipv6Prefix, Binding>,
     by_key: HashMap<BindKey, BTreeSet<Ipv6Prefix>>,
-    by_tunnel: HashMap<Box<str>, BTreeSet<Ipv6Prefix>>,
+    by_tunnel: HashMap<Arc<str>, BTreeSet<Ipv6Prefix>>,
     deadlines: BTreeSet<(Time, Ipv6Prefix)>,
     resting: Resting,
 }
@@ -110,7 +111,7 @@ pub(super) struct Bindings {
 #[derive(Debug, Default)]
 struct Resting {
     all: BTreeSet<(Time, Ipv6Prefix)>,
-    by_tunnel: HashMap<Box<str>, BTreeSet<(Time, Ipv6Prefix)>>,
+    by_tunnel: HashMap<Arc<str>, BTreeSet<(Time, Ipv6Prefix)>>,
 }
 
 impl Resting {
@@ -298,7 +299,7 @@ impl Broker {
             return Outcome::default();
         };
         let mut outcome = self.unbind(now, prefix, End::Released);
-        let key = BindKey { client: Box::default(), ..binding.key };
+        let key = BindKey { client: Arc::default(), ..binding.key };
         let kept = Binding { key, expires: now.after(lasts), fixed: true, reach: None, ..binding };
         let tunnel = kept.key.tunnel.clone();
         outcome.records.push(Record::Bound(kept.clone()));

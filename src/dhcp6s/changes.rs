@@ -122,7 +122,7 @@ impl Server {
             }
             for _ in 0..BATCH {
                 let Some((_, (to, at), octets)) = port.session.poll_call(now) else { break };
-                port.send(&octets, to, at).await;
+                port.send(&[(&octets, to, at)]).await;
             }
         }
     }

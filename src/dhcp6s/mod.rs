@@ -8,7 +8,7 @@
 //! ```
 //!
 //! One task owns everything: one shelf for all links of the process, so that nothing is given out twice. While one batch is
-//! written down the next is collected. Left out: temporary addresses.
+//! written down the next is collected, as long as more messages wait. Left out: temporary addresses.
 
 mod changes;
 pub mod clock;
@@ -16,13 +16,16 @@ mod counts;
 pub mod files;
 pub mod front;
 pub mod here;
+pub mod index;
 pub mod ledger;
 pub mod plan;
 mod port;
+pub mod record;
 pub mod routes;
 pub mod scribe;
 pub mod shelf;
 pub mod socket;
+pub mod tidy;
 pub mod vacancy;
 
 use std::collections::BTreeMap;
@@ -42,13 +45,14 @@ use self::changes::put_dns;
 use self::clock::Epoch;
 use self::files::Files;
 use self::here::{now, uptime};
-use self::ledger::Ledger;
+use self::ledger::{Ledger, Page};
 use self::plan::{Plan, Site};
 use self::port::Port;
 use self::routes::way;
-use self::scribe::{Done, Page, Scribe};
+use self::scribe::{Done, Scribe};
 use self::shelf::{Change, Lease, Proofs, Shelf};
-use self::socket::{ALL_SERVERS_OF_SITE, Arrived};
+use self::socket::{ALL_SERVERS_OF_SITE, Arrived, Inbox};
+use self::tidy::Tidy;
 use crate::broker::{BindKey, BindKind};
 use crate::compat::dhcp6sconf::{Duid, ServerConf};
 use crate::dhcp6ctl::codec::{IaKind, Order};
@@ -56,19 +60,21 @@ use crate::dhcp6ctl::server::{Control, Ordered};
 use crate::dhcp6ctl::session::Side;
 use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, MAX_DUID, SERVER_PORT};
 use crate::dhcpv6::session::Origin;
-use crate::link::LinkError;
 use crate::link::watch::{News, Watch};
 
-/// Messages that are answered together.
+/// How often messages are taken in before what they have changed is written down: as many as have come meanwhile cost the
+/// disk no more than one.
+const TURNS: usize = 16;
+/// Reconfigure messages that are sent together.
 const BATCH: usize = 256;
 /// Answers that wait for the disk; further messages wait in their sockets.
 const MOST_WAITING: usize = 16_384;
-/// Octets of a message: more does not fit a UDP datagram.
-const MESSAGE: usize = 65_536;
 /// How often at most leases are looked at.
 const SHORT_LOOK: Duration = Duration::from_millis(50);
 /// How often interfaces and routes are looked at, whatever is heard of them.
 const LOOK: Duration = Duration::from_secs(30);
+/// Looking at many takes one part in so many of the time, at most.
+const SHARE: u32 = 100;
 /// How long after news of an interface or a route they are looked at: news come in swarms.
 const SETTLING: Duration = Duration::from_millis(500);
 /// How long after a failure the disk is tried again.
@@ -102,8 +108,9 @@ pub struct Server {
     shelf: Shelf,
     scribe: Scribe,
     epoch: Epoch,
-    /// The last change of each lease that is not on the disk yet.
-    unwritten: BTreeMap<Ipv6Prefix, Change>,
+    /// Changes that are not on the disk yet, in order.
+    unwritten: Vec<Change>,
+    tidy: Tidy,
     unwritten_proofs: Proofs,
     ahead: Option<i64>,
     /// Answers that wait for what is collected, and those that wait for what is being written.
@@ -119,6 +126,8 @@ pub struct Server {
     contested: BTreeSet<Ipv6Prefix>,
     /// When interfaces and routes are looked at next.
     due: Instant,
+    /// When anything was looked at last.
+    looked: Instant,
     control: Option<Control>,
     orders: Option<mpsc::Receiver<Ordered>>,
 }
@@ -190,19 +199,21 @@ impl Server {
             let keys = if only { "keys".to_owned() } else { format!("{name}.keys") };
             ports.push(Port::open(name, &start.conf, &duid, &start.leases.with_extension(keys)).await?);
         }
-        let ledger = Ledger::open(&start.leases, (&here::boot(), uptime(), now()))?;
+        let mut ledger = Ledger::open(&start.leases, (&here::boot(), uptime(), now()))?;
         let first = start.interfaces.first().map_or("", String::as_str);
         let kept = ledger.load(first, uptime())?;
         let sites = start.interfaces.iter().map(|name| here::site(name));
         let mut shelf = Shelf::new(Plan::new(&start.conf, sites), kept, uptime());
         shelf.recall_proofs(ledger.load_proofs()?);
+        let mut tidy = Tidy::default();
+        tidy.look(ledger.records(), shelf.len());
         let (control, orders) = listen(start.control.take())?;
         let epoch = ledger.epoch().clone();
         let scribe = Scribe::start(ledger).context("there is no thread for the leases")?;
-        let (unwritten, unwritten_proofs) = (BTreeMap::new(), Proofs::new());
+        let (unwritten, unwritten_proofs) = (Vec::new(), Proofs::new());
         let (began, watch) = (Instant::now(), Watch::open()?);
         let (collected, writing, failing) = (Vec::new(), None, None);
-        let (not_kept, unrouted, due, ahead) = (0, 0, began + LOOK, None);
+        let (not_kept, unrouted, due, looked, ahead) = (0, 0, began + LOOK, began, None);
         let mut server = Self {
             start,
             duid,
@@ -211,6 +222,7 @@ impl Server {
             scribe,
             epoch,
             unwritten,
+            tidy,
             unwritten_proofs,
             ahead,
             collected,
@@ -222,6 +234,7 @@ impl Server {
             watch,
             contested: BTreeSet::new(),
             due,
+            looked,
             control,
             orders,
         };
@@ -242,10 +255,14 @@ impl Server {
 
     /// Answers until it is told to stop, over the control port or by `own` orders.
     pub async fn serve(&mut self, own: &mut mpsc::Receiver<Own>) -> Ended {
-        let mut buffer = vec![0; MESSAGE];
+        let mut inbox = Inbox::default();
         loop {
+            // However much comes in meanwhile.
+            if self.looked.elapsed() >= SHORT_LOOK && self.left().is_zero() {
+                self.look().await;
+            }
             match self.event(own).await {
-                Event::Message(port) => self.answer(port, &mut buffer).await,
+                Event::Message(port) => self.answer(port, &mut inbox).await,
                 Event::Written(done) => self.written(done).await,
                 Event::Order(Order::Stop, _) => return Ended::Told,
                 Event::Order(order, done) => {
@@ -283,7 +300,7 @@ impl Server {
     }
 
     async fn event(&mut self, own: &mut mpsc::Receiver<Own>) -> Event {
-        let wait = self.wait();
+        let wait = self.left().clamp(SHORT_LOOK, LOOK);
         let is_full = self.collected.len() >= MOST_WAITING;
         let Self { ports, orders, scribe, watch, .. } = self;
         let ordered = async {
@@ -304,15 +321,14 @@ impl Server {
     }
 
     /// How long nothing is to be done unless something happens.
-    fn wait(&self) -> Duration {
+    fn left(&self) -> Duration {
         let lease = self.shelf.poll_timeout().map(|at| Duration::from_secs(at.saturating_sub(uptime())));
         let calls = self.ports.iter().filter_map(|port| port.session.poll_call_timeout());
         let call = calls.min().map(|at| at.saturating_sub(self.began.elapsed()));
         let now = Instant::now();
         let disk = self.failing.map(|at| at.saturating_duration_since(now));
         let look = self.due.saturating_duration_since(now);
-        let first = [lease, call, disk].into_iter().flatten().fold(look, Duration::min);
-        first.clamp(SHORT_LOOK, LOOK)
+        [lease, call, disk].into_iter().flatten().fold(look, Duration::min)
     }
 
     /// Interfaces and routes are looked at soon, when something has happened to them that was not our doing.
@@ -328,6 +344,7 @@ impl Server {
 
     /// Ends leases that are over, writes what could not be written, and follows interfaces, addresses and routes.
     async fn look(&mut self) {
+        self.looked = Instant::now();
         self.shelf.handle_timeout(uptime());
         if let Some(ahead) = self.epoch.look(uptime(), now()) {
             tracing::info!(event = "clock_set", "the calendar was set; leases last as long as before");
@@ -335,10 +352,10 @@ impl Server {
         }
         self.submit();
         self.send_calls().await;
-        if Instant::now() < self.due {
+        let begin = Instant::now();
+        if begin < self.due {
             return;
         }
-        self.due = Instant::now() + LOOK;
         for port in &mut self.ports {
             port.look().await;
         }
@@ -347,6 +364,7 @@ impl Server {
             self.lay_out();
         }
         self.route_all().await;
+        self.due = Instant::now() + LOOK.max(begin.elapsed() * SHARE);
     }
 
     /// The links as they are now. One that has no address at the moment is as it was: it is down, and will come again.
@@ -371,16 +389,11 @@ impl Server {
         }
     }
 
-    async fn answer(&mut self, n: usize, buffer: &mut [u8]) {
-        let mut letters = Vec::new();
-        let before = self.collected.len();
-        for _ in 0..BATCH {
-            let Some(port) = self.ports.get_mut(n) else { return };
-            match port.socket.take(buffer) {
-                Ok(arrived) => {
-                    let octets = buffer.get(..arrived.len).unwrap_or_default();
-                    letters.extend(self.handle(n, octets, &arrived));
-                }
+    async fn answer(&mut self, n: usize, inbox: &mut Inbox) {
+        for _ in 0..TURNS {
+            let Some(port) = self.ports.get(n) else { return };
+            let more = match port.socket.take(inbox) {
+                Ok(more) => more,
                 Err(why) if why.kind() == ErrorKind::WouldBlock => break,
                 Err(why) => {
                     tracing::warn!("cannot receive on {}: {why}", port.name);
@@ -388,14 +401,22 @@ impl Server {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     break;
                 }
+            };
+            let before = self.collected.len();
+            let mut letters = Vec::new();
+            for (octets, arrived) in inbox.messages() {
+                letters.extend(self.handle(n, octets, arrived));
+            }
+            if !self.ports.get_mut(n).is_some_and(Port::keep_ring) {
+                self.collected.truncate(before);
+                return;
+            }
+            self.send(letters, &BTreeSet::new()).await;
+            if !more || self.collected.len() >= MOST_WAITING {
+                break;
             }
         }
-        if !self.ports.get_mut(n).is_some_and(Port::keep_ring) {
-            self.collected.truncate(before);
-            return;
-        }
         self.submit();
-        self.send(letters, &BTreeSet::new()).await;
     }
 
     /// The answer to a message, if it can leave at once; one that tells of something new waits for the disk.
@@ -429,35 +450,37 @@ impl Server {
     }
 
     /// Sends answers, as far as what they tell of is still so and can be reached.
-    async fn send(&mut self, letters: Vec<Letter>, unrouted: &BTreeSet<Ipv6Prefix>) {
-        for letter in letters {
-            let holds = |(key, prefix): &(BindKey, Ipv6Prefix)| {
-                !unrouted.contains(prefix) && self.shelf.get(*prefix).is_some_and(|lease| lease.key == *key)
-            };
-            if !letter.tells.iter().all(holds) {
-                self.not_kept += 1;
-                continue;
-            }
-            if let Some(port) = self.ports.get(letter.port) {
-                port.send(&letter.octets, letter.to, letter.to_port).await;
-            }
+    async fn send(&mut self, mut letters: Vec<Letter>, unrouted: &BTreeSet<Ipv6Prefix>) {
+        let holds = |(key, prefix): &(BindKey, Ipv6Prefix)| {
+            !unrouted.contains(prefix) && self.shelf.get(*prefix).is_some_and(|lease| lease.key == *key)
+        };
+        let before = letters.len();
+        letters.retain(|letter| letter.tells.iter().all(holds));
+        self.not_kept += (before - letters.len()) as u64;
+        for (n, port) in self.ports.iter().enumerate() {
+            let own = letters.iter().filter(|letter| letter.port == n);
+            let own: Vec<(&[u8], Ipv6Addr, u16)> = own.map(|l| (&l.octets[..], l.to, l.to_port)).collect();
+            port.send(&own).await;
         }
     }
 
     /// Has written down what has changed, unless something is being written already: then it is written after that.
     fn submit(&mut self) {
-        for change in self.shelf.poll_changes() {
-            self.unwritten.insert(change.lease().prefix, change);
-        }
+        self.unwritten.append(&mut self.shelf.poll_changes());
         self.unwritten_proofs.extend(self.shelf.poll_proofs());
         let nothing = self.unwritten.is_empty() && self.unwritten_proofs.is_empty() && self.ahead.is_none();
         let waits = self.failing.is_some_and(|at| Instant::now() < at);
-        if nothing || waits || self.writing.is_some() {
+        // While a disk fails for long, the last change of each lease is enough.
+        if self.failing.is_some() && self.unwritten.len() > 2 * self.shelf.len() + MOST_WAITING {
+            last_of_each(&mut self.unwritten);
+        }
+        if (nothing && !self.tidy.is_due()) || waits || self.writing.is_some() {
             return;
         }
-        let changes = std::mem::take(&mut self.unwritten).into_values().collect();
+        let changes = std::mem::take(&mut self.unwritten);
         let proofs = std::mem::take(&mut self.unwritten_proofs);
-        self.scribe.write(Page { changes, proofs, ahead: self.ahead.take() });
+        let part = self.tidy.part(&self.shelf, changes.len());
+        self.scribe.write(Page { changes, part, proofs, ahead: self.ahead.take() });
         self.writing = Some(std::mem::take(&mut self.collected));
     }
 
@@ -466,8 +489,10 @@ impl Server {
         let letters = self.writing.take().unwrap_or_default();
         let Done { page, kept } = done;
         match kept {
-            Ok(()) => {
+            Ok(records) => {
                 self.failing = None;
+                page.part.iter().for_each(|part| self.tidy.kept(part));
+                self.tidy.look(records, self.shelf.len());
                 log(&page.changes);
                 let failed = self.route(&page.changes).await;
                 self.send(letters, &failed).await;
@@ -476,9 +501,8 @@ impl Server {
                 tracing::error!("{why}; nobody is told of new leases until this works");
                 self.failing = Some(Instant::now() + RETRY);
                 self.not_kept += letters.len() as u64;
-                for change in page.changes {
-                    self.unwritten.entry(change.lease().prefix).or_insert(change);
-                }
+                let since = std::mem::replace(&mut self.unwritten, page.changes);
+                self.unwritten.extend(since);
                 for (client, number) in page.proofs {
                     self.unwritten_proofs.entry(client).or_insert(number);
                 }
@@ -491,26 +515,37 @@ impl Server {
     /// Routes come and go with leases. A new lease that cannot be routed is taken back; one that had its route keeps it, or
     /// has it when that can be. Returns what has no route now that should have.
     async fn route(&mut self, changes: &[Change]) -> BTreeSet<Ipv6Prefix> {
-        let mut failed = BTreeSet::new();
-        for lease in changes.iter().map(Change::lease).filter(|lease| lease.key.kind == BindKind::Prefix) {
-            let here = |port: &Port| *port.name == *lease.key.tunnel;
-            let had = self.ports.iter().any(|port| port.routes.leads(lease.prefix));
-            // The kernel has room for one: that of the link which the client has left goes first.
-            for port in self.ports.iter_mut().filter(|port| !here(port)) {
-                say(port.routes.put(lease.prefix, None).await);
-            }
-            let is_there = self.shelf.get(lease.prefix).is_some_and(|now| now.key == lease.key);
-            let wanted = way(lease).filter(|_| is_there);
-            let Some(port) = self.ports.iter_mut().find(|port| here(port)) else { continue };
-            if let Err(why) = port.routes.put(lease.prefix, wanted).await {
+        let prefixes = changes.iter().map(Change::lease).filter(|lease| lease.key.kind == BindKind::Prefix);
+        // The last change of each counts.
+        let last: BTreeMap<Ipv6Prefix, &Lease> = prefixes.map(|lease| (lease.prefix, lease)).collect();
+        if last.is_empty() {
+            return BTreeSet::new();
+        }
+        let leads = |prefix: &Ipv6Prefix| self.ports.iter().any(|port| port.routes.leads(*prefix));
+        let new: BTreeSet<Ipv6Prefix> = last.keys().copied().filter(|prefix| !leads(prefix)).collect();
+        // The kernel has room for one: that of the link which the client has left goes first.
+        for port in &mut self.ports {
+            let elsewhere = last.values().filter(|lease| *lease.key.tunnel != *port.name);
+            let none: Vec<_> = elsewhere.map(|lease| (lease.prefix, None)).collect();
+            for (_, why) in port.routes.put_all(&none).await {
                 tracing::warn!("{why}");
-                self.unrouted += 1;
-                failed.extend(wanted.map(|_| lease.prefix));
-                if wanted.is_some() && !had {
-                    self.shelf.refuse(lease.prefix);
-                }
             }
         }
+        let mut failed = BTreeSet::new();
+        for port in &mut self.ports {
+            let here = last.values().filter(|lease| *lease.key.tunnel == *port.name);
+            let is_there =
+                |lease: &Lease| self.shelf.get(lease.prefix).is_some_and(|now| now.key == lease.key);
+            let wanted: Vec<_> =
+                here.map(|lease| (lease.prefix, way(lease).filter(|_| is_there(lease)))).collect();
+            for (prefix, why) in port.routes.put_all(&wanted).await {
+                tracing::warn!("{why}");
+                self.unrouted += 1;
+                let is_wanted = wanted.iter().any(|(one, via)| *one == prefix && via.is_some());
+                failed.extend(Some(prefix).filter(|_| is_wanted));
+            }
+        }
+        failed.intersection(&new).for_each(|prefix| self.shelf.refuse(*prefix));
         failed
     }
 
@@ -553,10 +588,11 @@ impl Server {
     }
 }
 
-fn say(done: Result<(), LinkError>) {
-    if let Err(why) = done {
-        tracing::warn!("{why}");
-    }
+/// Leaves the last change of each lease.
+fn last_of_each(changes: &mut Vec<Change>) {
+    let last: BTreeMap<Ipv6Prefix, Change> =
+        changes.drain(..).map(|change| (change.lease().prefix, change)).collect();
+    changes.extend(last.into_values());
 }
 
 type Listening = (Option<Control>, Option<mpsc::Receiver<Ordered>>);
@@ -573,6 +609,9 @@ fn listen(at: Option<(std::net::SocketAddr, Zeroizing<Vec<u8>>)>) -> anyhow::Res
 const RELAY_FORWARD: u8 = 12;
 
 fn log(changes: &[Change]) {
+    if !tracing::enabled!(tracing::Level::INFO) {
+        return;
+    }
     for change in changes {
         match change {
             Change::Has(Lease { key, prefix, life, .. }) => {

@@ -90,10 +90,9 @@ impl Port {
         kept.is_ok()
     }
 
-    pub(super) async fn send(&self, octets: &[u8], to: Ipv6Addr, port: u16) {
-        if let Err(why) = self.socket.send(octets, to, port).await {
-            tracing::debug!("cannot reach {to}: {why}");
-        }
+    /// Sends answers: what, to whom, to which port there.
+    pub(super) async fn send(&self, all: &[(&[u8], Ipv6Addr, u16)]) {
+        self.socket.send(all).await;
     }
 }
 

@@ -10,12 +10,14 @@ use sixway_dataplane::update::Ipv6Prefix;
 
 use super::shelf::Lease;
 use crate::broker::BindKind;
+use crate::link::bulk::{self, Bulk};
 use crate::link::{LinkError, Links};
 
 /// The routes of one link.
 #[derive(Debug)]
 pub struct Routes {
     links: Links,
+    bulk: Bulk,
     name: String,
     index: u32,
     led: BTreeMap<Ipv6Prefix, Ipv6Addr>,
@@ -30,7 +32,7 @@ impl Routes {
     pub async fn open(name: &str, index: u32) -> Result<Self, LinkError> {
         let links = Links::open()?;
         let led = links.led(index).await?;
-        Ok(Self { links, name: name.to_owned(), index, led, sunk: BTreeSet::new() })
+        Ok(Self { links, bulk: Bulk::open()?, name: name.to_owned(), index, led, sunk: BTreeSet::new() })
     }
 
     /// The interface has this number now; what it has lost by that, or by anything else, is known afterwards.
@@ -69,18 +71,38 @@ impl Routes {
         Ok(())
     }
 
+    /// Prefixes lead to their neighbours, or to none any more. Returns what cannot be so, and why.
+    pub async fn put_all(&mut self, all: &[(Ipv6Prefix, Option<Ipv6Addr>)]) -> Vec<(Ipv6Prefix, LinkError)> {
+        let is_new = |(prefix, via): &&(Ipv6Prefix, Option<Ipv6Addr>)| self.led.get(prefix) != via.as_ref();
+        let new: Vec<_> = all.iter().filter(is_new).copied().collect();
+        let mut failed = Vec::new();
+        for some in new.chunks(bulk::MOST) {
+            let refused = self.bulk.lead(some, self.index);
+            for (n, (prefix, via)) in some.iter().enumerate() {
+                if refused.contains(&n) {
+                    // Something stands in the way, and may give way to this alone.
+                    failed.extend(self.put(*prefix, *via).await.err().map(|why| (*prefix, why)));
+                    continue;
+                }
+                match via {
+                    Some(via) => drop(self.led.insert(*prefix, *via)),
+                    None => drop(self.led.remove(prefix)),
+                }
+            }
+        }
+        failed
+    }
+
     /// Just these leases have routes here; what cannot have one now is tried again the next time.
     pub async fn set<'a>(&mut self, leases: impl Iterator<Item = &'a Lease>) {
         let here = leases.filter(|lease| *lease.key.tunnel == *self.name);
         let wanted: BTreeMap<Ipv6Prefix, Ipv6Addr> =
             here.filter_map(|lease| Some((lease.prefix, way(lease)?))).collect();
-        let stale: Vec<Ipv6Prefix> =
-            self.led.keys().filter(|prefix| !wanted.contains_key(prefix)).copied().collect();
-        for prefix in stale {
-            say(self.put(prefix, None).await);
-        }
-        for (prefix, via) in wanted {
-            say(self.put(prefix, Some(via)).await);
+        let stale = self.led.keys().filter(|prefix| !wanted.contains_key(prefix));
+        let mut all: Vec<(Ipv6Prefix, Option<Ipv6Addr>)> = stale.map(|prefix| (*prefix, None)).collect();
+        all.extend(wanted.into_iter().map(|(prefix, via)| (prefix, Some(via))));
+        for (_, why) in self.put_all(&all).await {
+            tracing::warn!("{why}");
         }
     }
 

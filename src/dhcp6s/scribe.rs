@@ -6,27 +6,15 @@ use std::thread::JoinHandle;
 
 use tokio::sync::mpsc;
 
-use super::ledger::{Ledger, LedgerError};
-use super::shelf::{Change, Proofs};
-
-/// What is written in one go.
-#[derive(Debug, Default)]
-pub struct Page {
-    /// Leases.
-    pub changes: Vec<Change>,
-    /// The last messages that clients have proved.
-    pub proofs: Proofs,
-    /// What the calendar is ahead of the clock that leases are counted by, in seconds, if that is other than before.
-    pub ahead: Option<i64>,
-}
+use super::ledger::{Ledger, LedgerError, Page};
 
 /// A page that is on the disk, or is not.
 #[derive(Debug)]
 pub struct Done {
     /// What it was.
     pub page: Page,
-    /// Whether it is.
-    pub kept: Result<(), LedgerError>,
+    /// Whether it is; then how many records the ledger has.
+    pub kept: Result<usize, LedgerError>,
 }
 
 /// The hold on the thread.
@@ -75,7 +63,7 @@ impl Scribe {
 
 fn write(mut ledger: Ledger, work: &std_mpsc::Receiver<Page>, tell: &mpsc::Sender<Done>) {
     while let Ok(page) = work.recv() {
-        let kept = ledger.write(&page.changes, &page.proofs, page.ahead);
+        let kept = ledger.write(&page).map(|()| ledger.records());
         let _the_server_may_have_closed = tell.blocking_send(Done { page, kept });
     }
 }

@@ -4,13 +4,14 @@
 //! collected, to be written down before anybody is told. `now` is seconds of a clock that nobody sets; it, the link and the
 //! sender are set before each message.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sixway_dataplane::update::Ipv6Prefix;
 
+use super::index::Index;
 use super::plan::{HostPlan, Life, Plan, Space};
 use super::vacancy::{Extent, Vacancy};
 use crate::broker::binding::{mix, reserved_until};
@@ -71,12 +72,7 @@ pub type Proofs = HashMap<Box<[u8]>, u64>;
 #[derive(Debug)]
 pub struct Shelf {
     plan: Plan,
-    all: BTreeMap<Ipv6Prefix, Lease>,
-    by_key: HashMap<BindKey, Vec<Ipv6Prefix>>,
-    of_client: HashMap<Box<[u8]>, usize>,
-    deadlines: BTreeSet<(u64, Ipv6Prefix)>,
-    /// How many leases of each prefix length there are.
-    lengths: BTreeMap<u8, usize>,
+    all: Index,
     /// What is free in each pool.
     vacancies: HashMap<Extent, Vacancy>,
     /// Leases of nobody, those that end first in front.
@@ -89,7 +85,7 @@ pub struct Shelf {
     proofs: Proofs,
     new_proofs: Proofs,
     now: u64,
-    link: Box<str>,
+    link: Arc<str>,
     peer: Option<Ipv6Addr>,
 }
 
@@ -98,11 +94,7 @@ impl Shelf {
     pub fn new(plan: Plan, kept: Vec<Lease>, now: u64) -> Self {
         let mut shelf = Self {
             plan,
-            all: BTreeMap::new(),
-            by_key: HashMap::new(),
-            of_client: HashMap::new(),
-            deadlines: BTreeSet::new(),
-            lengths: BTreeMap::new(),
+            all: Index::default(),
             vacancies: HashMap::new(),
             idle: BTreeSet::new(),
             declined: HashMap::new(),
@@ -111,12 +103,12 @@ impl Shelf {
             proofs: Proofs::new(),
             new_proofs: Proofs::new(),
             now,
-            link: Box::default(),
+            link: Arc::default(),
             peer: None,
         };
         for lease in kept {
             // Two that overlap were never written; if a hand has done so, the first stays.
-            if shelf.meeting(lease.prefix).is_none() {
+            if shelf.all.meeting(lease.prefix).is_none() {
                 shelf.put(lease);
             }
         }
@@ -146,7 +138,7 @@ impl Shelf {
             of_somebody
                 && (self.plan.is_anothers(lease.prefix, &lease.key.client) || self.plan.is_ours(lease.prefix))
         };
-        let gone: Vec<Ipv6Prefix> = self.all.values().filter(lost).map(|lease| lease.prefix).collect();
+        let gone: Vec<Ipv6Prefix> = self.all.iter().filter(lost).map(|lease| lease.prefix).collect();
         gone.into_iter().for_each(|prefix| self.take(prefix));
     }
 
@@ -155,7 +147,7 @@ impl Shelf {
         self.vacancies.clear();
         for extent in self.plan.extents() {
             let mut vacancy = Vacancy::new(extent, self.plan.fences(extent));
-            self.all.keys().for_each(|prefix| vacancy.occupy(*prefix));
+            self.all.iter().for_each(|lease| vacancy.occupy(lease.prefix));
             self.vacancies.insert(extent, vacancy);
         }
     }
@@ -173,14 +165,14 @@ impl Shelf {
     /// Ends what is over.
     pub fn handle_timeout(&mut self, now: u64) {
         self.now = now;
-        while let Some((_, prefix)) = self.deadlines.first().copied().filter(|(until, _)| *until <= now) {
+        while let Some(prefix) = self.all.over(now) {
             self.take(prefix);
         }
     }
 
     /// When the next lease ends, by the shelf's clock.
     pub fn poll_timeout(&self) -> Option<u64> {
-        self.deadlines.first().map(|(until, _)| *until)
+        self.all.first_end()
     }
 
     /// What has changed since this was asked last.
@@ -216,7 +208,9 @@ impl Shelf {
     /// Forgets what a client has with one number, on any link; says whether there was anything.
     pub fn forget(&mut self, kind: BindKind, number: u32, client: &[u8]) -> bool {
         let links = self.plan.sites().map(|site| site.name.clone());
-        let keys = links.map(|tunnel| BindKey { tunnel, client: client.into(), kind, number });
+        let client: Arc<[u8]> = client.into();
+        let keys =
+            links.map(|tunnel| BindKey { tunnel: tunnel.into(), client: client.clone(), kind, number });
         let bound: Vec<Ipv6Prefix> = keys.flat_map(|key| self.bound(&key)).collect();
         bound.iter().for_each(|prefix| self.take(*prefix));
         !bound.is_empty()
@@ -224,7 +218,7 @@ impl Shelf {
 
     /// Ends the lease of just this; says whether there was one.
     pub fn end(&mut self, prefix: Ipv6Prefix) -> bool {
-        let was = self.all.contains_key(&prefix);
+        let was = self.all.get(prefix).is_some();
         self.take(prefix);
         was
     }
@@ -232,9 +226,9 @@ impl Shelf {
     /// A lease could not be routed: it is taken back, and the prefix given to nobody for a while, so that its client is given
     /// another one.
     pub fn refuse(&mut self, prefix: Ipv6Prefix) {
-        let Some(lease) = self.all.get(&prefix).cloned() else { return };
+        let Some(lease) = self.all.get(prefix).cloned() else { return };
         self.take(prefix);
-        let nobody = BindKey { client: Box::default(), ..lease.key };
+        let nobody = BindKey { client: Arc::default(), ..lease.key };
         let life = Life { preferred: 0, valid: UNROUTABLE };
         let until = self.now.saturating_add(UNROUTABLE.into());
         self.put(Lease { key: nobody, prefix, life, until, peer: None, reach: None });
@@ -242,7 +236,7 @@ impl Shelf {
 
     /// The lease of just this.
     pub fn get(&self, prefix: Ipv6Prefix) -> Option<&Lease> {
-        self.all.get(&prefix)
+        self.all.get(prefix)
     }
 
     /// How many leases there are.
@@ -257,28 +251,35 @@ impl Shelf {
 
     /// All leases.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
-        self.all.values()
+        self.all.iter()
     }
 
-    fn put(&mut self, lease: Lease) {
-        if self.detach(lease.prefix).is_none() {
-            self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(lease.prefix));
+    /// All leases behind this prefix, in the order of prefixes.
+    pub fn after(&self, last: Option<Ipv6Prefix>) -> impl Iterator<Item = &Lease> {
+        self.all.after(last)
+    }
+
+    fn put(&mut self, mut lease: Lease) {
+        // Leases of one link have its name in common.
+        if *lease.key.tunnel == *self.link {
+            lease.key.tunnel = self.link.clone();
         }
-        self.by_key.entry(lease.key.clone()).or_default().push(lease.prefix);
-        *self.of_client.entry(lease.key.client.clone()).or_default() += 1;
-        *self.lengths.entry(lease.prefix.prefix_len()).or_default() += 1;
-        if lease.until != NEVER {
-            self.deadlines.insert((lease.until, lease.prefix));
+        let (prefix, until) = (lease.prefix, lease.until);
+        if let Some(old) = self.all.get(prefix).filter(|old| old.key.client.is_empty()) {
+            self.idle.remove(&(old.until, prefix));
         }
         if lease.key.client.is_empty() {
-            self.idle.insert((lease.until, lease.prefix));
+            self.idle.insert((until, prefix));
         }
         self.changes.push(Change::Has(lease.clone()));
-        self.all.insert(lease.prefix, lease);
+        if !self.all.put(lease) {
+            self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(prefix));
+        }
     }
 
     fn take(&mut self, prefix: Ipv6Prefix) {
-        if let Some(lease) = self.detach(prefix) {
+        if let Some(lease) = self.all.take(prefix) {
+            self.idle.remove(&(lease.until, prefix));
             self.vacate(prefix);
             self.changes.push(Change::Gone(lease));
         }
@@ -287,37 +288,9 @@ impl Shelf {
     fn vacate(&mut self, prefix: Ipv6Prefix) {
         let mut vacancies = std::mem::take(&mut self.vacancies);
         vacancies.values_mut().for_each(|vacancy| {
-            vacancy.vacate(prefix, |place| self.meeting(place).is_none());
+            vacancy.vacate(prefix, |place| self.all.meeting(place).is_none());
         });
         self.vacancies = vacancies;
-    }
-
-    fn detach(&mut self, prefix: Ipv6Prefix) -> Option<Lease> {
-        let old = self.all.remove(&prefix)?;
-        self.deadlines.remove(&(old.until, prefix));
-        self.idle.remove(&(old.until, prefix));
-        if let Some(own) = self.by_key.get_mut(&old.key) {
-            own.retain(|one| *one != prefix);
-            if own.is_empty() {
-                self.by_key.remove(&old.key);
-            }
-        }
-        fewer(&mut self.of_client, old.key.client.clone());
-        let len = self.lengths.entry(prefix.prefix_len()).or_insert(1);
-        *len -= 1;
-        if *len == 0 {
-            self.lengths.remove(&prefix.prefix_len());
-        }
-        Some(old)
-    }
-
-    /// A lease that has an address in common with `prefix`.
-    fn meeting(&self, prefix: Ipv6Prefix) -> Option<&Lease> {
-        let lengths = self.lengths.range(..=prefix.prefix_len()).rev();
-        let mut around = lengths.filter_map(|(len, _)| Ipv6Prefix::new(prefix.addr(), *len));
-        let inside = || self.all.range(prefix..).next().map(|(_, lease)| lease);
-        let around = around.find_map(|wide| self.all.get(&wide));
-        around.or_else(|| inside().filter(|lease| prefix.covers(lease.prefix)))
     }
 
     /// What a client would get, beside what is `taken` in the same message.
@@ -368,13 +341,14 @@ impl Shelf {
                 && !self.plan.is_anothers(prefix, &wish.key.client)
                 && !taken.iter().any(meets)
         };
-        let free = || list.iter().filter(|(prefix, _)| untaken(*prefix) && self.meeting(*prefix).is_none());
+        let free =
+            || list.iter().filter(|(prefix, _)| untaken(*prefix) && self.all.meeting(*prefix).is_none());
         let hinted = free().find(|(prefix, _)| wish.hints.contains(prefix));
         let long = || free().find(|(prefix, _)| Some(prefix.prefix_len()) == wish.length);
         let moved = || {
             let left =
                 |lease: &Lease| lease.key.client == wish.key.client && lease.key.tunnel != wish.key.tunnel;
-            list.iter().find(|(prefix, _)| untaken(*prefix) && self.all.get(prefix).is_some_and(left))
+            list.iter().find(|(prefix, _)| untaken(*prefix) && self.all.get(*prefix).is_some_and(left))
         };
         hinted.or_else(long).or_else(|| free().next()).or_else(moved).copied()
     }
@@ -406,7 +380,7 @@ impl Shelf {
     /// comes from and through whatever relay.
     fn lease(&self, key: &BindKey, prefix: Ipv6Prefix, life: Life) -> Lease {
         let until = if life.valid == u32::MAX { NEVER } else { self.now.saturating_add(life.valid.into()) };
-        let before = self.all.get(&prefix).filter(|lease| lease.key == *key).and_then(|lease| lease.peer);
+        let before = self.all.get(prefix).filter(|lease| lease.key == *key).and_then(|lease| lease.peer);
         let peer = self.peer.filter(Ipv6Addr::is_unicast_link_local).or(before).or(self.peer);
         Lease { key: key.clone(), prefix, life, until, peer, reach: None }
     }
@@ -415,19 +389,22 @@ impl Shelf {
 impl Leases for Shelf {
     fn offer(&mut self, wishes: &[BindWish]) -> Vec<Result<Ipv6Prefix, Lack>> {
         let mut taken: Vec<Ipv6Prefix> = Vec::new();
-        let mut offered = Vec::new();
+        let mut offered = Vec::with_capacity(wishes.len());
+        // What is offered for one wish must not be for the next.
+        let several = wishes.len() > 1;
         for wish in wishes {
             let mut own = self.bound(&wish.key).into_iter();
             let bound = own.find(|prefix| self.plan.life(&wish.key.client, *prefix).is_some());
             let chosen = bound.or_else(|| Some(self.choose(wish, &taken)?.0));
-            if let Some(prefix) = chosen.filter(|prefix| bound.is_none() && !taken.contains(prefix)) {
+            let new = chosen.filter(|prefix| several && bound.is_none() && !taken.contains(prefix));
+            if let Some(prefix) = new {
                 self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(prefix));
                 taken.push(prefix);
             }
             offered.push(chosen.ok_or(Lack));
         }
         // Nothing is kept.
-        taken.retain(|prefix| !self.all.contains_key(prefix));
+        taken.retain(|prefix| self.all.get(*prefix).is_none());
         taken.into_iter().for_each(|prefix| self.vacate(prefix));
         offered
     }
@@ -444,7 +421,7 @@ impl Leases for Shelf {
             self.told.extend(given.iter().map(|(prefix, _)| (wish.key.clone(), *prefix)));
             return Ok(given.into_iter().map(|(prefix, _)| prefix).collect());
         }
-        let has = self.of_client.get(&wish.key.client).copied().unwrap_or_default();
+        let has = self.all.of_client(&wish.key.client).count();
         if has >= MAX_OF_CLIENT || self.all.len() >= MAX_LEASES {
             return Err(Lack);
         }
@@ -463,7 +440,7 @@ impl Leases for Shelf {
     }
 
     fn bound(&self, key: &BindKey) -> Vec<Ipv6Prefix> {
-        self.by_key.get(key).into_iter().flatten().copied().collect()
+        self.all.of(key).collect()
     }
 
     fn release(&mut self, prefix: Ipv6Prefix) {
@@ -472,19 +449,19 @@ impl Leases for Shelf {
 
     fn decline(&mut self, key: &BindKey, prefix: Ipv6Prefix, lasts: Duration) {
         self.take(prefix);
-        let nobody = BindKey { client: Box::default(), ..key.clone() };
+        let nobody = BindKey { client: Arc::default(), ..key.clone() };
         let life = Life { preferred: 0, valid: u32::try_from(lasts.as_secs()).unwrap_or(u32::MAX - 1) };
         if life.valid == 0 {
             return;
         }
         self.put(Lease { peer: None, ..self.lease(&nobody, prefix, life) });
         let is_idle =
-            |prefix: &Ipv6Prefix| self.all.get(prefix).is_some_and(|lease| lease.key.client.is_empty());
+            |prefix: &Ipv6Prefix| self.all.get(*prefix).is_some_and(|lease| lease.key.client.is_empty());
         // Most have few or none; what has ended is swept out when it is more than what has not.
         if self.declined.len() > 2 * self.idle.len() {
             self.declined.retain(|_, own| own.iter().any(is_idle));
         }
-        let own = self.declined.entry(key.client.clone()).or_default();
+        let own = self.declined.entry((*key.client).into()).or_default();
         own.retain(is_idle);
         own.push_back(prefix);
         let oldest = own.front().copied().filter(|_| own.len() > MAX_DECLINED);
@@ -512,20 +489,10 @@ impl Leases for Shelf {
     }
 
     fn lifetimes(&self, prefix: Ipv6Prefix) -> Option<Life> {
-        let lease = self.all.get(&prefix).filter(|lease| !lease.key.client.is_empty());
+        let lease = self.all.get(prefix).filter(|lease| !lease.key.client.is_empty());
         let planned = lease.and_then(|lease| self.plan.life(&lease.key.client, prefix));
         // Of an offer, nothing has been kept yet: whoever may have it, its times are the same.
         planned.or_else(|| self.plan.life_of_offer(prefix)).or_else(|| lease.map(|lease| lease.life))
-    }
-}
-
-/// One less; what is none is not kept.
-fn fewer(counts: &mut HashMap<Box<[u8]>, usize>, client: Box<[u8]>) {
-    if let Entry::Occupied(mut entry) = counts.entry(client) {
-        *entry.get_mut() -= 1;
-        if *entry.get() == 0 {
-            entry.remove();
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::calls::Called;
@@ -61,8 +62,8 @@ struct Listener {
 /// The clients of one tunnel.
 #[derive(Debug, Default)]
 struct Room {
-    all: HashMap<Box<[u8]>, Listener>,
-    by_age: BTreeSet<(Duration, Box<[u8]>)>,
+    all: HashMap<Arc<[u8]>, Listener>,
+    by_age: BTreeSet<(Duration, Arc<[u8]>)>,
 }
 
 impl Room {
@@ -76,7 +77,7 @@ impl Room {
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Audience {
-    rooms: HashMap<Box<str>, Room>,
+    rooms: HashMap<Arc<str>, Room>,
     len: usize,
 }
 

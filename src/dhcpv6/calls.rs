@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The time to the second try (REC_TIMEOUT, RFC 8415 section 7.6).
@@ -21,9 +22,9 @@ const APART: Duration = Duration::from_millis(1);
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Called {
     /// The tunnel or link that it is in.
-    pub tunnel: Box<str>,
+    pub tunnel: Arc<str>,
     /// What it calls itself.
-    pub client: Box<[u8]>,
+    pub client: Arc<[u8]>,
 }
 
 /// What is sent to a client again and again.

@@ -24,6 +24,8 @@ pub const MAX_DUID: usize = 130;
 pub const MAX_OPTIONS: usize = 128;
 /// How many relays a message may have come through (HOP_COUNT_LIMIT, RFC 8415 section 7.6).
 pub const MAX_RELAYS: usize = 8;
+/// Octets that are enough for most messages.
+const USUAL: usize = 256;
 /// A lifetime without end, in seconds.
 pub const INFINITY: u32 = u32::MAX;
 
@@ -191,7 +193,8 @@ impl Message {
 
     /// Writes it.
     pub fn emit(&self) -> Vec<u8> {
-        let mut out = vec![u8::from(self.kind)];
+        let mut out = Vec::with_capacity(USUAL);
+        out.push(u8::from(self.kind));
         out.extend(self.xid);
         self.options.iter().for_each(|option| option.emit(&mut out));
         out
@@ -410,13 +413,16 @@ impl Opt {
         match self {
             Self::Ia(ia) => emit_ia(ia, out),
             Self::Relayed(octets) => emit_body(code::RELAY_MSG, octets, out),
-            Self::Addresses(code, all) => {
-                emit_body(*code, &all.iter().flat_map(Ipv6Addr::octets).collect::<Vec<_>>(), out);
-            }
+            Self::Addresses(code, all) => emit_with(*code, out, |out| {
+                all.iter().for_each(|addr| out.extend_from_slice(&addr.octets()));
+            }),
             Self::Names(code, all) => {
-                emit_body(*code, &all.iter().flat_map(|name| name.0.to_vec()).collect::<Vec<_>>(), out);
+                emit_with(*code, out, |out| all.iter().for_each(|name| out.extend_from_slice(&name.0)));
             }
             Self::Seconds(code, seconds) => emit_body(*code, &seconds.to_be_bytes(), out),
+            // Those that are in every message.
+            Self::Leaf(DhcpOption::ClientId(duid)) => emit_body(code::CLIENT_ID, duid, out),
+            Self::Leaf(DhcpOption::ServerId(duid)) => emit_body(code::SERVER_ID, duid, out),
             // Room for it is the only thing that it could lack.
             Self::Leaf(leaf) => out.extend(leaf.to_vec().unwrap_or_default()),
             Self::Other(code, octets) => emit_body(*code, octets, out),
@@ -425,11 +431,19 @@ impl Opt {
 }
 
 fn emit_body(code: u16, body: &[u8], out: &mut Vec<u8>) {
+    emit_with(code, out, |out| out.extend_from_slice(body));
+}
+
+/// Writes an option whose body is written by `body`; then its length is known.
+fn emit_with(code: u16, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+    out.extend_from_slice(&code.to_be_bytes());
+    let head = out.len();
+    out.extend_from_slice(&[0, 0]);
+    body(out);
     // Longer than an option can be is nothing that was read, and `session` makes nothing like it.
-    let body = &body[..body.len().min(u16::MAX.into())];
-    out.extend(code.to_be_bytes());
-    out.extend((body.len() as u16).to_be_bytes());
-    out.extend(body);
+    let len = u16::try_from(out.len() - head - 2).unwrap_or(u16::MAX);
+    out.truncate(head + 2 + usize::from(len));
+    out[head..head + 2].copy_from_slice(&len.to_be_bytes());
 }
 
 /// Options whose lengths are checked here and whose values `dhcproto` reads; all others are octets.
@@ -448,6 +462,14 @@ fn parse_leaf(code: u16, body: &[u8]) -> Result<Opt, Malformed> {
     };
     if !is_right {
         return Err(Malformed::Option);
+    }
+    match (code, body) {
+        (code::CLIENT_ID, _) => return Ok(Opt::Leaf(DhcpOption::ClientId(body.to_vec()))),
+        (code::SERVER_ID, _) => return Ok(Opt::Leaf(DhcpOption::ServerId(body.to_vec()))),
+        (code::ELAPSED_TIME, [a, b]) => {
+            return Ok(Opt::Leaf(DhcpOption::ElapsedTime(u16::from_be_bytes([*a, *b]))));
+        }
+        _ => {}
     }
     let mut whole = Vec::with_capacity(4 + len);
     emit_body(code, body, &mut whole);
@@ -491,30 +513,30 @@ fn parse_part(code: u16, body: &[u8]) -> Result<Part, Malformed> {
 }
 
 fn emit_ia(ia: &Ia, out: &mut Vec<u8>) {
-    let mut body = Vec::new();
-    [ia.iaid, ia.t1, ia.t2].iter().for_each(|n| body.extend(n.to_be_bytes()));
-    ia.parts.iter().for_each(|part| emit_part(ia.kind, part, &mut body));
     let code = match ia.kind {
         IaKind::Address => code::IA_NA,
         IaKind::Prefix => code::IA_PD,
     };
-    emit_body(code, &body, out);
+    emit_with(code, out, |out| {
+        [ia.iaid, ia.t1, ia.t2].iter().for_each(|n| out.extend_from_slice(&n.to_be_bytes()));
+        ia.parts.iter().for_each(|part| emit_part(ia.kind, part, out));
+    });
 }
 
 fn emit_part(kind: IaKind, part: &Part, out: &mut Vec<u8>) {
     match part {
-        Part::Value(value) => {
-            let mut body = Vec::new();
-            let lifetimes = [value.preferred, value.valid].map(u32::to_be_bytes).concat();
-            match kind {
-                IaKind::Address => body.extend([&value.addr.octets()[..], &lifetimes].concat()),
-                IaKind::Prefix => {
-                    body.extend([&lifetimes[..], &[value.len], &value.addr.octets()].concat());
-                }
-            }
-            body.extend(&value.options);
+        Part::Value(Value { addr, len, preferred, valid, options }) => {
             let code = if kind == IaKind::Address { code::IA_ADDR } else { code::IA_PREFIX };
-            emit_body(code, &body, out);
+            let (addr, len) = (addr.octets(), [*len]);
+            let [preferred, valid] = [preferred, valid].map(|n| n.to_be_bytes());
+            emit_with(code, out, |out| {
+                let parts: [&[u8]; 4] = match kind {
+                    IaKind::Address => [&addr, &preferred, &valid, &[]],
+                    IaKind::Prefix => [&preferred, &valid, &len, &addr],
+                };
+                parts.iter().for_each(|part| out.extend_from_slice(part));
+                out.extend_from_slice(options);
+            });
         }
         Part::Status(status, text) => {
             let body = [&u16::from(*status).to_be_bytes()[..], text.as_bytes()].concat();

@@ -243,8 +243,8 @@ impl Server {
         let user = live.lease.and_then(|lease| broker.user_of(lease));
         let account = user.and_then(|user| broker.accounts().find(user));
         let own = account.is_some_and(|account| account.prefixes.contains(&binding.prefix));
-        let here = |name: &Option<Box<str>>| name.as_ref().is_none_or(|name| *name == binding.key.tunnel);
-        let by_duid = self.terms.reserved.get(&binding.key.client).into_iter().flatten();
+        let here = |name: &Option<Box<str>>| name.as_ref().is_none_or(|name| **name == *binding.key.tunnel);
+        let by_duid = self.terms.reserved.get(&*binding.key.client).into_iter().flatten();
         own || fixed(live).contains(&binding.prefix)
             || by_duid.filter(|set| here(&set.tunnel)).any(|set| set.prefixes.contains(&binding.prefix))
     }

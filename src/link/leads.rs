@@ -97,7 +97,8 @@ impl Links {
     }
 }
 
-fn led(prefix: Ipv6Prefix, via: Option<Ipv6Addr>, index: u32) -> RouteMessage {
+/// The route of a prefix to a neighbour on a device.
+pub(super) fn led(prefix: Ipv6Prefix, via: Option<Ipv6Addr>, index: u32) -> RouteMessage {
     let route = RouteMessageBuilder::<Ipv6Addr>::new()
         .destination_prefix(prefix.addr(), prefix.prefix_len())
         .output_interface(index)

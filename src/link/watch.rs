@@ -9,7 +9,9 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::RouteProtocol;
+use rtnetlink::sys::AsyncSocket;
 use sixway_dataplane::update::Ipv6Prefix;
+use socket2::{SockFilter, SockRef};
 use tokio::sync::mpsc;
 
 use super::error::LinkError;
@@ -41,8 +43,11 @@ impl Watch {
     pub fn open() -> Result<Self, LinkError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| LinkError::NoRuntime)?;
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Ipv6Route];
-        let (connection, _, mut messages) =
+        let (mut connection, _, mut messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(LinkError::Open)?;
+        // Without it more is heard, and left out.
+        let _heard_anyway =
+            SockRef::from(connection.socket_mut().socket_ref()).attach_filter(&but_new_routes());
         let (tell, news) = mpsc::channel(WAITING);
         runtime.spawn(async move {
             tokio::pin!(connection);
@@ -69,6 +74,24 @@ impl Watch {
             None => std::future::pending().await,
         }
     }
+}
+
+/// Lets all pass but routes that are new: those are our own, as many as there are new leases.
+fn but_new_routes() -> [SockFilter; 4] {
+    const LOAD_16_BITS: u16 = 0x28;
+    const IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    /// Where a netlink message has its type.
+    const TYPE: u32 = 4;
+    const RTM_NEWROUTE: u16 = 24;
+    // A filter's numbers have their highest octet first, a message's are the host's.
+    let new_route = u16::from_be_bytes(RTM_NEWROUTE.to_ne_bytes());
+    [
+        SockFilter::new(LOAD_16_BITS, 0, 0, TYPE),
+        SockFilter::new(IF_EQUAL, 0, 1, new_route.into()),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
 }
 
 fn news_of(message: RouteNetlinkMessage) -> Option<News> {

@@ -3,11 +3,14 @@
 //! At a pace, whatever the server does (what it does not answer within [`PATIENCE`] counts as dropped), or so many at a time.
 //! One thread that looks again at once: it is its own core that it takes. Believes what it reads, as long as it can be read.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn6, recvmmsg};
 use serde::Serialize;
+use sixway_dataplane::io::sys::send_datagrams;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// An answer that comes later counts as none.
@@ -18,6 +21,9 @@ const SLOTS: usize = 1 << 19;
 const BUFFER: usize = 16 << 20;
 /// Messages sent before anything is heard again.
 const BURST: u64 = 32;
+/// Messages heard in one call, and octets of each: answers are far shorter.
+const HEARD: usize = 64;
+const MESSAGE: usize = 2048 + 64;
 const GROUP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
 /// What the clients ask for.
@@ -115,7 +121,10 @@ pub struct Clients {
     /// What of clients' identity associations to say when they renew, with the server's name in front.
     bound: Vec<(u32, Box<[u8]>)>,
     turn: usize,
+    /// Messages that are to be sent, one behind the other, and where each ends.
     out: Vec<u8>,
+    ends: Vec<usize>,
+    heard: Vec<u8>,
     waits: Vec<Duration>,
     seen: Seen,
     under_way: u32,
@@ -152,7 +161,9 @@ impl Clients {
             slots: vec![slot; SLOTS],
             bound: Vec::new(),
             turn: 0,
-            out: Vec::with_capacity(512),
+            out: Vec::with_capacity(1 << 16),
+            ends: Vec::new(),
+            heard: vec![0; HEARD * MESSAGE],
             waits: Vec::new(),
             seen: Seen::default(),
             under_way: 0,
@@ -184,7 +195,7 @@ impl Clients {
     pub fn first_answer(&mut self, patience: Duration) -> io::Result<Duration> {
         let begin = Instant::now();
         while begin.elapsed() < patience {
-            self.solicit()?;
+            self.solicit();
             let again = Instant::now() + Duration::from_millis(5);
             while Instant::now() < again {
                 self.listen()?;
@@ -204,10 +215,10 @@ impl Clients {
             }
             let due = |rate: u32| (since.as_secs_f64() * f64::from(rate)) as u64;
             for _ in 0..due(rate).saturating_sub(self.seen.solicits).min(BURST) {
-                self.solicit()?;
+                self.solicit();
             }
             for _ in 0..due(renews).saturating_sub(self.seen.renews).min(BURST) {
-                self.renew()?;
+                self.renew();
             }
             self.listen()?;
         }
@@ -220,7 +231,7 @@ impl Clients {
             let left = wanted - self.seen.replies;
             while self.under_way < at_once && u64::from(self.under_way) < left {
                 self.under_way += 1;
-                self.solicit()?;
+                self.solicit();
             }
             self.listen()?;
             let answers = self.seen.advertises + self.seen.replies;
@@ -268,7 +279,6 @@ impl Clients {
         if let Some(place) = self.slots.get_mut(xid as usize % SLOTS) {
             *place = slot;
         }
-        self.out.clear();
         self.out.push(kind);
         self.out.extend_from_slice(&xid.to_be_bytes()[1..]);
         // A DUID of a private kind (RFC 8415 section 11.3): one that no real client has.
@@ -276,7 +286,7 @@ impl Clients {
         option(&mut self.out, 8, &[0, 0]);
     }
 
-    fn solicit(&mut self) -> io::Result<()> {
+    fn solicit(&mut self) {
         let client = self.next;
         self.next = self.next.wrapping_add(1);
         self.begin(1, client, Stage::Solicited, Instant::now());
@@ -286,59 +296,84 @@ impl Clients {
             }
         }
         self.seen.solicits += 1;
-        self.send()
+        self.close();
     }
 
-    fn renew(&mut self) -> io::Result<()> {
+    fn renew(&mut self) {
         self.seen.renews += 1;
         if self.bound.is_empty() {
-            return Ok(());
+            return;
         }
         self.turn = (self.turn + 1) % self.bound.len();
         let Some((client, said)) = self.bound.get_mut(self.turn).map(|(c, said)| (*c, std::mem::take(said)))
         else {
-            return Ok(());
+            return;
         };
         self.begin(5, client, Stage::Renewed, Instant::now());
         self.out.extend_from_slice(&said);
         if let Some(place) = self.bound.get_mut(self.turn) {
             place.1 = said;
         }
-        self.send()
+        self.close();
     }
 
-    fn send(&self) -> io::Result<()> {
-        loop {
-            match self.socket.send_to(&self.out, self.to) {
+    /// The message that is being written is whole, and is sent with the next ones.
+    fn close(&mut self) {
+        self.ends.push(self.out.len());
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        let begins = std::iter::once(0).chain(self.ends.iter().copied());
+        let message = |(begin, end): (usize, &usize)| (&self.out[begin..*end], self.to);
+        let all: Vec<(&[u8], SocketAddrV6)> = begins.zip(&self.ends).map(message).collect();
+        let mut left = &all[..];
+        while !left.is_empty() {
+            match send_datagrams(self.socket.as_fd(), left) {
                 Err(why) if why.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
                 Err(why) => return Err(why),
-                Ok(_) => return Ok(()),
+                Ok(sent) => left = &left[sent..],
             }
         }
-    }
-
-    /// Takes what has come, a bounded number.
-    fn listen(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 2048];
-        for _ in 0..2 * BURST {
-            match self.socket.recv(&mut buffer) {
-                Ok(len) => self.handle(buffer.get(..len).unwrap_or_default())?,
-                Err(why) if why.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(why) => return Err(why),
-            }
-        }
+        self.out.clear();
+        self.ends.clear();
         Ok(())
     }
 
-    fn handle(&mut self, octets: &[u8]) -> io::Result<()> {
-        let [kind, a, b, c, options @ ..] = octets else { return Ok(()) };
+    /// Sends what is to be sent, and takes what has come, a bounded number.
+    fn listen(&mut self) -> io::Result<()> {
+        self.send()?;
+        let mut heard = std::mem::take(&mut self.heard);
+        let taken = self.take(&mut heard);
+        for (place, len) in taken.iter().flatten().enumerate() {
+            self.handle(&heard[place * MESSAGE..][..*len]);
+        }
+        self.heard = heard;
+        taken?;
+        self.send()
+    }
+
+    /// How long the messages are that have come.
+    fn take(&self, heard: &mut [u8]) -> io::Result<Vec<usize>> {
+        let mut places: Vec<[IoSliceMut<'_>; 1]> =
+            heard.chunks_exact_mut(MESSAGE).map(|place| [IoSliceMut::new(place)]).collect();
+        let mut headers = MultiHeaders::<SockaddrIn6>::preallocate(HEARD, None);
+        let flags = MsgFlags::MSG_DONTWAIT;
+        match recvmmsg(self.socket.as_raw_fd(), &mut headers, places.iter_mut(), flags, None) {
+            Ok(messages) => Ok(messages.map(|message| message.bytes).collect()),
+            Err(nix::errno::Errno::EAGAIN) => Ok(Vec::new()),
+            Err(why) => Err(why.into()),
+        }
+    }
+
+    fn handle(&mut self, octets: &[u8]) {
+        let [kind, a, b, c, options @ ..] = octets else { return };
         let xid = u32::from_be_bytes([0, *a, *b, *c]);
         let now = Instant::now();
         let Some(slot) = self.slots.get_mut(xid as usize % SLOTS).filter(|slot| slot.xid == xid) else {
-            return Ok(());
+            return;
         };
         if now.duration_since(slot.at) > PATIENCE {
-            return Ok(());
+            return;
         }
         let before = *slot;
         slot.stage = Stage::Over;
@@ -352,7 +387,7 @@ impl Clients {
                 self.seen.requests += 1;
                 self.begin(3, before.client, Stage::Requested, before.began);
                 self.out.extend_from_slice(&said);
-                self.send()?;
+                self.close();
             }
             (7, Stage::Requested) => {
                 self.seen.replies += 1;
@@ -363,7 +398,6 @@ impl Clients {
             (7, Stage::Renewed) => self.seen.renewed += 1,
             _ => {}
         }
-        Ok(())
     }
 }
 

@@ -512,7 +512,7 @@ mod tests {
     use super::*;
 
     fn binding() -> Binding {
-        let client = Box::from([0, 3, 1]);
+        let client = std::sync::Arc::from([0, 3, 1]);
         let key = BindKey { tunnel: "alice".into(), client, kind: BindKind::Prefix, number: u32::MAX };
         let prefix = "2001:db8:1::/48".parse().unwrap();
         let owner = UserName::parse("alice@tunnel").unwrap();

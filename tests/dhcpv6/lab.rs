@@ -22,7 +22,7 @@ pub(crate) struct Lab {
     pub(crate) now: Time,
     pub(crate) memory: Memory,
     /// What the tables would have: a tunnel for each prefix.
-    pub(crate) routes: BTreeMap<Ipv6Prefix, Box<str>>,
+    pub(crate) routes: BTreeMap<Ipv6Prefix, std::sync::Arc<str>>,
     config: Config,
     terms: Terms,
 }

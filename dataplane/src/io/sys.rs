@@ -10,7 +10,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Room for the control data of one message: packet info, type of service, segment size, overflow count.
@@ -549,6 +549,44 @@ unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
     }
 }
 
+/// Sends UDP datagrams over IPv6 in one call and without waiting, each from a buffer of its own. Returns how many of them
+/// went out, or why the first did not.
+///
+/// # Errors
+/// As the system says.
+pub fn send_datagrams(fd: BorrowedFd<'_>, datagrams: &[(&[u8], SocketAddrV6)]) -> io::Result<usize> {
+    let mut names: Vec<libc::sockaddr_in6> = datagrams.iter().map(|(_, to)| name_of(to)).collect();
+    let part =
+        |octets: &[u8]| libc::iovec { iov_base: octets.as_ptr().cast_mut().cast(), iov_len: octets.len() };
+    let mut parts: Vec<libc::iovec> = datagrams.iter().map(|(octets, _)| part(octets)).collect();
+    let address = |(name, part): (&mut libc::sockaddr_in6, &mut libc::iovec)| {
+        // SAFETY: all-zero is a valid mmsghdr.
+        let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        header.msg_hdr.msg_name = (&raw mut *name).cast();
+        header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as u32;
+        header.msg_hdr.msg_iov = &raw mut *part;
+        header.msg_hdr.msg_iovlen = 1;
+        header
+    };
+    let mut headers: Vec<libc::mmsghdr> = names.iter_mut().zip(&mut parts).map(address).collect();
+    // SAFETY: every header points to one name and one vector, which live and do not move until the call returns; the vectors
+    // point into the borrowed datagrams, which the kernel only reads.
+    let sent = unsafe {
+        libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), headers.len() as u32, libc::MSG_DONTWAIT)
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+fn name_of(to: &SocketAddrV6) -> libc::sockaddr_in6 {
+    libc::sockaddr_in6 {
+        sin6_family: libc::AF_INET6 as u16,
+        sin6_port: to.port().to_be(),
+        sin6_flowinfo: to.flowinfo(),
+        sin6_addr: libc::in6_addr { s6_addr: to.ip().octets() },
+        sin6_scope_id: to.scope_id(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -628,5 +666,26 @@ mod tests {
         let (a, ..) = pair();
         assert!(set_option(a.as_fd(), libc::IPPROTO_IP, 9999, 1).is_err());
         assert!(option(a.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE).unwrap() == libc::SOCK_DGRAM);
+    }
+
+    #[test]
+    fn many_datagrams_leave_in_one_call_each_for_its_own_receiver() {
+        let open = || std::net::UdpSocket::bind("[::1]:0").unwrap();
+        let (sender, one, two) = (open(), open(), open());
+        let at = |socket: &std::net::UdpSocket| match socket.local_addr().unwrap() {
+            std::net::SocketAddr::V6(at) => at,
+            std::net::SocketAddr::V4(at) => panic!("{at}"),
+        };
+        let all: [(&[u8], SocketAddrV6); 3] = [(b"a", at(&one)), (b"", at(&two)), (b"bcd", at(&one))];
+        assert_eq!(send_datagrams(sender.as_fd(), &all).unwrap(), 3);
+        assert_eq!(send_datagrams(sender.as_fd(), &[]).unwrap(), 0);
+        let mut buffer = [0; 9];
+        for (socket, expected) in [(&one, &b"a"[..]), (&one, b"bcd"), (&two, b"")] {
+            let (len, from) = socket.recv_from(&mut buffer).unwrap();
+            assert_eq!((&buffer[..len], from), (expected, sender.local_addr().unwrap()));
+        }
+        // Nobody may send to port 0.
+        let nowhere = SocketAddrV6::new(*at(&one).ip(), 0, 0, 0);
+        assert!(send_datagrams(sender.as_fd(), &[(b"a", nowhere)]).is_err());
     }
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::compat::dhcp6sconf::{Surroundings, load};
 use crate::dhcp6s::plan::Site;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::io;
 
 /// A host where every interface is there.
