@@ -43,6 +43,7 @@
 
 pub mod admin;
 pub mod advice;
+pub mod allowance;
 pub mod audit;
 pub mod auth;
 pub mod broker;
@@ -62,7 +63,6 @@ pub mod entrance;
 pub mod explain;
 pub mod link;
 pub mod load;
-pub mod memory;
 pub mod nd;
 pub mod network;
 pub mod office;

@@ -15,6 +15,7 @@ pub mod forward;
 pub mod io;
 pub mod knobs;
 mod limit;
+mod linger;
 pub mod manners;
 mod memory;
 pub mod meter;

@@ -22,6 +22,7 @@ use crate::io::proto41::{self, Proto41Port, Proto41Sockets, Receive};
 use crate::io::spread::Spread;
 use crate::io::{selftest, tun, udp};
 use crate::knobs::{Knob, Knobs, Standings};
+use crate::linger::Linger;
 use crate::offload::coalesce::Coalescer;
 use crate::punt::{self, PuntReader};
 use crate::table::editor::Editor;
@@ -45,8 +46,10 @@ pub struct Settings {
     pub workers: usize,
     /// Each thread stays on a processor of its own; otherwise the system's scheduler places them.
     pub pin: bool,
-    /// How long a thread that has nothing to do goes on looking before it sleeps.
+    /// How long a thread that has nothing to do goes on looking before it sleeps, at least.
     pub linger: Duration,
+    /// And at most, where its packets keep coming that soon.
+    pub linger_most: Duration,
     /// Most tunnels.
     pub capacity: u32,
     /// Which offloads are wanted.
@@ -193,7 +196,7 @@ impl Prepared {
                 (seed, started),
                 workers,
             );
-            let worker = worker.with_patience(settings.linger);
+            let worker = worker.with_linger(Linger::new(settings.linger, settings.linger_most));
             threads.push(spawn(n, settings.pin, worker)?);
             doors.push(door);
         }

@@ -14,6 +14,7 @@ use crate::encap;
 use crate::forward::judge_all;
 use crate::io::{Destination, PacketIo, Side};
 use crate::limit::Buckets;
+use crate::linger::Linger;
 use crate::meter::Meters;
 use crate::offload::segment::{Layout, complete};
 use crate::packet::batch::{Arrival, Batch, Packet, Sender};
@@ -106,7 +107,7 @@ pub struct Worker<I> {
     policy: Policy,
     error: [u8; icmp::LARGEST],
     started: Instant,
-    patience: Duration,
+    linger: Linger,
     worked: usize,
     workers: usize,
     stopping: bool,
@@ -138,7 +139,7 @@ impl<I: PacketIo> Worker<I> {
             policy,
             error: [0; icmp::LARGEST],
             started,
-            patience: Duration::ZERO,
+            linger: Linger::new(Duration::ZERO, Duration::ZERO),
             worked: 0,
             stopping: false,
             workers,
@@ -146,8 +147,8 @@ impl<I: PacketIo> Worker<I> {
     }
 
     /// How long it goes on looking, when it has nothing to do, before it sleeps.
-    pub(crate) fn with_patience(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    pub(crate) fn with_linger(self, linger: Linger) -> Self {
+        Self { linger, ..self }
     }
 
     /// Forwards until told to stop.
@@ -156,30 +157,40 @@ impl<I: PacketIo> Worker<I> {
         while !self.stopping {
             if self.turn() {
                 self.io.wait(Some(Duration::ZERO), &mut self.tally);
-            } else if !self.linger() {
+            } else {
+                // Who changes the tables need not wait for one that only looks.
                 self.reader.offline();
-                self.io.wait(None, &mut self.tally);
+                self.idle();
                 self.reader.online();
             }
         }
         self.reader.offline();
     }
 
-    /// Looks again and again for a little while. Returns whether there is something to do now; `false`: better sleep.
-    fn linger(&mut self) -> bool {
-        if self.patience.is_zero() {
-            return false;
+    /// Until there may be something to do: looks for a little while, then sleeps.
+    fn idle(&mut self) {
+        let began = self.started.elapsed();
+        let patience = self.linger.patience(began);
+        if !patience.is_zero() && self.look(began, patience) {
+            return;
         }
-        let began = Instant::now();
+        self.io.wait(None, &mut self.tally);
+        self.linger.slept(self.started.elapsed().saturating_sub(began));
+    }
+
+    /// Looks again and again until `patience` ends. Returns whether there is something to do now; `false`: better sleep.
+    fn look(&mut self, began: Duration, patience: Duration) -> bool {
         let mut last = began;
         loop {
-            if self.io.wait(Some(Duration::ZERO), &mut self.tally) || !self.commands.is_empty() {
-                return true;
+            let found = self.io.wait(Some(Duration::ZERO), &mut self.tally) || !self.commands.is_empty();
+            if !found {
+                std::thread::yield_now();
             }
-            std::thread::yield_now();
-            let now = Instant::now();
-            if now.duration_since(began) >= self.patience || now.duration_since(last) > CONTENDED {
-                return false;
+            let now = self.started.elapsed();
+            let looked = now.saturating_sub(began);
+            if found || looked >= patience || now.saturating_sub(last) > CONTENDED {
+                self.linger.looked(looked);
+                return found;
             }
             last = now;
         }

@@ -151,6 +151,8 @@ pub struct Router {
     pub pin: bool,
     /// How long a thread that has nothing to do goes on looking before it sleeps: 0 to 1000 microseconds.
     pub linger: Duration,
+    /// And how long where its packets keep coming that soon: 0 to 10,000 microseconds; `None`: what suits this machine.
+    pub linger_most: Option<Duration>,
     /// Time to live of outer packets, 1 to 255.
     pub ttl: u8,
     /// How many tunnels the table holds, 1 to [`MAX_TUNNELS`], not fewer than are configured.

@@ -96,6 +96,7 @@ pub(crate) const ROUTER: Schema = table(
         key("workers", "workers = 0"),
         key("pin", "pin = false"),
         key("linger_us", "linger_us = 30"),
+        key("linger_most_us", "linger_most_us = 3000"),
         key("ttl", "ttl = 64"),
         key("capacity", "capacity = 1048576"),
     ],

@@ -21,6 +21,8 @@ pub(crate) fn router(report: &mut Report<'_>, section: &Section<'_, '_>) -> Rout
     let forwarding = section.text(report, "forwarding", |text| choose(&FORWARDING, text));
     let workers = section.integer(report, "workers", 0..=MAX_WORKERS.into(), "0 is one a processor core");
     let linger = section.integer(report, "linger_us", 0..=MAX_LINGER, "0 is to sleep at once");
+    let why = "0 is never to look for longer than `linger_us`";
+    let linger_most = section.integer(report, "linger_most_us", 0..=MAX_LINGER_MOST, why);
     let why = "each tunnel that may exist takes memory";
     let capacity = section.integer(report, "capacity", 1..=MAX_TUNNELS, why);
     let ttl = section.integer(report, "ttl", 1..=255, "that many routers may be on the way");
@@ -34,6 +36,7 @@ pub(crate) fn router(report: &mut Report<'_>, section: &Section<'_, '_>) -> Rout
         workers: workers.and_then(|n| u16::try_from(n).ok()).unwrap_or(0),
         pin: section.boolean(report, "pin").unwrap_or(false),
         linger: Duration::from_micros(linger.map_or(LINGER, u64::from)),
+        linger_most: linger_most.map(|us| Duration::from_micros(us.into())),
         ttl: ttl.and_then(|n| u8::try_from(n).ok()).unwrap_or(OUTER_TTL),
         capacity: capacity.unwrap_or(DEFAULT_CAPACITY),
     }
@@ -124,6 +127,8 @@ pub(crate) fn proto41(report: &mut Report<'_>, section: &Section<'_, '_>) -> Pro
 const LINGER: u64 = 30;
 /// More would be a busy loop by another name, microseconds.
 const MAX_LINGER: u32 = 1000;
+/// Longest of `linger_most_us`.
+const MAX_LINGER_MOST: u32 = 10_000;
 /// An interface name's longest, without the closing zero (Linux `IFNAMSIZ`).
 const MAX_TUN_NAME: usize = 15;
 /// A Unix socket path's longest, without the closing zero (Linux `sockaddr_un`).

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::server::AdminSocket;
 use crate::advice::kernel_tunnels;
+use crate::allowance;
 use crate::broker::{End, Protocol};
 use crate::churn::Churn;
 use crate::config::{self, Config};
@@ -32,7 +33,6 @@ use crate::dhcpv6::keep::RingFile;
 use crate::dhcpv6::server as dhcpv6;
 use crate::dtcp::front::Front;
 use crate::endpoint::session::Prober;
-use crate::memory;
 use crate::network::Network;
 use crate::office::{Lent, Move, Office, Written};
 use crate::pmtu::server::PathServer;
@@ -56,6 +56,8 @@ pub use signals::{hold_signals, release_signals};
 pub use voice::Voice;
 use waits::{Errors, Punts, sleep_until};
 
+/// How long a forwarding thread looks for packets that keep coming, unless the configuration says otherwise.
+const LINGER_MOST: Duration = Duration::from_millis(3);
 /// Punts handled before questions and timers get their turn.
 const PUNTS_A_TURN: usize = 256;
 /// How often the forwarding threads are looked after.
@@ -75,6 +77,12 @@ fn announce_proto41(receive: Option<Receive>) {
     }
 }
 
+/// How long threads look that packets keep waking; not where each process has its own measure of processor time, which would
+/// go into looking.
+fn linger_most() -> Duration {
+    if allowance::processor_is_metered() { Duration::ZERO } else { LINGER_MOST }
+}
+
 /// The forwarder's settings for a configuration.
 pub fn settings(config: &Config) -> Settings {
     let receive = match config.proto41.receive {
@@ -87,6 +95,7 @@ pub fn settings(config: &Config) -> Settings {
         workers: usize::from(config.router.workers),
         pin: config.router.pin,
         linger: config.router.linger,
+        linger_most: config.router.linger_most.unwrap_or_else(linger_most),
         capacity: config.router.capacity,
         offload: config.offload,
         ttl: config.router.ttl,
@@ -160,7 +169,7 @@ async fn live(
     if config.dtcp.is_some() || config.tsp.is_some() {
         make_room(config.limits.connections);
     }
-    memory::check(config.tunnels.len())?;
+    allowance::check(config.tunnels.len())?;
     let office = open_office(&config, rng.random())?;
     check_tun_device()?;
     let network = Network::look(&config.router.tun).await?;

@@ -5,9 +5,9 @@ use sixway_dataplane::update::Outer;
 
 use crate::admin::status::Reloaded;
 use crate::advice::{is_within, routed_into};
+use crate::allowance;
 use crate::config::{Config, TunnelConfig};
 use crate::dhcp6s::Elsewhere;
-use crate::memory;
 
 use super::{Control, open_office};
 
@@ -16,7 +16,7 @@ impl Control {
         let Some(reread) = &self.reread else { anyhow::bail!("this instance was not started from a file") };
         let mut wanted = (reread.read)(&reread.file)?;
         let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
-        memory::check(wanted.tunnels.len())?;
+        allowance::check(wanted.tunnels.len())?;
         self.check_encapsulations(&wanted)?;
         self.refuse_own_addresses(&wanted)?;
         // The first [store] or [[pool]]: before anything is changed it must be there.
@@ -151,6 +151,7 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     keep("[router] workers", now.router.workers != wanted.router.workers);
     keep("[router] pin", now.router.pin != wanted.router.pin);
     keep("[router] linger_us", now.router.linger != wanted.router.linger);
+    keep("[router] linger_most_us", now.router.linger_most != wanted.router.linger_most);
     keep("[router] ttl", now.router.ttl != wanted.router.ttl);
     keep("[router] capacity", now.router.capacity != wanted.router.capacity);
     keep("[admin] socket", now.admin != wanted.admin);
@@ -179,6 +180,7 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     wanted.router.workers = now.router.workers;
     wanted.router.pin = now.router.pin;
     wanted.router.linger = now.router.linger;
+    wanted.router.linger_most = now.router.linger_most;
     wanted.router.ttl = now.router.ttl;
     wanted.router.capacity = now.router.capacity;
     wanted.admin = now.admin.clone();

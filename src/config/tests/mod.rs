@@ -76,6 +76,7 @@ hairpin    = false
 workers    = 3
 pin        = true
 linger_us  = 0
+linger_most_us = 500
 [admin]
 socket = "/run/sixway/other.sock"
 [udp]
@@ -118,6 +119,7 @@ fn every_key_arrives() {
             workers: 3,
             pin: true,
             linger: std::time::Duration::from_micros(0),
+            linger_most: Some(std::time::Duration::from_micros(500)),
             ttl: 64,
             capacity: DEFAULT_CAPACITY,
         }

@@ -8,6 +8,7 @@ fn router_bounds() {
         ("workers = 257", &["`workers`", "257", "0 to 256"]),
         ("workers = -1", &["`workers`", "-1"]),
         ("linger_us = 1001", &["`linger_us`", "0 to 1000"]),
+        ("linger_most_us = 10001", &["`linger_most_us`", "0 to 10000"]),
         ("workers = 99999999999999999999999999999999999999999999", &["`workers`", "0 to 256"]),
         ("capacity = 0", &["`capacity`", "1 to 4194304"]),
         ("capacity = 4_194_305", &["`capacity`", "4194305"]),

@@ -1,6 +1,7 @@
-//! How much memory this process may have, and whether so many tunnels fit into it: a configuration that does not is refused
-//! with a reason, where the system would end the process halfway. Looks at control groups and at the limit of the address
-//! space; knows no tunnels but their number.
+//! How much memory and processor time this process may have. Whether so many tunnels fit into the memory: a configuration that
+//! does not is refused with a reason, where the system would end the process halfway. Whether the processor's time is metered:
+//! then none is spent on looking for packets. Looks at control groups and at the limit of the address space; knows no tunnels
+//! but their number.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,7 +62,7 @@ fn fits(tunnels: usize, allowed: &Allowance) -> Result<(), TooLittle> {
 /// The smallest limit there is; `None`: none is known.
 fn allowance() -> Option<Allowance> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let files = limit_files(&groups).into_iter();
+    let files = limit_files(&groups, "memory", ["memory.max", "memory.limit_in_bytes"]).into_iter();
     let limits = files.filter_map(|file| {
         let octets = limit(&fs::read_to_string(&file).ok()?)?;
         Some(Allowance { octets, by: file.display().to_string() })
@@ -76,17 +77,15 @@ fn address_space() -> Option<Allowance> {
 
 /// Files that may hold a limit: of each group that the process is in, and of those around it (cgroups(7), both versions). In a
 /// container the path is often another one inside; then its own root is what counts.
-fn limit_files(groups: &str) -> Vec<PathBuf> {
+fn limit_files(groups: &str, controller: &str, [second, first]: [&str; 2]) -> Vec<PathBuf> {
     let root = Path::new(GROUPS);
     let mut files = Vec::new();
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
         let (base, name) = match controllers {
-            "" => (root.to_owned(), "memory.max"),
-            some if some.split(',').any(|one| one == "memory") => {
-                (root.join("memory"), "memory.limit_in_bytes")
-            }
+            "" => (root.to_owned(), second),
+            some if some.split(',').any(|one| one == controller) => (root.join(controller), first),
             _ => continue,
         };
         let inside = Path::new(path.trim_start_matches('/'));
@@ -101,13 +100,29 @@ fn limit(text: &str) -> Option<u64> {
     (octets < 1 << 60).then_some(octets)
 }
 
+/// Whether this process has a measure of processor time, and is stopped for a while when it has used it up.
+pub fn processor_is_metered() -> bool {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let files = limit_files(&groups, "cpu", ["cpu.max", "cpu.cfs_quota_us"]);
+    files.iter().any(|file| fs::read_to_string(file).is_ok_and(|text| is_quota(&text)))
+}
+
+/// What such a file says is a number of microseconds in front; "max" or -1 is none.
+fn is_quota(text: &str) -> bool {
+    text.split_whitespace().next().is_some_and(|quota| quota.parse::<u64>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn all_groups_around_a_process_are_asked() {
-        let files = limit_files("4:memory,hugetlb:/a/b\n3:cpuset:/x\n0::/c\nnonsense\n");
+        let files = limit_files(
+            "4:memory,hugetlb:/a/b\n3:cpuset:/x\n0::/c\nnonsense\n",
+            "memory",
+            ["memory.max", "memory.limit_in_bytes"],
+        );
         let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
         assert_eq!(
             names,
@@ -119,6 +134,12 @@ mod tests {
                 "/sys/fs/cgroup/memory.max",
             ]
         );
+    }
+
+    #[test]
+    fn a_measure_of_processor_time_is_a_number() {
+        assert!(is_quota("50000 100000\n") && is_quota("20000\n"));
+        assert!(!is_quota("max 100000\n") && !is_quota("-1\n") && !is_quota(""));
     }
 
     #[test]
