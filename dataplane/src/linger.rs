@@ -10,6 +10,8 @@ use std::time::Duration;
 const SHARE: u32 = 5;
 /// What may be saved up of it.
 const RESERVE: Duration = Duration::from_secs(2);
+/// Who has nothing left saves so much before he spends again.
+const SAVED: Duration = Duration::from_millis(500);
 
 /// One worker's patience.
 #[derive(Clone, Debug)]
@@ -19,6 +21,7 @@ pub(crate) struct Linger {
     patience: Duration,
     budget: Duration,
     paid: Duration,
+    saving: bool,
 }
 
 impl Linger {
@@ -26,7 +29,7 @@ impl Linger {
     /// looking is equally long; with no `least` there is none.
     pub(crate) fn new(least: Duration, most: Duration) -> Self {
         let most = if least.is_zero() { least } else { most.max(least) };
-        Self { least, most, patience: least, budget: RESERVE, paid: Duration::ZERO }
+        Self { least, most, patience: least, budget: RESERVE, paid: Duration::ZERO, saving: false }
     }
 
     /// How long to look now, at `now` on any clock that only goes on.
@@ -34,7 +37,14 @@ impl Linger {
         let earned = now.saturating_sub(self.paid) / SHARE;
         self.paid = now;
         self.budget = (self.budget + earned).min(RESERVE);
-        self.patience.min(self.least + self.budget)
+        // Half a wait is worth nothing: who cannot pay saves first.
+        self.saving = self.budget < if self.saving { SAVED } else { self.most };
+        if self.saving { self.least } else { self.patience }
+    }
+
+    /// Whether this patience is more than the least.
+    pub(crate) fn is_long(&self, patience: Duration) -> bool {
+        patience > self.least
     }
 
     /// It has looked for so long.

@@ -31,6 +31,8 @@ const BUFFERS: usize = 32;
 const SLICES: usize = 64;
 /// A look that took longer has let somebody else run, who needs this processor more.
 const CONTENDED: Duration = Duration::from_micros(5);
+/// So long in all may others run while a worker looks long.
+const MOMENTS: Duration = Duration::from_micros(100);
 /// Packets that one batch may hold.
 pub(crate) const MOST_PACKETS: usize = BUFFERS * SLICES;
 /// Punts a second and sender (RFC 5572 leaves the number open; a client's set-up takes about ten).
@@ -180,15 +182,20 @@ impl<I: PacketIo> Worker<I> {
 
     /// Looks again and again until `patience` ends. Returns whether there is something to do now; `false`: better sleep.
     fn look(&mut self, began: Duration, patience: Duration) -> bool {
-        let mut last = began;
+        // A short look is not worth fighting for; a long one goes on beside somebody who only needs a moment.
+        let bearable = if self.linger.is_long(patience) { MOMENTS } else { CONTENDED };
+        let (mut last, mut lost) = (began, Duration::ZERO);
         loop {
             let found = self.io.wait(Some(Duration::ZERO), &mut self.tally) || !self.commands.is_empty();
             if !found {
                 std::thread::yield_now();
             }
             let now = self.started.elapsed();
-            let looked = now.saturating_sub(began);
-            if found || looked >= patience || now.saturating_sub(last) > CONTENDED {
+            let (looked, step) = (now.saturating_sub(began), now.saturating_sub(last));
+            if step > CONTENDED {
+                lost += step;
+            }
+            if found || looked >= patience || lost > bearable {
                 self.linger.looked(looked);
                 return found;
             }
