@@ -478,21 +478,25 @@ fn parse_leaf(code: u16, body: &[u8]) -> Result<Opt, Malformed> {
 
 fn parse_ia(kind: IaKind, body: &[u8]) -> Result<Ia, Malformed> {
     let (head, rest) = body.split_at_checked(12).ok_or(Malformed::Option)?;
-    let parts =
-        split(rest)?.into_iter().map(|(code, body)| parse_part(code, body)).collect::<Result<_, _>>()?;
+    let parts = split(rest)?
+        .into_iter()
+        .map(|(code, body)| parse_part(kind, code, body))
+        .collect::<Result<_, _>>()?;
     Ok(Ia { kind, iaid: number(&head[..4])?, t1: number(&head[4..8])?, t2: number(&head[8..])?, parts })
 }
 
-fn parse_part(code: u16, body: &[u8]) -> Result<Part, Malformed> {
-    match code {
-        code::IA_ADDR => {
+/// An address belongs into an IA_NA alone, a prefix into an IA_PD (RFC 8415 sections 21.6 and 21.22); elsewhere neither means
+/// anything.
+fn parse_part(kind: IaKind, code: u16, body: &[u8]) -> Result<Part, Malformed> {
+    match (kind, code) {
+        (IaKind::Address, code::IA_ADDR) => {
             let (head, options) = body.split_at_checked(24).ok_or(Malformed::Option)?;
             split(options)?;
             let (addr, len) = (address(&head[..16])?, 128);
             let (preferred, valid) = (number(&head[16..20])?, number(&head[20..])?);
             Ok(Part::Value(Value { addr, len, preferred, valid, options: options.to_vec() }))
         }
-        code::IA_PREFIX => {
+        (IaKind::Prefix, code::IA_PREFIX) => {
             let (head, options) = body.split_at_checked(25).ok_or(Malformed::Option)?;
             split(options)?;
             let (preferred, valid, len) = (number(&head[..4])?, number(&head[4..8])?, head[8]);
@@ -502,13 +506,13 @@ fn parse_part(code: u16, body: &[u8]) -> Result<Part, Malformed> {
             let addr = address(&head[9..])?;
             Ok(Part::Value(Value { addr, len, preferred, valid, options: options.to_vec() }))
         }
-        code::STATUS => {
+        (_, code::STATUS) => {
             let Opt::Leaf(DhcpOption::StatusCode(status)) = parse_leaf(code, body)? else {
                 return Err(Malformed::Option);
             };
             Ok(Part::Status(status.status, status.msg))
         }
-        _ => Ok(Part::Other(code, body.to_vec())),
+        (_, other) => Ok(Part::Other(other, body.to_vec())),
     }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn router_bounds() {
-    let cases: [(&str, &[&str]); 28] = [
+    let cases: [(&str, &[&str]); 29] = [
         ("workers = 257", &["`workers`", "257", "0 to 256"]),
         ("workers = -1", &["`workers`", "-1"]),
         ("linger_us = 1001", &["`linger_us`", "0 to 1000"]),
