@@ -34,7 +34,7 @@ pub enum Silence {
     Unicast,
     /// Servers do not receive such.
     Unexpected,
-    /// It came through more than [`MAX_RELAYS`] relays.
+    /// It came through more than [`MAX_RELAYS`](super::codec::MAX_RELAYS) relays.
     TooDeep,
     /// A Confirm without an address.
     NothingToConfirm,
