@@ -2,7 +2,7 @@
 
 ROOT=$(cd "$HERE/.." && pwd)
 TAG=sixip$$
-WORK=$(mktemp -d)
+WORK=$(mktemp -d) || exit 1
 SIXWAY=${SIXWAY_BIN:-$(ls -t "$ROOT"/target/release/sixway "$ROOT"/target/debug/sixway 2>/dev/null | head -1)}
 BUSYBOX=$(command -v busybox)
 PASSED=0 FAILED=0 SKIPPED=0

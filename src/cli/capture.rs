@@ -1,8 +1,8 @@
 //! `sixway capture`: one tunnel's packets into a file that Wireshark and tshark open, verdicts as comments.
 
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions};
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -50,8 +50,14 @@ fn open(path: &Path, force: bool) -> anyhow::Result<Box<dyn Write>> {
         "{} is there already, and stays as it is: name another file, or say --force to overwrite it",
         path.display()
     );
+    let cannot = || format!("cannot write {}", path.display());
     let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-    Ok(Box::new(opened.with_context(|| format!("cannot write {}", path.display()))?))
+    let file = opened.with_context(cannot)?;
+    // One that was there keeps its rights, and others must not read packets.
+    if file.metadata().with_context(cannot)?.is_file() {
+        file.set_permissions(Permissions::from_mode(0o600)).with_context(cannot)?;
+    }
+    Ok(Box::new(file))
 }
 
 /// Writes packets until there are no more.

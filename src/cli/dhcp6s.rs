@@ -176,9 +176,18 @@ async fn serve(args: &Dhcp6sArgs, start: Start) -> anyhow::Result<()> {
         None => tracing::info!("serving {interface}, {leases} leases, no commands"),
     }
     let ended = server.serve(&mut orders).await;
-    tracing::info!("stopping: {}", if ended == Ended::Told { "dhcp6ctl says so" } else { "a signal" });
+    let why = match ended {
+        Ended::Told => "dhcp6ctl says so",
+        Ended::Signal => "a signal",
+        Ended::Broken => "leases cannot be written any more",
+    };
+    tracing::info!("stopping: {why}");
     server.close().await;
     drop(pid_file);
+    anyhow::ensure!(
+        ended != Ended::Broken,
+        "the thread that writes leases is gone; this is a bug, start anew"
+    );
     Ok(())
 }
 

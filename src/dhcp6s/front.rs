@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::files::Files;
-use super::{Elsewhere, Own, Server, Start, plan};
+use super::{Elsewhere, Ended, Own, Server, Start, plan};
 
 /// Orders that wait for the server.
 const WAITING: usize = 4;
@@ -54,7 +54,11 @@ impl Front {
         tracing::info!("DHCPv6 on {}: {} leases", interfaces.join(", "), server.leases());
         let (orders, mut ordered) = mpsc::channel(WAITING);
         let task = tokio::spawn(async move {
-            server.serve(&mut ordered).await;
+            if server.serve(&mut ordered).await == Ended::Broken {
+                tracing::error!(
+                    "DHCPv6 on links has ended: the thread that writes leases is gone, which is a bug"
+                );
+            }
             server.close().await;
         });
         Ok(Self { orders, task })

@@ -119,6 +119,9 @@ pub struct Server {
     /// When the disk is tried again; `None`: it works.
     failing: Option<Instant>,
     not_kept: u64,
+    /// The link that is looked at first.
+    turn: usize,
+    closing: bool,
     unrouted: u64,
     began: Instant,
     watch: Watch,
@@ -149,6 +152,8 @@ enum Event {
     Message(usize),
     /// A page is on the disk, or is not.
     Written(Done),
+    /// Nothing will be written any more.
+    Broken,
     /// With somebody who waits until it has been carried out.
     Order(Order, oneshot::Sender<()>),
     Own(Own),
@@ -183,6 +188,8 @@ pub enum Ended {
     Told,
     /// A signal.
     Signal,
+    /// The thread that writes leases is gone, which is a bug; nobody could be told of a lease any more.
+    Broken,
 }
 
 impl Server {
@@ -229,6 +236,8 @@ impl Server {
             writing,
             failing,
             not_kept,
+            turn: 0,
+            closing: false,
             unrouted,
             began,
             watch,
@@ -264,6 +273,7 @@ impl Server {
             match self.event(own).await {
                 Event::Message(port) => self.answer(port, &mut inbox).await,
                 Event::Written(done) => self.written(done).await,
+                Event::Broken => return Ended::Broken,
                 Event::Order(Order::Stop, _) => return Ended::Told,
                 Event::Order(order, done) => {
                     self.obey(order).await;
@@ -302,6 +312,9 @@ impl Server {
     async fn event(&mut self, own: &mut mpsc::Receiver<Own>) -> Event {
         let wait = self.left().clamp(SHORT_LOOK, LOOK);
         let is_full = self.collected.len() >= MOST_WAITING;
+        // Each link has its turn, however much comes in on another.
+        self.turn = self.turn.wrapping_add(1) % self.ports.len().max(1);
+        let first = self.turn;
         let Self { ports, orders, scribe, watch, .. } = self;
         let ordered = async {
             match orders {
@@ -309,10 +322,13 @@ impl Server {
                 None => None,
             }
         };
-        let readable = ports.iter().map(|port| Box::pin(port.socket.readable()));
+        let in_turn = ports.iter().cycle().skip(first).take(ports.len());
+        let readable = in_turn.map(|port| Box::pin(port.socket.readable()));
         tokio::select! {
-            Some(done) = scribe.done() => Event::Written(done),
-            (Ok(()), port, _) = futures_util::future::select_all(readable), if !is_full => Event::Message(port),
+            done = scribe.done() => done.map_or(Event::Broken, Event::Written),
+            (Ok(()), nth, _) = futures_util::future::select_all(readable), if !is_full => {
+                Event::Message((first + nth) % ports.len())
+            }
             Some(Ordered { order, done }) = ordered => Event::Order(order, done),
             Some(own) = own.recv() => Event::Own(own),
             news = watch.next() => Event::News(news),
@@ -474,12 +490,13 @@ impl Server {
         if self.failing.is_some() && self.unwritten.len() > 2 * self.shelf.len() + MOST_WAITING {
             last_of_each(&mut self.unwritten);
         }
-        if (nothing && !self.tidy.is_due()) || waits || self.writing.is_some() {
+        let tidies = self.tidy.is_due() && !self.closing;
+        if (nothing && !tidies) || waits || self.writing.is_some() {
             return;
         }
         let changes = std::mem::take(&mut self.unwritten);
         let proofs = std::mem::take(&mut self.unwritten_proofs);
-        let part = self.tidy.part(&self.shelf, changes.len());
+        let part = if tidies { self.tidy.part(&self.shelf, changes.len()) } else { None };
         self.scribe.write(Page { changes, part, proofs, ahead: self.ahead.take() });
         self.writing = Some(std::mem::take(&mut self.collected));
     }
@@ -571,6 +588,8 @@ impl Server {
 
     /// Takes back what is only good while it runs. Leases stay on the disk, and their routes in the kernel.
     pub async fn close(mut self) {
+        // What is written anew only to be shorter can wait for the next start.
+        self.closing = true;
         while self.writing.is_some() {
             match self.scribe.done().await {
                 Some(done) => self.written(done).await,

@@ -15,6 +15,8 @@ use super::relayed::{Relays, wrap};
 
 /// The most clients that are known.
 pub const MOST: usize = 16_384;
+/// How often those are looked for that need not be known any more, at most.
+const SWEPT: Duration = Duration::from_secs(1);
 /// The most octets of what relays must find again around a message: a longer way is not kept.
 pub const LONGEST_WAY: usize = 512;
 
@@ -79,6 +81,7 @@ impl Room {
 pub struct Audience {
     rooms: HashMap<Arc<str>, Room>,
     len: usize,
+    swept: Option<Duration>,
 }
 
 impl Audience {
@@ -93,15 +96,15 @@ impl Audience {
         most: usize,
     ) -> bool {
         let before = self.forget(who);
-        if self.len >= MOST {
-            self.sweep(now);
-        }
         if let Some(room) = self.rooms.get_mut(&who.tunnel)
             && room.all.len() >= most.max(1)
             && let Some((_, oldest)) = room.by_age.pop_first()
         {
             room.all.remove(&oldest);
             self.len -= 1;
+        }
+        if self.len >= MOST && self.swept.is_none_or(|at| now >= at + SWEPT) {
+            self.sweep(now);
         }
         if self.len >= MOST {
             return false;
@@ -130,7 +133,9 @@ impl Audience {
         Some(old)
     }
 
+    /// To look at all of them costs: strangers cannot make it happen more often than [`SWEPT`].
     fn sweep(&mut self, now: Duration) {
+        self.swept = Some(now);
         self.rooms.retain(|_, room| {
             room.all.retain(|_, one| one.until > now);
             let all = &room.all;

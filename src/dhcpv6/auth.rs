@@ -170,18 +170,20 @@ impl Ring {
         Self { secret: Zeroizing::new(secret), last: mark, kept: mark }
     }
 
-    /// The secret and the mark, to be kept before anything leaves that was made since [`Self::must_be_kept`].
+    /// The secret and a mark up to which numbers are set aside; both to be kept before anything leaves while
+    /// [`Self::must_be_kept`].
     pub fn parts(&self) -> (&[u8; SECRET], u64) {
-        (&self.secret, self.kept)
+        (&self.secret, if self.must_be_kept() { self.last.saturating_add(AHEAD) } else { self.kept })
     }
 
-    /// Whether numbers have been used that were not set aside; sets some aside then.
-    pub fn must_be_kept(&mut self) -> bool {
-        let must = self.last > self.kept;
-        if must {
-            self.kept = self.last.saturating_add(AHEAD);
-        }
-        must
+    /// Whether numbers have been used that were not set aside.
+    pub fn must_be_kept(&self) -> bool {
+        self.last > self.kept
+    }
+
+    /// [`Self::parts`] are on the disk now.
+    pub fn has_been_kept(&mut self) {
+        self.kept = self.parts().1;
     }
 
     /// The next number, at this time in Unix seconds and parts of a second of 2^-32.
@@ -210,7 +212,9 @@ mod tests {
         let mut ring = Ring::new([7; SECRET], 0);
         let first = ring.next((1_800_000_000, 5));
         assert_eq!(first, ((1_800_000_000 + NTP_AT_UNIX) << 32) | 5);
-        assert!(ring.must_be_kept() && !ring.must_be_kept());
+        assert!(ring.must_be_kept() && ring.must_be_kept(), "until it has been");
+        ring.has_been_kept();
+        assert!(!ring.must_be_kept());
         assert!(ring.next((1_700_000_000, 0)) > first, "the clock was set back");
         ring.next((1_800_000_300, 0));
         assert!(!ring.must_be_kept(), "ten minutes ahead");

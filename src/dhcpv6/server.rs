@@ -128,7 +128,7 @@ impl Server {
     /// Numbers are on the disk before they are used; says whether that worked.
     fn keep_ring(&mut self) -> bool {
         let Some(file) = &self.ring else { return true };
-        let kept = self.session.ring_to_keep().map_or(Ok(()), |ring| file.keep(ring));
+        let kept = self.session.keep_ring(|ring| file.keep(ring));
         if let Err(why) = &kept {
             tracing::error!("DHCPv6: cannot keep what Reconfigure messages are made with: {why}");
         }

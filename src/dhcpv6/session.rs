@@ -175,10 +175,15 @@ impl Session {
         self.uptime = uptime;
     }
 
-    /// The ring, if it must be kept before anything leaves that was made since this was asked last.
-    pub fn ring_to_keep(&mut self) -> Option<&Ring> {
-        let ring = self.ring.as_mut()?;
-        ring.must_be_kept().then_some(&*ring)
+    /// The ring, if it must be kept before anything leaves. Once `keep` has done so, it is good for a while.
+    ///
+    /// # Errors
+    /// What `keep` says; then nothing may leave.
+    pub fn keep_ring(&mut self, keep: impl FnOnce(&Ring) -> std::io::Result<()>) -> std::io::Result<()> {
+        let Some(ring) = self.ring.as_mut().filter(|ring| ring.must_be_kept()) else { return Ok(()) };
+        keep(ring)?;
+        ring.has_been_kept();
+        Ok(())
     }
 
     /// From now on this holds.

@@ -374,11 +374,17 @@ fn numbers_grow_over_restarts_and_the_key_stays() {
         (key(&got.octets).unwrap(), parsed(&got.octets).auth().unwrap().replay_detection)
     };
     let (first, before) = ask(&mut lab);
-    let (secret, mark) = {
-        let kept = lab.session.ring_to_keep().unwrap();
-        (*kept.parts().0, kept.parts().1)
+    let full = |_: &Ring| Err(std::io::Error::other("no room"));
+    assert!(lab.session.keep_ring(full).is_err(), "nothing is said while this is not kept");
+    assert!(lab.session.keep_ring(full).is_err(), "nor is it forgotten");
+    let mut kept = None;
+    let keep = |ring: &Ring| {
+        kept = Some((*ring.parts().0, ring.parts().1));
+        Ok(())
     };
-    assert!(ask(&mut lab).1 > before && lab.session.ring_to_keep().is_none());
+    lab.session.keep_ring(keep).unwrap();
+    let (secret, mark) = kept.unwrap();
+    assert!(ask(&mut lab).1 > before && lab.session.keep_ring(full).is_ok(), "some are set aside");
     let last = ask(&mut lab).1;
     lab.restart();
     lab.session.trust(Ring::new(secret, mark));

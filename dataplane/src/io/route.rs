@@ -51,6 +51,8 @@ pub struct KnownRoutes {
     ways: Ways,
     /// When changes were looked for last, and whether IPsec policies may apply since.
     looked: Option<(Duration, bool)>,
+    /// Whether something was heard at the last look.
+    heard: bool,
 }
 
 impl KnownRoutes {
@@ -58,7 +60,7 @@ impl KnownRoutes {
     pub fn open() -> io::Result<Self> {
         // Before anything is asked: no change comes unheard after it.
         let news = News::open()?;
-        Ok(Self { routes: Routes::open()?, news, ways: Ways::default(), looked: None })
+        Ok(Self { routes: Routes::open()?, news, heard: false, ways: Ways::default(), looked: None })
     }
 
     /// The way from our address `local` (unspecified: any) to `peer` at `now`, counted from the start; `None` when there is
@@ -89,9 +91,12 @@ impl KnownRoutes {
         if let Some((_, may_apply)) = self.looked.filter(|(at, _)| now < *at + LOOK) {
             return may_apply;
         }
-        if self.news.any() {
+        // The kernel may speak before it acts: what was asked meanwhile is asked once more.
+        let heard = self.news.any();
+        if heard || self.heard {
             self.ways.change();
         }
+        self.heard = heard;
         let may_apply = self.routes.policies.may_apply();
         self.looked = Some((now, may_apply));
         may_apply
@@ -145,15 +150,24 @@ impl Routes {
             self.answer.clear();
             self.socket.recv(&mut self.answer, 0)?;
             let got = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&self.answer);
-            let Ok(got) = got else { return Ok(None) };
+            let got = got.map_err(|why| io::Error::other(format!("an answer that cannot be read: {why}")))?;
             // An answer that came too late for its own question.
             if got.header.sequence_number != self.sequence {
                 continue;
+            }
+            if let NetlinkPayload::Error(error) = got.payload {
+                return no_way(error.to_io()).map(|()| None);
             }
             let NetlinkPayload::InnerMessage(answer) = got.payload else { return Ok(None) };
             return Ok(Some(answer));
         }
     }
+}
+
+/// Whether this error says that there is no way, which is an answer; another one is none.
+fn no_way(why: io::Error) -> io::Result<()> {
+    const NONE: [i32; 4] = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL];
+    if why.raw_os_error().is_some_and(|code| NONE.contains(&code)) { Ok(()) } else { Err(why) }
 }
 
 /// The kernel answers these questions within the request and without its great lock (RTM_GETLINK would take it).

@@ -1,7 +1,7 @@
 //! What the kernel's routing has answered about peers: remembered while nothing changes, asked for anew at a bounded pace.
 //!
-//! One answer for each busy peer, up to [`MOST`]; whoever is not busy any more makes room. An answer that may not hold any
-//! more is never given: the packet then goes another way, on which the kernel itself looks for the route. Pure: asks
+//! One answer for each busy peer, up to [`MOST`]; whoever is not busy any more makes room. An answer is not given any more
+//! once a change has been heard of: the packet then goes another way, on which the kernel itself looks for the route. Pure: asks
 //! nobody, and time is an argument, counted from the start.
 
 use std::collections::HashMap;
