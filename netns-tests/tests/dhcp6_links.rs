@@ -49,6 +49,16 @@ impl Links {
         self.lab.write("dhcp6s.conf", &text)
     }
 
+    /// The configuration of a router that serves both links beside its tunnels.
+    fn router(conf: &Path, store: &Path) -> String {
+        format!(
+            "[router]\ntun = \"six0\"\naddress = [\"fd00:9::1/64\"]\n[store]\npath = \"{}\"\n\
+             [dhcpv6]\ninterfaces = [\"s2\", \"s3\"]\nlink_config = \"{}\"\n",
+            store.display(),
+            conf.display()
+        )
+    }
+
     fn dhcp6s(&self, conf: &Path) -> Job {
         let log = self.lab.path("dhcp6s.log");
         let before = std::fs::read_to_string(&log).unwrap_or_default().matches("serving s2").count();
@@ -184,12 +194,7 @@ fn route(space: &Space, prefix: &str) -> String {
 fn two_links_are_served_beside_the_tunnels() {
     let Some(links) = Links::new_or_skip("DHCPv6 on two links of a router") else { return };
     let (conf, store) = (links.conf(""), links.lab.path("store.db"));
-    let config = format!(
-        "[router]\ntun = \"six0\"\naddress = [\"fd00:9::1/64\"]\n[store]\npath = \"{}\"\n\
-         [dhcpv6]\ninterfaces = [\"s2\", \"s3\"]\nlink_config = \"{}\"\n",
-        store.display(),
-        conf.display()
-    );
+    let config = Links::router(&conf, &store);
     let server = Router::start(&links.lab, &links.s, &config);
     let (mut one, mut two) = (Asker::on(&links.a, "a0", 546, 1), Asker::on(&links.b, "b0", 546, 2));
     let ((here, first), (there, second)) = (one.ask(), two.ask());
@@ -322,12 +327,7 @@ fn a_reload_is_told_through_a_relay_and_to_those_who_only_asked_for_information(
     };
     let told = "authentication told { protocol reconfig; };";
     let (conf, store) = (links.conf(told), links.lab.path("store.db"));
-    let config = format!(
-        "[router]\ntun = \"six0\"\naddress = [\"fd00:9::1/64\"]\n[store]\npath = \"{}\"\n\
-         [dhcpv6]\ninterfaces = [\"s2\", \"s3\"]\nlink_config = \"{}\"\n",
-        store.display(),
-        conf.display()
-    );
+    let config = Links::router(&conf, &store);
     let server = Router::start(&links.lab, &links.s, &config);
     let relay = Asker::on(&links.a, "a0", 547, 9);
     let (mut far, mut near) = (Asker::on(&links.a, "a0", 546, 1), Asker::on(&links.b, "b0", 546, 2));

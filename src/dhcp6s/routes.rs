@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use crate::broker::BindKey;
     use crate::dhcp6s::plan::Life;
-    use crate::link::netlink::tests::{in_fresh_namespace, run};
+    use crate::link::netlink::tests::{cable, in_fresh_namespace, run};
 
     fn lease(prefix: &str, peer: &str) -> Lease {
         let key = BindKey { tunnel: "a".into(), client: [1].into(), kind: BindKind::Prefix, number: 1 };
@@ -151,10 +151,7 @@ mod tests {
     fn what_a_dead_process_left_goes_and_what_the_kernel_lost_comes_back() {
         in_fresh_namespace(|| {
             run(async |links| {
-                links.create_veth("a", "b").await.unwrap();
-                links.set_up("a", None).await.unwrap();
-                links.set_up("b", None).await.unwrap();
-                let index = links.index("a").await.unwrap().unwrap();
+                let index = cable(&links).await;
                 let stale = "2001:db8:dead::/48".parse().unwrap();
                 links.lead(stale, "fe80::9".parse().unwrap(), ("a", index)).await.unwrap();
                 let lease = lease("2001:db8:1::/48", "fe80::1");

@@ -106,16 +106,13 @@ impl Bulk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::netlink::tests::{in_fresh_namespace, run};
+    use crate::link::netlink::tests::{cable, in_fresh_namespace, run};
 
     #[test]
     fn many_come_and_go_in_one_call_and_who_is_refused_is_known() {
         in_fresh_namespace(|| {
             run(async |links| {
-                links.create_veth("a", "b").await.unwrap();
-                links.set_up("a", None).await.unwrap();
-                links.set_up("b", None).await.unwrap();
-                let index = links.index("a").await.unwrap().unwrap();
+                let index = cable(&links).await;
                 let via: Ipv6Addr = "fe80::1".parse().unwrap();
                 let prefix = |n: usize| format!("2001:db8:{n:x}::/48").parse::<Ipv6Prefix>().unwrap();
                 let taken = prefix(7);

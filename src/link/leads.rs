@@ -134,16 +134,13 @@ pub(super) fn route_of(route: &RouteMessage) -> Option<(Ipv6Prefix, Ipv6Addr)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::netlink::tests::{in_fresh_namespace, run};
+    use crate::link::netlink::tests::{cable, in_fresh_namespace, run};
 
     #[test]
     fn routes_to_neighbours_move_and_are_found_again() {
         in_fresh_namespace(|| {
             run(async |links| {
-                links.create_veth("a", "b").await.unwrap();
-                links.set_up("a", None).await.unwrap();
-                links.set_up("b", None).await.unwrap();
-                let index = links.index("a").await.unwrap().unwrap();
+                let index = cable(&links).await;
                 let (dev, prefix) = (("a", index), "2001:db8:1::/48".parse().unwrap());
                 let (one, two) = ("fe80::1".parse().unwrap(), "fe80::2".parse().unwrap());
                 links.lead(prefix, one, dev).await.unwrap();

@@ -536,6 +536,14 @@ pub(crate) mod tests {
         runtime.block_on(async { story(Links::open().unwrap()).await })
     }
 
+    /// A pair of devices `a` and `b`, both up; the number of `a`.
+    pub(crate) async fn cable(links: &Links) -> u32 {
+        links.create_veth("a", "b").await.unwrap();
+        links.set_up("a", None).await.unwrap();
+        links.set_up("b", None).await.unwrap();
+        links.index("a").await.unwrap().unwrap()
+    }
+
     fn prefix(text: &str) -> Ipv6Prefix {
         text.parse().unwrap()
     }
@@ -572,9 +580,7 @@ pub(crate) mod tests {
     fn an_equal_route_elsewhere_is_not_taken_for_ours() {
         in_fresh_namespace(|| {
             run(async |links| {
-                links.create_veth("a", "b").await.unwrap();
-                links.set_up("a", None).await.unwrap();
-                links.set_up("b", None).await.unwrap();
+                cable(&links).await;
                 for prefix in [prefix("2001:db8::/32"), Ipv6Prefix::ALL] {
                     for metric in [None, Some(7)] {
                         assert_eq!(links.add_route(prefix, "a", metric).await.unwrap(), Outcome::Added);
