@@ -51,6 +51,9 @@ pub struct Dhcp6Args {
     /// The first client's number: other numbers are other clients
     #[arg(long, value_name = "N", default_value_t = 0)]
     first: u32,
+    /// Each message leaves and comes by itself; otherwise those that are alike do together, like those that a relay passes on
+    #[arg(long)]
+    singly: bool,
     /// Only wait until the server answers one Solicit, and say how long that took
     #[arg(long)]
     first_answer: bool,
@@ -81,7 +84,7 @@ pub fn run(args: &Dhcp6Args) -> anyhow::Result<()> {
     let name = &args.interface;
     let Some(index) = here::index(name) else { bail!("there is no interface '{name}'; `ip link` names all") };
     let wanted = Wanted { addresses: args.kind != Kind::Pd, prefixes: args.kind != Kind::Na };
-    let mut clients = Clients::open((name, index), wanted, args.first)
+    let mut clients = Clients::open((name, index), wanted, args.first, args.singly)
         .with_context(|| format!("cannot open UDP port 546 on {name}; does a DHCPv6 client run here?"))?;
     let mut told = Told::default();
     if args.first_answer {

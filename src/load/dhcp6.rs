@@ -3,14 +3,13 @@
 //! At a pace, whatever the server does (what it does not answer within [`PATIENCE`] counts as dropped), or so many at a time.
 //! One thread that looks again at once: it is its own core that it takes. Believes what it reads, as long as it can be read.
 
-use std::io::{self, ErrorKind, IoSliceMut};
+use std::io::{self, ErrorKind};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn6, recvmmsg};
 use serde::Serialize;
-use sixway_dataplane::io::sys::send_datagrams;
+use sixway_dataplane::io::datagrams::{Inbox, Sender, arrange, merge};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// An answer that comes later counts as none.
@@ -21,9 +20,6 @@ const SLOTS: usize = 1 << 19;
 const BUFFER: usize = 16 << 20;
 /// Messages sent before anything is heard again.
 const BURST: u64 = 32;
-/// Messages heard in one call, and octets of each: answers are far shorter.
-const HEARD: usize = 64;
-const MESSAGE: usize = 2048 + 64;
 const GROUP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
 /// What the clients ask for.
@@ -124,7 +120,8 @@ pub struct Clients {
     /// Messages that are to be sent, one behind the other, and where each ends.
     out: Vec<u8>,
     ends: Vec<usize>,
-    heard: Vec<u8>,
+    sender: Sender,
+    inbox: Option<Inbox>,
     waits: Vec<Duration>,
     seen: Seen,
     under_way: u32,
@@ -137,11 +134,12 @@ impl std::fmt::Debug for Clients {
 }
 
 impl Clients {
-    /// Clients on the interface with this name and number; the first one has the number `first` in its DUID.
+    /// Clients on the interface with this name and number; the first one has the number `first` in its DUID. `singly`: each
+    /// message leaves and comes by itself, as those of clients on many machines do; otherwise like those that one relay passes on.
     ///
     /// # Errors
     /// As the system says.
-    pub fn open((name, index): (&str, u32), wanted: Wanted, first: u32) -> io::Result<Self> {
+    pub fn open((name, index): (&str, u32), wanted: Wanted, first: u32, singly: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV6, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         socket.bind_device(Some(name.as_bytes()))?;
         // The system may allow less.
@@ -149,6 +147,9 @@ impl Clients {
         let _as_much_as_may_be = socket.set_send_buffer_size(BUFFER);
         socket.set_multicast_if_v6(index)?;
         socket.bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 546, 0, 0).into())?;
+        if !singly {
+            merge(socket.as_fd());
+        }
         let now = Instant::now();
         let slot = Slot { xid: u32::MAX, client: 0, stage: Stage::Over, at: now, began: now };
         Ok(Self {
@@ -163,7 +164,8 @@ impl Clients {
             turn: 0,
             out: Vec::with_capacity(1 << 16),
             ends: Vec::new(),
-            heard: vec![0; HEARD * MESSAGE],
+            sender: if singly { Sender::singly() } else { Sender::default() },
+            inbox: Some(Inbox::default()),
             waits: Vec::new(),
             seen: Seen::default(),
             under_way: 0,
@@ -325,10 +327,11 @@ impl Clients {
     fn send(&mut self) -> io::Result<()> {
         let begins = std::iter::once(0).chain(self.ends.iter().copied());
         let message = |(begin, end): (usize, &usize)| (&self.out[begin..*end], self.to);
-        let all: Vec<(&[u8], SocketAddrV6)> = begins.zip(&self.ends).map(message).collect();
+        let mut all: Vec<(&[u8], SocketAddrV6)> = begins.zip(&self.ends).map(message).collect();
+        arrange(&mut all);
         let mut left = &all[..];
         while !left.is_empty() {
-            match send_datagrams(self.socket.as_fd(), left) {
+            match self.sender.send(self.socket.as_fd(), left) {
                 Err(why) if why.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
                 Err(why) => return Err(why),
                 Ok(sent) => left = &left[sent..],
@@ -342,26 +345,15 @@ impl Clients {
     /// Sends what is to be sent, and takes what has come, a bounded number.
     fn listen(&mut self) -> io::Result<()> {
         self.send()?;
-        let mut heard = std::mem::take(&mut self.heard);
-        let taken = self.take(&mut heard);
-        for (place, len) in taken.iter().flatten().enumerate() {
-            self.handle(&heard[place * MESSAGE..][..*len]);
+        let Some(mut inbox) = self.inbox.take() else { return Ok(()) };
+        let taken = inbox.receive(self.socket.as_fd());
+        if taken.is_ok() {
+            inbox.messages().for_each(|(octets, _)| self.handle(octets));
         }
-        self.heard = heard;
-        taken?;
-        self.send()
-    }
-
-    /// How long the messages are that have come.
-    fn take(&self, heard: &mut [u8]) -> io::Result<Vec<usize>> {
-        let mut places: Vec<[IoSliceMut<'_>; 1]> =
-            heard.chunks_exact_mut(MESSAGE).map(|place| [IoSliceMut::new(place)]).collect();
-        let mut headers = MultiHeaders::<SockaddrIn6>::preallocate(HEARD, None);
-        let flags = MsgFlags::MSG_DONTWAIT;
-        match recvmmsg(self.socket.as_raw_fd(), &mut headers, places.iter_mut(), flags, None) {
-            Ok(messages) => Ok(messages.map(|message| message.bytes).collect()),
-            Err(nix::errno::Errno::EAGAIN) => Ok(Vec::new()),
-            Err(why) => Err(why.into()),
+        self.inbox = Some(inbox);
+        match taken {
+            Err(why) if why.kind() != ErrorKind::WouldBlock => Err(why),
+            _ => self.send(),
         }
     }
 

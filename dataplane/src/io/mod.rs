@@ -3,6 +3,7 @@
 //! [`PacketIo`] is what a worker drives: [`kernel::KernelIo`] with real devices, [`mem::MemIo`] in tests and benches.
 //! All that says `libc` or `unsafe` is in [`sys`].
 
+pub mod datagrams;
 pub mod ears;
 pub mod kernel;
 pub mod mem;

@@ -10,7 +10,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddrV4, SocketAddrV6};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Room for the control data of one message: packet info, type of service, segment size, overflow count.
@@ -53,6 +53,19 @@ pub struct Received {
     pub merged: Option<u16>,
     /// Packets lost by this socket so far, as far as the kernel said.
     pub lost: Option<u32>,
+}
+
+/// What is known of a message that an IPv6 socket has received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received6 {
+    /// Octets in its buffer.
+    pub len: usize,
+    /// Its sender.
+    pub from: SocketAddrV6,
+    /// The address it came to, if the kernel was asked for it.
+    pub to: Option<Ipv6Addr>,
+    /// Octets of each datagram when the kernel merged several.
+    pub merged: Option<u16>,
 }
 
 /// Receives many messages in one call, each into its own stretch of an arena.
@@ -128,6 +141,38 @@ impl Inbox {
         got
     }
 
+    /// What is known of message `n` of the last call, on an IPv6 socket; `None`: it came from no IPv6 address, or was cut off.
+    pub fn message6(&self, n: usize) -> Option<Received6> {
+        let header = &self.headers[n];
+        let storage = &self.names[n];
+        if i32::from(storage.ss_family) != libc::AF_INET6 || header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
+            return None;
+        }
+        // SAFETY: the kernel says that this storage, which is large enough and aligned, holds a sockaddr_in6.
+        let a = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_in6>() };
+        let from = SocketAddrV6::new(
+            Ipv6Addr::from(a.sin6_addr.s6_addr),
+            u16::from_be(a.sin6_port),
+            a.sin6_flowinfo,
+            a.sin6_scope_id,
+        );
+        let mut got = Received6 { len: header.msg_len as usize, from, to: None, merged: None };
+        self.each_control(n, |level, kind, data| {
+            // SAFETY: `each_control` passes the data of an item of this level and type, which is as long as its type says.
+            unsafe {
+                match (level, kind) {
+                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                        let info: libc::in6_pktinfo = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                        got.to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
+                    }
+                    (libc::SOL_UDP, libc::UDP_GRO) => got.merged = segment_size(data),
+                    _ => {}
+                }
+            }
+        });
+        Some(got)
+    }
+
     fn name(&self, n: usize) -> Name {
         let storage = &self.names[n];
         match i32::from(storage.ss_family) {
@@ -149,32 +194,48 @@ impl Inbox {
     }
 
     fn read_control(&self, n: usize, got: &mut Received) {
-        let header = &raw const self.headers[n].msg_hdr;
-        // SAFETY: the kernel has filled the control buffer of message `n` and set its length; CMSG_* stay within it. Data is
-        // read unaligned and only as long as its type says, which the kernel guarantees for these levels and types.
-        unsafe {
-            let mut at = libc::CMSG_FIRSTHDR(header);
-            while !at.is_null() {
-                let data = libc::CMSG_DATA(at);
-                match ((*at).cmsg_level, (*at).cmsg_type) {
+        self.each_control(n, |level, kind, data| {
+            // SAFETY: `each_control` passes the data of an item of this level and type, which is as long as its type says.
+            unsafe {
+                match (level, kind) {
                     (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                         let info: libc::in_pktinfo = data.cast::<libc::in_pktinfo>().read_unaligned();
                         got.local = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)));
                     }
                     (libc::IPPROTO_IP, libc::IP_TOS) => got.tos = data.read(),
-                    (libc::SOL_UDP, libc::UDP_GRO) => {
-                        let size = data.cast::<libc::c_int>().read_unaligned();
-                        got.merged = u16::try_from(size).ok().filter(|s| *s > 0);
-                    }
+                    (libc::SOL_UDP, libc::UDP_GRO) => got.merged = segment_size(data),
                     (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
                         got.lost = Some(data.cast::<u32>().read_unaligned())
                     }
                     _ => {}
                 }
+            }
+        });
+    }
+
+    /// Level, type and value of each item of control data that came with message `n`. The value is there for the length of
+    /// the call, as long as its type says, and may be unaligned.
+    #[inline]
+    fn each_control(&self, n: usize, mut item: impl FnMut(i32, i32, *const u8)) {
+        let header = &raw const self.headers[n].msg_hdr;
+        // SAFETY: the kernel has filled the control buffer of message `n` and set its length; CMSG_* stay within it.
+        unsafe {
+            let mut at = libc::CMSG_FIRSTHDR(header);
+            while !at.is_null() {
+                item((*at).cmsg_level, (*at).cmsg_type, libc::CMSG_DATA(at).cast_const());
                 at = libc::CMSG_NXTHDR(header, at);
             }
         }
     }
+}
+
+/// # Safety
+///
+/// `data` must be the value of a UDP_GRO item, an `int`.
+unsafe fn segment_size(data: *const u8) -> Option<u16> {
+    // SAFETY: the caller's promise.
+    let size = unsafe { data.cast::<libc::c_int>().read_unaligned() };
+    u16::try_from(size).ok().filter(|size| *size > 0)
 }
 
 impl std::fmt::Debug for Inbox {
@@ -298,12 +359,28 @@ impl std::fmt::Debug for Outbox {
 }
 
 fn fill_control(header: &mut libc::msghdr, control: &mut Control, message: &Outgoing) {
-    header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = CONTROL;
+    // struct in_pktinfo: interface index, source address (ipi_spec_dst), destination.
+    let mut info = [0; 12];
+    info[4..8].copy_from_slice(&message.from.octets());
+    let (tos, segment) = (i32::from(message.tos).to_ne_bytes(), message.segment.to_ne_bytes());
+    let from =
+        Some((libc::IPPROTO_IP, libc::IP_PKTINFO, &info[..])).filter(|_| !message.from.is_unspecified());
+    let tos = Some((libc::IPPROTO_IP, libc::IP_TOS, &tos[..])).filter(|_| message.tos != 0);
+    let segment = Some(segment_of(&segment)).filter(|_| message.segment != 0);
+    put_control(header, control, [from, tos, segment].into_iter().flatten());
+}
+
+/// Items of control data: level, type and value; three at most, of 12 octets at most.
+fn put_control<'a>(
+    header: &mut libc::msghdr,
+    control: &mut Control,
+    items: impl IntoIterator<Item = (i32, i32, &'a [u8])>,
+) {
     let mut used = 0;
-    let mut put = |level, kind, data: &[u8]| {
-        // SAFETY: `used` plus the space of this item stays below CONTROL for the three items there can be (16+12, 16+4 and 16+2
-        // octets, each rounded up to 8), and the buffer is aligned for cmsghdr.
+    for (level, kind, data) in items {
+        assert!(data.len() <= 12 && used + 32 <= CONTROL);
+        // SAFETY: `used` and the space of this item, 16 octets and its value, rounded up to 8, stay within CONTROL as was just
+        // seen, and the buffer is aligned for cmsghdr.
         unsafe {
             let at = control.0.as_mut_ptr().add(used).cast::<libc::cmsghdr>();
             (*at).cmsg_level = level;
@@ -312,23 +389,9 @@ fn fill_control(header: &mut libc::msghdr, control: &mut Control, message: &Outg
             std::ptr::copy_nonoverlapping(data.as_ptr(), libc::CMSG_DATA(at), data.len());
             used += libc::CMSG_SPACE(data.len() as u32) as usize;
         }
-    };
-    if !message.from.is_unspecified() {
-        // struct in_pktinfo: interface index, source address (ipi_spec_dst), destination.
-        let mut info = [0; 12];
-        info[4..8].copy_from_slice(&message.from.octets());
-        put(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
-    }
-    if message.tos != 0 {
-        put(libc::IPPROTO_IP, libc::IP_TOS, &i32::from(message.tos).to_ne_bytes());
-    }
-    if message.segment != 0 {
-        put(libc::SOL_UDP, libc::UDP_SEGMENT, &message.segment.to_ne_bytes());
     }
     header.msg_controllen = used;
-    if used == 0 {
-        header.msg_control = std::ptr::null_mut();
-    }
+    header.msg_control = if used == 0 { std::ptr::null_mut() } else { control.0.as_mut_ptr().cast() };
 }
 
 /// Sets a socket option whose value is an `int`.
@@ -549,32 +612,57 @@ unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
     }
 }
 
-/// Sends UDP datagrams over IPv6 in one call and without waiting, each from a buffer of its own. Returns how many of them
-/// went out, or why the first did not.
+/// Sends UDP datagrams over IPv6 in one call and without waiting. Those of one run, which are neighbours in the list, leave as
+/// one message that the kernel cuts apart (UDP_SEGMENT): they have one destination and one length, and only the last may be
+/// shorter. `runs` says how many datagrams each has, none no datagram. Returns how many runs went out, or why the first did not.
 ///
 /// # Errors
 /// As the system says.
-pub fn send_datagrams(fd: BorrowedFd<'_>, datagrams: &[(&[u8], SocketAddrV6)]) -> io::Result<usize> {
-    let mut names: Vec<libc::sockaddr_in6> = datagrams.iter().map(|(_, to)| name_of(to)).collect();
+pub fn send_runs(
+    fd: BorrowedFd<'_>,
+    datagrams: &[(&[u8], SocketAddrV6)],
+    runs: &[usize],
+) -> io::Result<usize> {
+    assert!(runs.iter().sum::<usize>() <= datagrams.len() && !runs.contains(&0));
     let part =
         |octets: &[u8]| libc::iovec { iov_base: octets.as_ptr().cast_mut().cast(), iov_len: octets.len() };
     let mut parts: Vec<libc::iovec> = datagrams.iter().map(|(octets, _)| part(octets)).collect();
-    let address = |(name, part): (&mut libc::sockaddr_in6, &mut libc::iovec)| {
+    let mut names = Vec::with_capacity(runs.len());
+    let mut controls = Vec::with_capacity(runs.len());
+    let mut headers: Vec<libc::mmsghdr> = Vec::with_capacity(runs.len());
+    let mut first = 0;
+    for run in runs {
+        let (octets, to) = datagrams[first];
+        names.push(name_of(&to));
+        controls.push(Control([0; CONTROL]));
+        let n = names.len() - 1;
         // SAFETY: all-zero is a valid mmsghdr.
         let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
-        header.msg_hdr.msg_name = (&raw mut *name).cast();
+        header.msg_hdr.msg_name = (&raw mut names[n]).cast();
         header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as u32;
-        header.msg_hdr.msg_iov = &raw mut *part;
-        header.msg_hdr.msg_iovlen = 1;
-        header
-    };
-    let mut headers: Vec<libc::mmsghdr> = names.iter_mut().zip(&mut parts).map(address).collect();
-    // SAFETY: every header points to one name and one vector, which live and do not move until the call returns; the vectors
-    // point into the borrowed datagrams, which the kernel only reads.
+        header.msg_hdr.msg_iov = &raw mut parts[first];
+        header.msg_hdr.msg_iovlen = *run;
+        if *run > 1 {
+            put_control(
+                &mut header.msg_hdr,
+                &mut controls[n],
+                [segment_of(&(octets.len() as u16).to_ne_bytes())],
+            );
+        }
+        headers.push(header);
+        first += run;
+    }
+    // SAFETY: every header points to one name, one stretch of vectors within `parts` and one control, which live and do not
+    // move until the call returns (their lists were made large enough); the vectors point into the borrowed datagrams, which
+    // the kernel only reads.
     let sent = unsafe {
         libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), headers.len() as u32, libc::MSG_DONTWAIT)
     };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+fn segment_of(size: &[u8; 2]) -> (i32, i32, &[u8]) {
+    (libc::SOL_UDP, libc::UDP_SEGMENT, size)
 }
 
 fn name_of(to: &SocketAddrV6) -> libc::sockaddr_in6 {
@@ -677,8 +765,8 @@ mod tests {
             std::net::SocketAddr::V4(at) => panic!("{at}"),
         };
         let all: [(&[u8], SocketAddrV6); 3] = [(b"a", at(&one)), (b"", at(&two)), (b"bcd", at(&one))];
-        assert_eq!(send_datagrams(sender.as_fd(), &all).unwrap(), 3);
-        assert_eq!(send_datagrams(sender.as_fd(), &[]).unwrap(), 0);
+        assert_eq!(send_runs(sender.as_fd(), &all, &[1, 1, 1]).unwrap(), 3);
+        assert_eq!(send_runs(sender.as_fd(), &[], &[]).unwrap(), 0);
         let mut buffer = [0; 9];
         for (socket, expected) in [(&one, &b"a"[..]), (&one, b"bcd"), (&two, b"")] {
             let (len, from) = socket.recv_from(&mut buffer).unwrap();
@@ -686,6 +774,6 @@ mod tests {
         }
         // Nobody may send to port 0.
         let nowhere = SocketAddrV6::new(*at(&one).ip(), 0, 0, 0);
-        assert!(send_datagrams(sender.as_fd(), &[(b"a", nowhere)]).is_err());
+        assert!(send_runs(sender.as_fd(), &[(b"a", nowhere)], &[1]).is_err());
     }
 }
