@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use dhcproto::v6::{DhcpOption, MessageType, ORO, OptionCode};
+use dhcproto::v6::{DhcpOption, MessageType, ORO, OptionCode, Status, StatusCode};
 use sixway::broker::BindKind;
 use sixway::compat::dhcp6sconf::{Duid, Key, ServerConf, Surroundings, load};
 use sixway::dhcp6ctl::codec::{self as dhcp6ctl, Binding, IaKind as Kind, Order};
@@ -560,6 +560,74 @@ fn a_renew_after_a_renumbering_brings_the_new_prefix_and_ends_the_old_one() {
         assert_eq!(values, [(0x9000, 100), (0x8000, 0)]);
     }
     assert_eq!(lab.shelf.len(), 2, "the old one is nobody else's before its time");
+}
+
+/// RFC: V4, V8, V9, V19 (RFC 8415 sections 18.3.2 to 18.3.5)
+#[test]
+fn who_has_moved_behind_another_relay_has_what_that_link_gives() {
+    let text = "interface vs0 { address-pool p 100; }; pool p { range 2001:db8:1::10 to 2001:db8:1::1f; };
+        interface far { relay-interface-id \"far\"; address-pool q 50; }; pool q { range 2001:db8:2::10 to 2001:db8:2::1f; };";
+    let mut lab = Lab::new(&load("x", text.as_bytes(), &Room).unwrap().conf);
+    let ask = |lab: &mut Lab, link: &str, kind, parts: &[Part]| {
+        let server = Opt::Leaf(DhcpOption::ServerId(octets("000100012b000001020000005301")));
+        let mut options = vec![
+            Opt::Leaf(DhcpOption::ClientId(vec![0, 1])),
+            Opt::Ia(Ia { kind: IaKind::Address, iaid: 1, t1: 0, t2: 0, parts: parts.to_vec() }),
+        ];
+        options.extend(
+            [server].into_iter().filter(|_| matches!(kind, MessageType::Request | MessageType::Renew)),
+        );
+        let inner = Message { kind, xid: [0, 0, 1], options }.emit();
+        let (link, peer) = (link.parse().unwrap(), "fe80::1".parse().unwrap());
+        let relay = Relay { is_reply: false, hops: 0, link, peer, options: vec![Opt::Relayed(inner)] };
+        let Packet::Relay(reply) = Packet::parse(&lab.ask(&Packet::Relay(relay).emit())?).unwrap() else {
+            panic!()
+        };
+        match Packet::parse(reply.relayed().unwrap()).unwrap() {
+            Packet::Message(answer) => Some(answer),
+            Packet::Relay(relay) => panic!("{relay:?}"),
+        }
+    };
+    let values = |answer: Option<Message>| -> Vec<(u16, u32)> {
+        let answer = answer.unwrap();
+        answer
+            .ias()
+            .flat_map(|ia| ia.values().map(|v| (v.addr.segments()[2], v.valid)).collect::<Vec<_>>())
+            .collect()
+    };
+    let parts = |answer: &Message| answer.ias().next().unwrap().parts.clone();
+    let status = |part: &Part| matches!(part, Part::Status(Status::NotOnLink, _));
+    let (x, y, unknown) = ("2001:db8:1::1", "2001:db8:2::1", "2001:db8:77::1");
+    let first = parts(&ask(&mut lab, x, MessageType::Request, &[]).unwrap());
+    // Where nothing is known of the link nobody says anything about it.
+    let confirm = |lab: &mut Lab, link| {
+        ask(lab, link, MessageType::Confirm, &first).map(|answer| {
+            answer.options.contains(&Opt::Leaf(DhcpOption::StatusCode(StatusCode {
+                status: Status::NotOnLink,
+                msg: "not an address of this link".to_owned(),
+            })))
+        })
+    };
+    assert_eq!([x, y, unknown].map(|link| confirm(&mut lab, link)), [Some(false), Some(true), None]);
+    assert!(status(&parts(&ask(&mut lab, y, MessageType::Request, &first).unwrap())[0]));
+    assert_eq!(values(ask(&mut lab, unknown, MessageType::Renew, &first)), [(1, 100)]);
+    for kind in [MessageType::Renew, MessageType::Rebind] {
+        let there = ask(&mut lab, y, kind, &first).unwrap();
+        let second = parts(&there)[..1].to_vec();
+        assert_eq!(values(Some(there)), [(2, 50), (1, 0)], "{kind:?}");
+        assert_eq!(lab.shelf.len(), 1);
+        assert_eq!(values(ask(&mut lab, x, kind, &second)), [(1, 100), (2, 0)], "{kind:?}");
+    }
+    // Of a link that has nothing for it, it hears at least that.
+    let full = text.replace("2::1f", "2::10");
+    let mut lab = Lab::new(&load("x", full.as_bytes(), &Room).unwrap().conf);
+    let first = parts(&ask(&mut lab, x, MessageType::Request, &[]).unwrap());
+    let other = Ipv6Prefix::host("2001:db8:2::10".parse().unwrap());
+    let mut plan = Plan::new(&load("x", full.as_bytes(), &Room).unwrap().conf, [site()]);
+    plan = plan.without([other].into());
+    lab.shelf.configure(plan);
+    assert_eq!(values(ask(&mut lab, y, MessageType::Renew, &first)), [(1, 0)]);
+    assert_eq!(lab.shelf.len(), 1, "it may come back");
 }
 
 /// An account that has come to have something which a link gives out: from then on nobody has it there.

@@ -51,12 +51,16 @@ impl Server {
     /// information is other than before, all are to ask for that.
     fn tell(&mut self, before: &BTreeMap<Ipv6Prefix, Lease>, is_news: bool) {
         let plan = self.shelf.plan();
-        let is_given = |lease: &Lease, prefix: Ipv6Prefix| plan.life(&lease.key.client, prefix);
-        let differs = |lease: &&Lease| match is_given(lease, lease.prefix) {
-            _ if self.shelf.get(lease.prefix).is_none() => true,
-            Some(life) => life != lease.life,
+        let is_given = |lease: &Lease, prefix| plan.lives(&lease.key.client, prefix).next().is_some();
+        let differs = |lease: &&Lease| {
+            if self.shelf.get(lease.prefix).is_none() {
+                return true;
+            }
+            if is_given(lease, lease.prefix) {
+                return plan.lives(&lease.key.client, lease.prefix).all(|life| life != lease.life);
+            }
             // It ends at its time; who has something in its place has asked already.
-            None => !self.shelf.bound(&lease.key).iter().any(|other| is_given(lease, *other).is_some()),
+            !self.shelf.bound(&lease.key).iter().any(|other| is_given(lease, *other))
         };
         let touched: Vec<&Lease> = before.values().filter(differs).collect();
         if is_news {

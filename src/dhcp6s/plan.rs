@@ -117,6 +117,15 @@ impl Space {
     }
 }
 
+impl HostPlan {
+    /// For how long it is given this, wherever it is.
+    fn life(&self, prefix: Ipv6Prefix) -> Option<Life> {
+        let mut own = self.prefixes.iter().chain(&self.addresses).filter(|(own, _)| *own == prefix);
+        let own = own.next().map(|(_, life)| *life);
+        own.or_else(|| in_pools(self.pool.as_ref(), &self.spaces, prefix))
+    }
+}
+
 impl Plan {
     /// What the configuration means on these links.
     pub fn new(conf: &ServerConf, sites: impl IntoIterator<Item = Site>) -> Self {
@@ -215,20 +224,36 @@ impl Plan {
     /// What strangers get on the link that a relay names, else on this one; `None`: nothing is known of that link.
     pub fn on(&self, link: &str, relay: Option<Ipv6Addr>) -> Option<&LinkPlan> {
         const NOTHING: LinkPlan = LinkPlan { pool: None, spaces: Vec::new(), excluded: None };
-        let of = |name: &str| self.links.get(name).unwrap_or(const { &NOTHING });
-        let Some(addr) = relay else { return Some(of(link)) };
+        let name = self.name(link, relay)?;
+        Some(self.links.get(name).unwrap_or(const { &NOTHING }))
+    }
+
+    /// Whether a client is on this link, and a relay names no other one.
+    pub fn is_here(&self, link: &str, relay: Option<Ipv6Addr>) -> bool {
+        self.name(link, relay) == Some(link)
+    }
+
+    /// Whether enough is known of the link that a relay names, else of this one, to say that an address is none of it.
+    pub fn knows(&self, link: &str, relay: Option<Ipv6Addr>) -> bool {
+        let Some(name) = self.name(link, relay) else { return false };
+        self.links.get(name).is_some_and(|link| link.pool.is_some())
+            || self.sites.get(name).is_some_and(|site| !site.on_link.is_empty())
+    }
+
+    fn name<'a>(&'a self, link: &'a str, relay: Option<Ipv6Addr>) -> Option<&'a str> {
+        let Some(addr) = relay else { return Some(link) };
         let served = || self.sites().find(|site| site.on_link.iter().any(|own| own.contains(addr)));
-        self.named(relay).or_else(|| served().map(|site| of(&site.name)))
+        self.named(relay).map(|(name, _)| name).or_else(|| served().map(|site| &*site.name))
     }
 
     /// The link that a relay names, if anything is given out there.
-    fn named(&self, relay: Option<Ipv6Addr>) -> Option<&LinkPlan> {
+    fn named(&self, relay: Option<Ipv6Addr>) -> Option<(&str, &LinkPlan)> {
         let link = relay?;
-        let same = |one: &&LinkPlan| {
+        let same = |one: &LinkPlan| {
             one.pool.is_some_and(|range| subnet(range.first) == subnet(link))
                 || one.spaces.iter().any(|space| space.all.contains(link))
         };
-        self.links.values().find(same)
+        self.links.iter().find(|(_, one)| same(one)).map(|(name, one)| (&**name, one))
     }
 
     /// What is set aside or in a pool of a link that is served: where it is in no lease it leads nowhere. Without what is on
@@ -272,34 +297,44 @@ impl Plan {
         if self.set_aside.contains_key(&prefix) {
             return true;
         }
+        let here = self.on(link, relay);
         if prefix.prefix_len() < 128 {
-            return self.spaces().any(|space| space.all.covers(prefix));
+            let of_hosts = self.hosts.values().flat_map(|host| &host.spaces);
+            let mut spaces = here.into_iter().flat_map(|link| &link.spaces).chain(of_hosts);
+            return spaces.any(|space| space.all.covers(prefix));
         }
         let addr = prefix.addr();
-        if let Some(pool) = self.named(relay).and_then(|link| link.pool) {
+        if let Some(pool) = self.named(relay).and_then(|(_, link)| link.pool) {
             return subnet(pool.first) == subnet(addr);
         }
-        let here = self.on(link, relay).and_then(|link| link.pool.as_ref());
+        let here = here.and_then(|link| link.pool.as_ref());
         let pools = here.into_iter().chain(self.hosts.values().filter_map(|host| host.pool.as_ref()));
         let mut pools = pools.map(|range| subnet(range.first));
-        let on_link = self.sites.get(link).filter(|_| relay.is_none()).into_iter();
-        on_link.flat_map(|site| &site.on_link).any(|own| own.contains(addr))
+        let site = self.name(link, relay).and_then(|name| self.sites.get(name)).into_iter();
+        site.flat_map(|site| &site.on_link).any(|own| own.contains(addr))
             || pools.any(|own| own == subnet(addr))
     }
 
-    fn spaces(&self) -> impl Iterator<Item = &Space> {
-        let links = self.links.values().flat_map(|link| &link.spaces);
-        links.chain(self.hosts.values().flat_map(|host| &host.spaces))
+    /// For how long a client is given something on the link that a relay names, else on this one; `None` if it is not given that
+    /// there. Of a link that nothing is known of nobody can say that it is for another one.
+    pub fn life_on(
+        &self,
+        client: &[u8],
+        prefix: Ipv6Prefix,
+        (link, relay): (&str, Option<Ipv6Addr>),
+    ) -> Option<Life> {
+        match self.on(link, relay).filter(|_| self.host(client).is_none()) {
+            Some(here) => in_pools(here.pool.as_ref(), &here.spaces, prefix),
+            None => self.lives(client, prefix).next(),
+        }
     }
 
-    /// For how long a client is given something that it has; `None` if it would not get it any more.
-    pub fn life(&self, client: &[u8], prefix: Ipv6Prefix) -> Option<Life> {
+    /// For how long a client is given something on one link or another; none if it would not get it any more.
+    pub fn lives(&self, client: &[u8], prefix: Ipv6Prefix) -> impl Iterator<Item = Life> {
         let host = self.host(client);
-        let own = host.and_then(|host| {
-            host.prefixes.iter().chain(&host.addresses).find(|(own, _)| *own == prefix).map(|(_, life)| *life)
-        });
-        let pooled = host.and_then(|host| in_pools(host.pool.as_ref(), &host.spaces, prefix));
-        own.or(pooled).or_else(|| self.life_of_offer(prefix).filter(|_| host.is_none()))
+        let strangers = self.links.values().filter(move |_| host.is_none());
+        let pooled = strangers.filter_map(move |link| in_pools(link.pool.as_ref(), &link.spaces, prefix));
+        host.and_then(|host| host.life(prefix)).into_iter().chain(pooled)
     }
 
     /// What within a delegated prefix is the link's, and not its client's (RFC 6603).
@@ -315,17 +350,6 @@ impl Plan {
             None => self.links.values().find_map(|link| of(&link.spaces, link.excluded)),
         };
         part.copied().or_else(pooled)
-    }
-
-    /// For how long something is given that nobody has yet.
-    pub fn life_of_offer(&self, prefix: Ipv6Prefix) -> Option<Life> {
-        let set_aside = self.set_aside.get(&prefix).and_then(|client| self.hosts.get(client));
-        let own = set_aside.and_then(|host| {
-            host.prefixes.iter().chain(&host.addresses).find(|(own, _)| *own == prefix).map(|(_, life)| *life)
-        });
-        let pooled = self.links.values().map(|link| (link.pool.as_ref(), &link.spaces));
-        let pooled = pooled.chain(self.hosts.values().map(|host| (host.pool.as_ref(), &host.spaces)));
-        own.or_else(|| pooled.into_iter().find_map(|(range, spaces)| in_pools(range, spaces, prefix)))
     }
 }
 

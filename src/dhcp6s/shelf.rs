@@ -65,6 +65,23 @@ impl Change {
     }
 }
 
+/// What a wish comes to.
+enum Due {
+    /// What the client has already, at least one.
+    Has(Vec<(Ipv6Prefix, Life)>),
+    /// Something else, in the place of what it has `left` behind on another link.
+    New { prefix: Ipv6Prefix, life: Life, left: Vec<Ipv6Prefix> },
+}
+
+impl Due {
+    fn first(&self) -> Option<Ipv6Prefix> {
+        match self {
+            Self::Has(given) => given.first().map(|(prefix, _)| *prefix),
+            Self::New { prefix, .. } => Some(*prefix),
+        }
+    }
+}
+
 /// The numbers of the last messages that clients have proved to be their own.
 pub type Proofs = HashMap<Box<[u8]>, u64>;
 
@@ -384,59 +401,97 @@ impl Shelf {
         let peer = self.peer.filter(Ipv6Addr::is_unicast_link_local).or(before).or(self.peer);
         Lease { key: key.clone(), prefix, life, until, peer, reach: None }
     }
+
+    /// The same for a wish: whom a relay has heard on another link is not on this one any more.
+    fn wished(&self, wish: &BindWish, prefix: Ipv6Prefix, life: Life) -> Lease {
+        let lease = self.lease(&wish.key, prefix, life);
+        let peer = lease.peer.filter(|_| self.plan.is_here(&wish.key.tunnel, wish.link));
+        Lease { peer, reach: wish.reach, ..lease }
+    }
+
+    /// What a wish comes to, beside what is `taken` in the same message. Offers and leases are judged by this alone.
+    fn judge(&mut self, wish: &BindWish, taken: &[Ipv6Prefix]) -> Option<Due> {
+        let (client, place) = (&wish.key.client, (&*wish.key.tunnel, wish.link));
+        let bound = self.bound(&wish.key);
+        let given = |prefix: &Ipv6Prefix| Some((*prefix, self.plan.life_on(client, *prefix, place)?));
+        let given: Vec<(Ipv6Prefix, Life)> = bound.iter().filter_map(given).collect();
+        if !given.is_empty() {
+            return Some(Due::Has(given));
+        }
+        let is_left = |prefix: &&Ipv6Prefix| self.is_of_another_link(&wish.key, **prefix, wish.link);
+        let left: Vec<Ipv6Prefix> = bound.iter().filter(is_left).copied().collect();
+        let stays = self.all.of_client(client).count() - left.len() + taken.len();
+        if stays >= MAX_OF_CLIENT || self.all.len() + taken.len() >= MAX_LEASES {
+            return None;
+        }
+        // Who has something that is not given any more is known, and is given something in its place.
+        let only_fixed = wish.only_fixed && bound.is_empty();
+        // What it leaves is in nobody's way.
+        let aside = self.lift(&left);
+        let chosen = self.choose(&BindWish { only_fixed, ..wish.clone() }, taken);
+        self.lay_back(aside);
+        chosen.map(|(prefix, life)| Due::New { prefix, life, left })
+    }
+
+    /// Whether a client that has it has left the link that it is given on.
+    fn is_of_another_link(&self, key: &BindKey, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
+        let is_given = self.plan.lives(&key.client, prefix).next().is_some();
+        is_given && self.plan.life_on(&key.client, prefix, (&key.tunnel, link)).is_none()
+    }
+
+    /// Takes leases out for as long as something is looked for; nobody is told.
+    fn lift(&mut self, prefixes: &[Ipv6Prefix]) -> Vec<Lease> {
+        let leases: Vec<Lease> = prefixes.iter().filter_map(|prefix| self.all.take(*prefix)).collect();
+        leases.iter().for_each(|lease| self.vacate(lease.prefix));
+        leases
+    }
+
+    fn lay_back(&mut self, leases: Vec<Lease>) {
+        for lease in leases {
+            self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(lease.prefix));
+            self.all.put(lease);
+        }
+    }
 }
 
 impl Leases for Shelf {
     fn offer(&mut self, wishes: &[BindWish]) -> Vec<Result<Ipv6Prefix, Lack>> {
-        let mut taken: Vec<Ipv6Prefix> = Vec::new();
+        let (mut taken, mut aside) = (Vec::new(), Vec::new());
         let mut offered = Vec::with_capacity(wishes.len());
         // What is offered for one wish must not be for the next.
         let several = wishes.len() > 1;
         for wish in wishes {
-            let mut own = self.bound(&wish.key).into_iter();
-            let bound = own.find(|prefix| self.plan.life(&wish.key.client, *prefix).is_some());
-            let chosen = bound.or_else(|| Some(self.choose(wish, &taken)?.0));
-            let new = chosen.filter(|prefix| several && bound.is_none() && !taken.contains(prefix));
-            if let Some(prefix) = new {
-                self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(prefix));
-                taken.push(prefix);
+            let due = self.judge(wish, &taken);
+            if let Some(Due::New { prefix, left, .. }) = due.as_ref().filter(|_| several) {
+                aside.extend(self.lift(left));
+                self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(*prefix));
+                taken.push(*prefix);
             }
-            offered.push(chosen.ok_or(Lack));
+            offered.push(due.and_then(|due| due.first()).ok_or(Lack));
         }
         // Nothing is kept.
         taken.retain(|prefix| self.all.get(*prefix).is_none());
         taken.into_iter().for_each(|prefix| self.vacate(prefix));
+        self.lay_back(aside);
         offered
     }
 
     fn bind(&mut self, wish: &BindWish, _lasts: Duration) -> Result<Vec<Ipv6Prefix>, Lack> {
-        let bound = self.bound(&wish.key);
-        // What is not given any more ends at its time.
-        let given = |prefix: &Ipv6Prefix| Some((*prefix, self.plan.life(&wish.key.client, *prefix)?));
-        let given: Vec<(Ipv6Prefix, Life)> = bound.iter().filter_map(given).collect();
-        if !given.is_empty() {
-            for (prefix, life) in &given {
-                self.put(Lease { reach: wish.reach, ..self.lease(&wish.key, *prefix, *life) });
+        let given = match self.judge(wish, &[]).ok_or(Lack)? {
+            // What is not given any more beside that ends at its time.
+            Due::Has(given) => given,
+            Due::New { prefix, life, left } => {
+                // The client's on the link that it has left, or nobody's and wanted again.
+                left.into_iter().for_each(|left| self.take(left));
+                self.take(prefix);
+                vec![(prefix, life)]
             }
-            self.told.extend(given.iter().map(|(prefix, _)| (wish.key.clone(), *prefix)));
-            return Ok(given.into_iter().map(|(prefix, _)| prefix).collect());
-        }
-        let has = self.all.of_client(&wish.key.client).count();
-        if has >= MAX_OF_CLIENT || self.all.len() >= MAX_LEASES {
-            return Err(Lack);
-        }
-        // Who has something that is not given any more is known, and is given something in its place.
-        let chosen = if wish.only_fixed && !bound.is_empty() {
-            self.choose(&BindWish { only_fixed: false, ..wish.clone() }, &[])
-        } else {
-            self.choose(wish, &[])
         };
-        let (prefix, life) = chosen.ok_or(Lack)?;
-        // The client's on the link that it has left, or nobody's and wanted again.
-        self.take(prefix);
-        self.put(Lease { reach: wish.reach, ..self.lease(&wish.key, prefix, life) });
-        self.told.push((wish.key.clone(), prefix));
-        Ok(vec![prefix])
+        for (prefix, life) in &given {
+            self.put(self.wished(wish, *prefix, *life));
+        }
+        self.told.extend(given.iter().map(|(prefix, _)| (wish.key.clone(), *prefix)));
+        Ok(given.into_iter().map(|(prefix, _)| prefix).collect())
     }
 
     fn bound(&self, key: &BindKey) -> Vec<Ipv6Prefix> {
@@ -474,6 +529,14 @@ impl Leases for Shelf {
         self.plan.is_given_here(&self.link, prefix, link)
     }
 
+    fn has_here(&self, key: &BindKey, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
+        self.bound(key).contains(&prefix) && !self.is_of_another_link(key, prefix, link)
+    }
+
+    fn knows_link(&self, link: Option<Ipv6Addr>) -> bool {
+        self.plan.knows(&self.link, link)
+    }
+
     fn excluded(&self, client: &[u8], prefix: Ipv6Prefix) -> Option<Ipv6Prefix> {
         self.plan.excluded(client, prefix)
     }
@@ -488,11 +551,10 @@ impl Leases for Shelf {
         self.new_proofs.insert(client.into(), number);
     }
 
-    fn lifetimes(&self, prefix: Ipv6Prefix) -> Option<Life> {
-        let lease = self.all.get(prefix).filter(|lease| !lease.key.client.is_empty());
-        let planned = lease.and_then(|lease| self.plan.life(&lease.key.client, prefix));
-        // Of an offer, nothing has been kept yet: whoever may have it, its times are the same.
-        planned.or_else(|| self.plan.life_of_offer(prefix)).or_else(|| lease.map(|lease| lease.life))
+    fn lifetimes(&self, key: &BindKey, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> Option<Life> {
+        // Of an offer, nothing has been kept yet.
+        let planned = self.plan.life_on(&key.client, prefix, (&key.tunnel, link));
+        planned.or_else(|| self.all.get(prefix).map(|lease| lease.life))
     }
 }
 

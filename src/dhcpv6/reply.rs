@@ -7,7 +7,7 @@ use sixway_dataplane::update::Ipv6Prefix;
 use super::auth;
 use super::codec::{INFINITY, Ia, IaKind, Message, Opt, Part, Value, code};
 use super::exclude;
-use super::session::{Case, Leases, Life, Session, gives_key};
+use super::session::{Case, Leases, Life, Session, gives_key, key};
 
 impl Session {
     pub(super) fn filled(
@@ -18,8 +18,9 @@ impl Session {
         leases: &dyn Leases,
     ) -> Ia {
         let usual = Life { preferred: self.terms.preferred, valid: self.terms.valid };
+        let key = key(case, ia);
         let value = |p: &Ipv6Prefix| {
-            let Life { preferred, valid } = leases.lifetimes(*p).unwrap_or(usual);
+            let Life { preferred, valid } = leases.lifetimes(&key, *p, case.link).unwrap_or(usual);
             let excluded = self.excluded(case, *p, leases).and_then(|part| exclude::emit(*p, part));
             let options = excluded.unwrap_or_default();
             Part::Value(Value { addr: p.addr(), len: p.prefix_len(), preferred, valid, options })

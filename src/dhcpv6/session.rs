@@ -36,7 +36,7 @@ pub enum Silence {
     Unexpected,
     /// It came through more than [`MAX_RELAYS`](super::codec::MAX_RELAYS) relays.
     TooDeep,
-    /// A Confirm without an address.
+    /// A Confirm without an address, or from a link that nothing is known of.
     NothingToConfirm,
     /// What it says of who has made it is not true.
     Forged,
@@ -134,7 +134,8 @@ pub(super) struct Case<'a> {
     pub(super) origin: &'a Origin<'a>,
     pub(super) message: &'a Message,
     pub(super) client: &'a [u8],
-    link: Option<Ipv6Addr>,
+    /// An address of the link that it is on, where a relay has said so.
+    pub(super) link: Option<Ipv6Addr>,
     /// What the client has proved the message with, and the answer is proved with.
     pub(super) key: Option<Arc<Key>>,
     /// Whether the client lets itself be told of changes, and can be.
@@ -409,7 +410,8 @@ impl Session {
     }
 
     /// Renew and Rebind (RFC 8415 sections 18.3.4 and 18.3.5): what is bound lasts longer; of what is set aside a binding is
-    /// made; with Rapid Commit allowed a Rebind makes one of anything.
+    /// made; with Rapid Commit allowed a Rebind makes one of anything. Of what is for another link than the client is on now it
+    /// is told the end.
     fn extend(&mut self, case: &Case<'_>, leases: &mut dyn Leases, rebind: bool) -> Vec<Ia> {
         let mut ias = Vec::new();
         for ia in case.message.ias() {
@@ -417,15 +419,15 @@ impl Session {
             let wish = self.wish(case, ia, only_fixed);
             let strays = |value: &Value| !self.is_on_link(case, ia, value, leases);
             let off_link: Vec<Value> = ia.values().filter(|value| strays(value)).map(ended).collect();
-            let bound = leases.bind(&wish, self.lasts());
-            ias.push(match bound {
+            let is_known = rebind || !leases.bound(&wish.key).is_empty();
+            ias.push(match leases.bind(&wish, self.lasts()) {
                 Ok(prefixes) => {
                     let mut filled = self.filled(case, ia, &prefixes, leases);
                     let foreign = ia.values().filter(|value| !prefixes.iter().any(|p| is(value, *p)));
                     filled.parts.extend(foreign.map(ended).map(Part::Value));
                     filled
                 }
-                Err(Lack) if rebind && !off_link.is_empty() => {
+                Err(Lack) if is_known && !off_link.is_empty() => {
                     Ia { t1: 0, t2: 0, parts: off_link.into_iter().map(Part::Value).collect(), ..ia.clone() }
                 }
                 Err(Lack) => {
@@ -437,7 +439,7 @@ impl Session {
         ias
     }
 
-    /// Whether all addresses are of this link; `None`: there is none (RFC 8415 section 18.3.3).
+    /// Whether all addresses are of this link; `None`: there is none, or nobody can say (RFC 8415 section 18.3.3).
     fn confirm(&self, case: &Case<'_>, leases: &dyn Leases) -> Option<Status> {
         let ias = case.message.ias().filter(|ia| ia.kind == IaKind::Address);
         let mut on_link = ias.flat_map(|ia| ia.values().map(move |value| (ia, value))).peekable();
@@ -447,7 +449,10 @@ impl Session {
             let prefix = Ipv6Prefix::new(value.addr, value.len);
             prefix.is_some_and(|prefix| own(prefix) || leases.still_holds(&key(case, ia), prefix, case.link))
         });
-        Some(if all { Status::Success } else { Status::NotOnLink })
+        if all {
+            return Some(Status::Success);
+        }
+        leases.knows_link(case.link).then_some(Status::NotOnLink)
     }
 
     /// Release and Decline (RFC 8415 sections 18.3.7 and 18.3.8); returns what was not bound.
@@ -481,7 +486,7 @@ impl Session {
             || leases.is_on_link(prefix, case.link)
             || case.origin.fixed.iter().any(|own| own.covers(prefix))
             || self.reserved(case).iter().any(|own| own.covers(prefix))
-            || leases.bound(&key(case, ia)).contains(&prefix)
+            || leases.has_here(&key(case, ia), prefix, case.link)
     }
 
     /// What is set aside for the client in its tunnel.
@@ -548,7 +553,7 @@ fn named(kind: MessageType) -> Option<(MessageType, &'static str)> {
     all.into_iter().find(|(known, _)| *known == kind)
 }
 
-fn key(case: &Case<'_>, ia: &Ia) -> BindKey {
+pub(super) fn key(case: &Case<'_>, ia: &Ia) -> BindKey {
     let kind = match ia.kind {
         IaKind::Address => BindKind::Address,
         IaKind::Prefix => BindKind::Prefix,

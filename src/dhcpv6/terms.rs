@@ -127,8 +127,18 @@ pub trait Leases {
         self.is_on_link(prefix, link)
     }
 
-    /// For how long this is given; `None`: as the terms say.
-    fn lifetimes(&self, _prefix: Ipv6Prefix) -> Option<Life> {
+    /// Whether a client has it, and on the link that it is on now.
+    fn has_here(&self, key: &BindKey, prefix: Ipv6Prefix, _link: Option<Ipv6Addr>) -> bool {
+        self.bound(key).contains(&prefix)
+    }
+
+    /// Whether enough is known of a link to say that an address is none of it (RFC 8415 section 18.3.3).
+    fn knows_link(&self, _link: Option<Ipv6Addr>) -> bool {
+        true
+    }
+
+    /// For how long a client on that link is given this; `None`: as the terms say.
+    fn lifetimes(&self, _key: &BindKey, _prefix: Ipv6Prefix, _link: Option<Ipv6Addr>) -> Option<Life> {
         None
     }
 

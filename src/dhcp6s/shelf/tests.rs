@@ -90,7 +90,7 @@ fn hosts_have_their_own_and_nobody_else_has() {
     let all: Vec<Option<String>> = (0..4).map(|n| bind(&mut shelf, &wish(0x10 + n, Prefix, 1))).collect();
     assert_eq!(all.iter().flatten().count(), 3, "{all:?}");
     assert_eq!(
-        shelf.lifetimes("2001:db8:1::12/128".parse().unwrap()),
+        shelf.lifetimes(&wish(0xa, Address, 1).key, "2001:db8:1::12/128".parse().unwrap(), None),
         Some(Life { preferred: 30, valid: 40 })
     );
 }
@@ -185,6 +185,84 @@ fn a_host_that_moves_to_another_link_takes_its_own_along() {
     assert_eq!(bind(&mut shelf, &second), Some(offered));
     assert_eq!((shelf.bound(&first.key).len(), shelf.len()), (0, 1));
     assert_eq!(&*shelf.iter().next().unwrap().key.tunnel, "vs1");
+}
+
+/// The same wish, which has come through a relay that has this address on the client's link.
+fn behind(link: &str, wish: BindWish) -> BindWish {
+    BindWish { link: Some(link.parse().unwrap()), ..wish }
+}
+
+/// RFC: V9, V19 (RFC 8415 sections 13.1 and 18.3.4)
+#[test]
+fn who_moves_to_another_relayed_link_is_given_an_address_there_and_leaves_the_old_one() {
+    use BindKind::Address;
+    let (x, y) = ("2001:db8:1::9", "2001:db8:2::9");
+    let mut shelf = shelf(CONF);
+    let first = bind(&mut shelf, &behind(x, wish(1, Address, 1))).unwrap();
+    assert!(first.starts_with("2001:db8:1::"), "{first}");
+    shelf.poll_changes();
+    let moved = behind(y, wish(1, Address, 1));
+    let offered = shelf.offer(std::slice::from_ref(&moved))[0].unwrap();
+    assert_eq!((shelf.poll_changes(), shelf.bound(&moved.key)), (vec![], vec![first.parse().unwrap()]));
+    let second = bind(&mut shelf, &moved).unwrap();
+    assert!(second == offered.to_string() && second.starts_with("2001:db8:2::"), "{second}");
+    assert_eq!(shelf.bound(&moved.key), [offered], "it is on one link at a time");
+    assert!(shelf.has_here(&moved.key, offered, moved.link));
+    assert!(!shelf.has_here(&moved.key, offered, Some(x.parse().unwrap())));
+    // What it has left is there for others at once: the host's aside, all that the link has.
+    let all = (20..27).filter_map(|n| bind(&mut shelf, &behind(x, wish(n, Address, 1))));
+    assert_eq!(all.collect::<BTreeSet<_>>().len(), 7);
+    // Where there is nothing for it, it keeps what it has; a link that nobody knows says nothing against that.
+    let back = behind(x, wish(1, Address, 1));
+    assert_eq!((shelf.offer(std::slice::from_ref(&back))[0], bind(&mut shelf, &back)), (Err(Lack), None));
+    assert_eq!(shelf.bound(&moved.key), [offered]);
+    assert_eq!(bind(&mut shelf, &behind("2001:db8:77::1", wish(1, Address, 1))), Some(second));
+}
+
+#[test]
+fn what_a_client_leaves_is_not_in_its_own_way() {
+    let mut shelf = shelf(
+        "interface vs0 { delegated-prefix-pool 2001:db8:8000::/56 56 100; };
+        interface vs1 { address-pool q 100; delegated-prefix-pool 2001:db8:8000::/56 57 50; };
+        pool q { range 2001:db8:2::10 to 2001:db8:2::17; };",
+    );
+    let before = wish(1, BindKind::Prefix, 1);
+    assert_eq!(bind(&mut shelf, &before).as_deref(), Some("2001:db8:8000::/56"));
+    let moved = |number| behind("2001:db8:2::9", BindWish { salt: 9, ..wish(1, BindKind::Prefix, number) });
+    let mut offered = shelf.offer(&[moved(1), moved(2), moved(3)]);
+    let bound: Vec<_> = (1..4).map(|n| shelf.bind(&moved(n), Duration::ZERO).map(|all| all[0])).collect();
+    assert_eq!(offered, bound, "of two halves");
+    assert!(offered.pop() == Some(Err(Lack)) && offered.iter().all(|half| half.is_ok()));
+    assert_eq!(shelf.len(), 2);
+    let life = shelf.lifetimes(&moved(1).key, bound[0].unwrap(), moved(1).link);
+    assert_eq!(life, Some(Life { preferred: 50, valid: 50 }));
+}
+
+#[test]
+fn one_pool_has_the_lifetimes_of_the_link_that_the_client_is_on() {
+    let mut shelf = shelf(
+        "interface vs0 { address-pool p 100 200; }; interface vs1 { address-pool p 10 20; };
+        pool p { range 2001:db8:1::10 to 2001:db8:1::17; };",
+    );
+    let there = on("vs1", wish(1, BindKind::Address, 1));
+    shelf.next(1000, "vs1", None);
+    let given = shelf.bind(&there, Duration::ZERO).unwrap()[0];
+    let told = shelf.lifetimes(&there.key, given, None).unwrap();
+    assert_eq!((told.valid, shelf.get(given).unwrap().until), (20, 1020));
+}
+
+/// A prefix that a host takes along behind a relay is the relay's to route.
+#[test]
+fn who_is_behind_a_relay_of_another_link_is_not_on_this_one_any_more() {
+    let mut shelf = shelf(CONF);
+    let own = wish(0xa, BindKind::Prefix, 1);
+    shelf.next(1001, "vs0", Some("fe80::a".parse().unwrap()));
+    bind(&mut shelf, &own);
+    shelf.next(1002, "vs0", None);
+    for (link, is_here) in [("2001:db8:1::9", true), ("2001:db8:2::9", false)] {
+        bind(&mut shelf, &behind(link, own.clone()));
+        assert_eq!(shelf.iter().all(|lease| lease.peer.is_some()), is_here, "{link}");
+    }
 }
 
 #[test]
@@ -332,7 +410,7 @@ enum Step {
         address: bool,
         number: u32,
         link: usize,
-        relay: bool,
+        relay: usize,
         hint: Option<u16>,
         only_fixed: bool,
     },
@@ -348,7 +426,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let who = || (8_u8..20, any::<bool>(), 0_u32..3, 0_usize..2);
-    let how = (any::<bool>(), prop::option::of(0_u16..600), any::<bool>());
+    let how = (0_usize..5, prop::option::of(0_u16..600), any::<bool>());
     prop_oneof![
         6 => (who(), how).prop_map(|((client, address, number, link), (relay, hint, only_fixed))| {
             Step::Bind { client, address, number, link, relay, hint, only_fixed }
@@ -370,6 +448,9 @@ proptest! {
     #[test]
     fn leases_never_overlap_nor_outlive_their_time(steps in prop::collection::vec(step(), 0..80)) {
         const LINKS: [&str; 2] = ["vs0", "vs1"];
+        // Of these links one is this one, one the other, one nobody's; half of all messages come through none.
+        const RELAYS: [Option<&str>; 5] =
+            [None, None, Some("2001:db8:1::9"), Some("2001:db8:2::9"), Some("2001:db8:77::9")];
         let conf = CONF.replace("address-pool q 10 20;", "address-pool q 10 20; delegated-prefix-pool 2001:db8:8000::/54 60 40 80;");
         let other = conf.replace("host a { duid 00:0a;", "host a { duid 00:0c;");
         let mut shelf = shelf(&conf);
@@ -392,14 +473,26 @@ proptest! {
                     let wish = BindWish {
                         hints: hints.into_iter().collect(),
                         length: hint.filter(|n| !address && n % 3 == 0).map(|_| 60),
-                        link: relay.then(|| "2001:db8:2::9".parse().unwrap()),
+                        link: RELAYS[relay].map(|link| link.parse().unwrap()),
                         only_fixed,
                         ..of(client, kind(address), number, link)
                     };
-                    shelf.next(now, LINKS[link], (!relay).then(|| "fe80::7".parse().unwrap()));
-                    let offered = shelf.offer(std::slice::from_ref(&wish))[0];
+                    let peer: Option<Ipv6Addr> = wish.link.is_none().then(|| "fe80::7".parse().unwrap());
+                    shelf.next(now, LINKS[link], peer);
+                    let also = BindWish { key: BindKey { number: number + 7, ..wish.key.clone() }, ..wish.clone() };
+                    let offered = shelf.offer(&[wish.clone(), also]);
+                    let changes = shelf.poll_changes();
+                    prop_assert!(changes.is_empty(), "an offer keeps nothing: {changes:?}");
                     let bound = shelf.bind(&wish, Duration::ZERO).map(|all| all[0]);
-                    prop_assert_eq!(offered, bound, "what is offered is given");
+                    prop_assert_eq!(offered[0], bound, "what is offered is given");
+                    if let Ok(prefix) = bound {
+                        let life = shelf.lifetimes(&wish.key, prefix, wish.link);
+                        prop_assert_eq!(life, shelf.get(prefix).map(|lease| lease.life), "what is said is kept");
+                        let is_left = |one: &Ipv6Prefix| shelf.is_of_another_link(&wish.key, *one, wish.link);
+                        prop_assert!(!shelf.bound(&wish.key).iter().any(is_left), "on one link at a time");
+                        // It has said itself that it is elsewhere now.
+                        told.retain(|old, (key, _)| *key != wish.key || shelf.get(*old).is_some());
+                    }
                     answers = shelf.poll_told();
                 }
                 Step::Release(client, address, number, link) => {
