@@ -117,6 +117,7 @@ fn traffic(rig: &Rig) -> (u64, u64) {
         flows.push(Flow::new((&rig.u, &u), (&rig.c, &c), 7100 + n, false));
         flows.push(Flow::new((&rig.c, &c), (&rig.u, &u), 7200 + n, true));
     }
+    flows.iter().filter(|flow| flow.both).for_each(Flow::settle);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let ends = Over(&over);
@@ -163,6 +164,21 @@ impl Flow {
             })
         };
         Self { from: open(from, to.1), to: open(to, from.1), both }
+    }
+
+    /// One datagram each way. A kernel takes a flow's packets out of a TUN device by the queue to which the other direction was
+    /// last written: with the first answer that may be another one than before, and what still waits in the first is then
+    /// overtaken, once.
+    fn settle(&self) {
+        for (from, to) in [(&self.from, &self.to), (&self.to, &self.from)] {
+            let comes = || (from.send(b"?").is_ok() && to.recv(&mut [0; 4]).is_ok()).then_some(());
+            assert!((0..40).find_map(|_| comes()).is_some(), "nothing comes from {from:?}");
+        }
+        // What was sent again, and came late.
+        thread::sleep(Duration::from_millis(100));
+        for socket in [&self.from, &self.to] {
+            while socket.recv(&mut [0; 4]).is_ok() {}
+        }
     }
 
     fn mouths(&self) -> impl Iterator<Item = &UdpSocket> {
