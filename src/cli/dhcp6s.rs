@@ -15,12 +15,14 @@ use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
 use super::background::{detach, into_background};
+use super::print_line;
 use super::syslog;
 use crate::compat::ctlkey;
 use crate::compat::dhcp6sconf::{ServerConf, Surroundings};
 use crate::dhcp6ctl::{SERVER_KEY, SERVER_PORT};
 use crate::dhcp6s::files::Files;
 use crate::dhcp6s::here::{self, Here};
+use crate::dhcp6s::mend::mend;
 use crate::dhcp6s::{Ended, Own, Server, Start, only_one_says_dns};
 use crate::privileges::told_to_others;
 
@@ -70,6 +72,9 @@ pub struct Dhcp6sArgs {
     /// File of leases [default: /var/lib/dhcpv6/dhcp6s_leases_INTERFACE.db]
     #[arg(long, value_name = "FILE")]
     lease_file: Option<PathBuf>,
+    /// Put what is sound in a damaged file of leases into a new one, leave the damaged one beside it, and end
+    #[arg(long)]
+    mend_leases: bool,
     /// Say so on standard output when it works (used by the process that waits for it)
     #[arg(long, hide = true)]
     child: bool,
@@ -78,6 +83,9 @@ pub struct Dhcp6sArgs {
 /// Serves until it is told to stop; without `-f` in a process of its own.
 pub fn run(args: &Dhcp6sArgs) -> anyhow::Result<()> {
     let interface = &args.interface;
+    if args.mend_leases {
+        return mend_leases(args);
+    }
     if !Here.has_interface(interface) {
         bail!("there is no interface '{interface}'; `ip link` names those that there are");
     }
@@ -95,6 +103,30 @@ pub fn run(args: &Dhcp6sArgs) -> anyhow::Result<()> {
     let start = start(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(args, start))
+}
+
+/// The file of leases, from the root.
+fn leases(args: &Dhcp6sArgs) -> PathBuf {
+    let default = || Path::new(STATE).join(format!("dhcp6s_leases_{}.db", args.interface));
+    let file = args.lease_file.clone().unwrap_or_else(default);
+    std::path::absolute(&file).unwrap_or(file)
+}
+
+/// Says what has become of a damaged file of leases.
+fn mend_leases(args: &Dhcp6sArgs) -> anyhow::Result<()> {
+    let file = leases(args);
+    let mended = mend(&file, &args.interface, (&here::boot(), here::uptime(), here::now()))?;
+    let (file, leases) = (file.display(), mended.leases);
+    print_line(&match mended.aside {
+        None => format!("{file} is sound: {leases} leases; nothing was done to it"),
+        Some(aside) => format!(
+            "{file} has {leases} leases now. Lost: {}. Whoever had those is given something anew, and what they had may be \
+             given to others before they know. The damaged file is {}; remove it when you need it no more.",
+            mended.damage,
+            aside.display()
+        ),
+    });
+    Ok(())
 }
 
 /// The configuration; a file that is not there is an empty one, as ever.
@@ -135,14 +167,13 @@ fn tell(args: &Dhcp6sArgs, what: &str) {
 fn start(args: &Dhcp6sArgs) -> anyhow::Result<Start> {
     let (files, conf) = conf(args)?;
     let absolute = |file: &Path| std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    let leases = Path::new(STATE).join(format!("dhcp6s_leases_{}.db", args.interface));
     Ok(Start {
         interfaces: vec![args.interface.clone()],
         files,
         conf,
         dns: args.name_server.clone(),
         duid: absolute(&args.duid_file),
-        leases: absolute(args.lease_file.as_ref().unwrap_or(&leases)),
+        leases: leases(args),
         control: key(&args.key_file)
             .map(|key| (SocketAddr::new(Ipv6Addr::LOCALHOST.into(), args.control_port), key)),
     })

@@ -1,30 +1,31 @@
 //! The leases of a process on disk: SQLite, one file, each batch in one transaction that is on the disk when it returns.
 //!
 //! ```text
-//!   page 1   page 2   page 3 ...      each batch is one row: what has become of leases, in order
-//!                     └── since here every lease has been written anew: what was before goes
+//!   page 1   page 2   page 3 ...      each row: what has become of some leases, in order, and how many records that is
+//!                     └── since here every lease has been written anew: what was before goes, some at a time
 //! ```
 //!
-//! So a batch costs what its octets cost, however many leases there are. Knows no protocol; what is in a lease is written as
-//! it is.
+//! So a batch costs what its octets cost, however many leases there are. SQLite sees to it that a batch is there whole or not
+//! at all, whenever the process or the system stops: a torn one was never written. What a disk has damaged since, the sums and
+//! counts of pages tell. Knows no protocol; what is in a lease is written as it is.
 
-use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
-use sixway_dataplane::update::Ipv6Prefix;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
+pub use self::reading::Damage;
 use super::clock::Epoch;
-use super::plan::Life;
-use super::record::{self, Records};
-use super::shelf::{Change, Lease, NEVER, Proofs};
+use super::record;
+use super::shelf::{Change, Lease, Proofs};
 use super::tidy::Part;
-use crate::broker::{BindKey, BindKind};
+
+mod reading;
+#[cfg(test)]
+mod tests;
 
 /// The format that this program writes.
-const FORMAT: i64 = 4;
+const FORMAT: i64 = 5;
 const SCHEMA: &str = "
     CREATE TABLE lease (
         prefix    TEXT PRIMARY KEY,
@@ -50,14 +51,20 @@ const FROM_2: &str = "
 
 /// From format 3 to 4: pages. A lease of before stays where it is until it is written anew.
 const FROM_3: &str = "CREATE TABLE page (number INTEGER PRIMARY KEY, records BLOB NOT NULL) STRICT;";
+/// From format 4 to 5: how many records a page has, each with its sum. A page without this number is of before, and has none.
+const FROM_4: &str = "ALTER TABLE page ADD COLUMN count INTEGER;";
 /// Records that a file of the old form counts as: it is written anew at once.
 const OLD: usize = usize::MAX / 2;
+/// Octets of records after which a page ends and the next begins.
+const PAGE: usize = 1 << 20;
+/// Rows that are deleted with one batch, and octets.
+const SWEPT: (i64, i64) = (1024, 4 << 20);
 
 /// Why leases cannot be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The file or the disk.
-    #[error("cannot keep leases in {path}: {why}; does another server use it, or is the disk full?")]
+    #[error("cannot keep leases in {path}: {why}; {}", next(why, path))]
     Sqlite {
         /// The file.
         path: PathBuf,
@@ -82,6 +89,41 @@ pub enum LedgerError {
         /// Its format.
         found: i64,
     },
+    /// Part of what was written is not there any more.
+    #[error(
+        "{path} is damaged: {damage}. Leases that were there would be given to others, so it is used no further. \
+         {}",
+        way_on(path)
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is lost.
+        damage: Damage,
+    },
+}
+
+/// What to do about a failure.
+fn next(why: &rusqlite::Error, path: &Path) -> String {
+    match why.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => "the disk is full: make room on it".to_owned(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another server uses it".to_owned(),
+        Some(ErrorCode::DatabaseCorrupt) => format!("it is damaged. {}", way_on(path)),
+        Some(ErrorCode::NotADatabase) => {
+            "it is no file of leases, or its beginning is damaged: put back a copy of it, or move it away, and all leases in \
+             it are forgotten"
+                .to_owned()
+        }
+        _ => "does the disk fail, or is it full?".to_owned(),
+    }
+}
+
+fn way_on(path: &Path) -> String {
+    let shown = path.display();
+    format!(
+        "Put back a copy of the file, or go on with what is sound in it: `dhcp6s --mend-leases --lease-file {shown} INTERFACE` \
+         (or `sixway dhcp6s ...`), which leaves the damaged file beside it"
+    )
 }
 
 /// An open file of leases.
@@ -90,9 +132,10 @@ pub struct Ledger {
     path: PathBuf,
     store: Connection,
     epoch: Epoch,
+    /// The epoch is not on the disk yet.
+    is_epoch_due: bool,
     is_so: State,
-    /// Where a page is put together.
-    buffer: Vec<u8>,
+    sheets: Sheets,
 }
 
 /// What is in the pages.
@@ -100,10 +143,12 @@ pub struct Ledger {
 struct State {
     /// The last one.
     last: i64,
-    /// How many records are in all of them.
+    /// How many records are in all of them that count.
     records: usize,
     /// The one since which leases are written anew, and how many records there are since.
     anew: Option<(i64, usize)>,
+    /// Rows of the old form and pages before this one count no more, and some may be there still.
+    stale: Option<i64>,
 }
 
 /// What is written in one go.
@@ -119,13 +164,23 @@ pub struct Page {
     pub ahead: Option<i64>,
 }
 
+/// How a ledger is once a batch is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// How many records there are that count.
+    pub records: usize,
+    /// Whether there are rows that count no more: each batch deletes some of them, also one with nothing in it.
+    pub is_stale: bool,
+}
+
 impl Ledger {
     /// Opens the file, made if it is not there, readable by its owner alone. `now` is which run of the system this is, what
-    /// the clock of leases shows, and what the calendar does, in seconds.
+    /// the clock of leases shows, and what the calendar does, in seconds. A file that is there can be opened though the disk
+    /// is full.
     ///
     /// # Errors
     /// [`LedgerError`].
-    pub fn open(path: &Path, (boot, uptime, calendar): (&str, u64, u64)) -> Result<Self, LedgerError> {
+    pub fn open(path: &Path, now: (&str, u64, u64)) -> Result<Self, LedgerError> {
         let system = |why| LedgerError::System { path: path.to_owned(), why };
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(system)?;
@@ -138,35 +193,39 @@ impl Ledger {
                 "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;",
             )
             .map_err(failed)?;
-        let found: i64 = store.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
-        let steps: &[&str] = match found {
-            0 => &[SCHEMA, FROM_1, FROM_2, FROM_3],
-            1 => &[FROM_1, FROM_2, FROM_3],
-            2 => &[FROM_2, FROM_3],
-            3 => &[FROM_3],
-            FORMAT => &[],
-            found => return Err(LedgerError::Newer { path: path.to_owned(), found }),
-        };
-        if !steps.is_empty() {
-            let steps = steps.concat();
-            let batch = format!("BEGIN IMMEDIATE;{steps}PRAGMA user_version = {FORMAT};COMMIT;");
-            store.execute_batch(&batch).map_err(failed)?;
-        }
+        lay_out(&store, path)?;
+        Self::begin(store, path, now).map_err(failed)
+    }
+
+    /// Of a file of this format.
+    fn begin(
+        store: Connection,
+        path: &Path,
+        (boot, uptime, calendar): (&str, u64, u64),
+    ) -> rusqlite::Result<Self> {
         let before = store.query_row("SELECT boot, base, ahead FROM clock", [], |row| {
             Ok(Epoch { boot: row.get(0)?, base: row.get(1)?, ahead: row.get(2)? })
         });
-        let before = before.optional().map_err(failed)?;
-        let epoch = Epoch::begin(before, boot, uptime, calendar);
-        let row = params![epoch.boot, epoch.base, epoch.ahead];
-        store
-            .execute("INSERT OR REPLACE INTO clock (one, boot, base, ahead) VALUES (1, ?1, ?2, ?3)", row)
-            .map_err(failed)?;
-        let last = store.query_row("SELECT coalesce(max(number), 0) FROM page", [], |row| row.get(0));
-        let last = last.map_err(failed)?;
-        let old: bool =
-            store.query_row("SELECT EXISTS (SELECT 1 FROM lease)", [], |row| row.get(0)).map_err(failed)?;
-        let is_so = State { last, records: if old { OLD } else { 0 }, anew: None };
-        Ok(Self { path: path.to_owned(), store, epoch, is_so, buffer: Vec::new() })
+        let before = before.optional()?;
+        let epoch = Epoch::begin(before.clone(), boot, uptime, calendar);
+        let put = if before.as_ref() == Some(&epoch) { Ok(()) } else { put_epoch(&store, &epoch) };
+        // What is there can be read, and clients asked again, while the disk is full; this is written with the first batch.
+        let is_epoch_due = match put {
+            Ok(()) => false,
+            Err(why) if takes_nothing(&why) => {
+                tracing::error!(
+                    "{} cannot be written: {why}; leases are as it has them, and nobody is told of new or longer \
+                     ones until it can: make room on the disk",
+                    path.display()
+                );
+                true
+            }
+            Err(why) => return Err(why),
+        };
+        let last = store.query_row("SELECT coalesce(max(number), 0) FROM page", [], |row| row.get(0))?;
+        let old: bool = store.query_row("SELECT EXISTS (SELECT 1 FROM lease)", [], |row| row.get(0))?;
+        let is_so = State { last, records: if old { OLD } else { 0 }, anew: None, stale: None };
+        Ok(Self { path: path.to_owned(), store, epoch, is_epoch_due, is_so, sheets: Sheets::default() })
     }
 
     /// What times are counted from.
@@ -179,99 +238,30 @@ impl Ledger {
         self.is_so.records
     }
 
-    /// All leases that were written, at `uptime` of the clock; those without a link are of this one. What makes no sense is
-    /// left out, and said.
+    /// Writes a batch; all of it is on the disk afterwards, or nothing.
     ///
     /// # Errors
     /// [`LedgerError::Sqlite`].
-    pub fn load(&mut self, link: &str, uptime: u64) -> Result<Vec<Lease>, LedgerError> {
-        let failed = |why| LedgerError::Sqlite { path: self.path.clone(), why };
-        let mut all = self.load_old(link, uptime).map_err(failed)?;
-        let mut records = self.is_so.records;
-        let mut question =
-            self.store.prepare("SELECT number, records FROM page ORDER BY number").map_err(failed)?;
-        let mut pages = question.query([]).map_err(failed)?;
-        while let Some(row) = pages.next().map_err(failed)? {
-            let octets =
-                row.get_ref(1).and_then(|value| value.as_blob().map_err(Into::into)).map_err(failed)?;
-            let mut page = Records::new(octets);
-            while let Some((prefix, lease)) =
-                page.next(|until, valid| self.epoch.of_disk(until, uptime, valid))
-            {
-                records = records.saturating_add(1);
-                match lease {
-                    Some(lease) => drop(all.insert(prefix, lease)),
-                    None => drop(all.remove(&prefix)),
-                }
-            }
-            if !page.is_over() {
-                let number: i64 = row.get(0).map_err(failed)?;
-                tracing::warn!("page {number} of {} makes no sense and is left out", self.path.display());
-            }
-        }
-        self.is_so.records = records;
-        Ok(all.into_values().collect())
-    }
-
-    /// Leases as they were written before format 4.
-    fn load_old(&self, link: &str, uptime: u64) -> rusqlite::Result<BTreeMap<Ipv6Prefix, Lease>> {
-        let columns =
-            "SELECT prefix, client, kind, number, preferred, valid, until, peer, reach, link FROM lease";
-        let mut question = self.store.prepare(columns)?;
-        let rows = question.query_map([], |row| read(row, link, &self.epoch, uptime))?;
-        let mut all = BTreeMap::new();
-        for row in rows {
-            match row? {
-                Some(lease) => drop(all.insert(lease.prefix, lease)),
-                None => tracing::warn!("a lease in {} makes no sense and is left out", self.path.display()),
-            }
-        }
-        Ok(all)
-    }
-
-    /// The numbers of the last messages that clients have proved to be their own.
-    ///
-    /// # Errors
-    /// [`LedgerError::Sqlite`].
-    pub fn load_proofs(&self) -> Result<Proofs, LedgerError> {
-        let failed = |why| LedgerError::Sqlite { path: self.path.clone(), why };
-        let mut question = self.store.prepare("SELECT client, number FROM proof").map_err(failed)?;
-        let read = |row: &Row<'_>| Ok((row.get::<_, Vec<u8>>(0)?.into(), row.get::<_, i64>(1)? as u64));
-        let rows = question.query_map([], read).map_err(failed)?;
-        rows.collect::<Result<Proofs, _>>().map_err(failed)
-    }
-
-    /// Writes a page; all of it is on the disk afterwards, or nothing.
-    ///
-    /// # Errors
-    /// [`LedgerError::Sqlite`].
-    pub fn write(&mut self, page: &Page) -> Result<(), LedgerError> {
+    pub fn write(&mut self, page: &Page) -> Result<Kept, LedgerError> {
         let written = self.try_write(page);
         self.is_so = written.map_err(|why| LedgerError::Sqlite { path: self.path.clone(), why })?;
-        Ok(())
+        self.is_epoch_due = false;
+        Ok(Kept { records: self.is_so.records, is_stale: self.is_so.stale.is_some() })
     }
 
     /// Returns what is so once it is written.
     fn try_write(&mut self, page: &Page) -> rusqlite::Result<State> {
-        let Self { store, epoch, buffer, is_so, .. } = self;
-        let new = put_together(page, epoch, buffer);
-        let number = is_so.last + i64::from(!buffer.is_empty());
-        let mut records = is_so.records.saturating_add(new);
-        let begins = page.part.as_ref().is_some_and(|part| part.is_first);
-        let mut anew = match is_so.anew {
-            _ if begins => Some((is_so.last + 1, new)),
-            Some((since, some)) => Some((since, some + new)),
-            None => None,
-        };
+        let Self { store, epoch, sheets, is_so, is_epoch_due, .. } = self;
+        let new = sheets.put_together(page, epoch, is_so.last + 1);
+        let so = is_so.after(page, sheets.cuts.len(), new);
         let batch = store.transaction()?;
-        if !buffer.is_empty() {
-            let mut put = batch.prepare_cached("INSERT INTO page (number, records) VALUES (?1, ?2)")?;
-            put.execute(params![number, &buffer[..]])?;
+        if *is_epoch_due {
+            put_epoch(&batch, epoch)?;
         }
-        if let (Some((since, some)), Some(Part { is_last: true, .. })) = (anew, &page.part) {
-            batch.execute("DELETE FROM page WHERE number < ?1", [since])?;
-            batch.execute("DELETE FROM lease", [])?;
-            (records, anew) = (some, None);
+        for (number, count, records) in sheets.iter() {
+            let mut put =
+                batch.prepare_cached("INSERT INTO page (number, count, records) VALUES (?1, ?2, ?3)")?;
+            put.execute(params![number, count as i64, records])?;
         }
         for (client, number) in &page.proofs {
             let mut prove =
@@ -282,212 +272,156 @@ impl Ledger {
         if let Some(ahead) = page.ahead {
             batch.execute("UPDATE clock SET ahead = ?1", [ahead])?;
         }
+        let stale = match so.stale {
+            Some(since) => sweep(&batch, since)?.then_some(since),
+            None => None,
+        };
         batch.commit()?;
-        Ok(State { last: number, records, anew })
+        Ok(State { stale, ..so })
     }
 }
 
-/// The octets of a page, and how many records they are.
-fn put_together(page: &Page, epoch: &Epoch, out: &mut Vec<u8>) -> usize {
-    out.clear();
-    let to_disk = |until| epoch.to_disk(until);
-    page.changes.iter().for_each(|change| record::emit(change, to_disk, out));
-    let anew = page.part.iter().flat_map(|part| &part.leases);
-    page.changes.len() + anew.map(|lease| record::emit_lease(lease, to_disk, out)).count()
+impl State {
+    /// What is so after a batch of so many pages and records.
+    fn after(self, page: &Page, pages: usize, new: usize) -> Self {
+        let (begins, ends) = page.part.as_ref().map_or((false, false), |part| (part.is_first, part.is_last));
+        let anew = match self.anew {
+            _ if begins => Some((self.last + 1, new)),
+            Some((since, some)) => Some((since, some + new)),
+            None => None,
+        };
+        let last = self.last + i64::try_from(pages).unwrap_or(0);
+        match anew.filter(|_| ends) {
+            Some((since, records)) => Self { last, records, anew: None, stale: Some(since) },
+            None => Self { last, records: self.records.saturating_add(new), anew, stale: self.stale },
+        }
+    }
 }
 
-fn read(row: &Row<'_>, link: &str, epoch: &Epoch, uptime: u64) -> rusqlite::Result<Option<Lease>> {
-    let prefix: String = row.get(0)?;
-    let kind: String = row.get(2)?;
-    let until: Option<i64> = row.get(6)?;
-    let peer: Option<String> = row.get(7)?;
-    let reach: Option<String> = row.get(8)?;
-    let of: Option<String> = row.get(9)?;
-    let life = Life { preferred: row.get(4)?, valid: row.get(5)? };
-    let key = |kind| {
-        let client: Vec<u8> = row.get(1)?;
-        Ok::<_, rusqlite::Error>(BindKey {
-            tunnel: of.as_deref().unwrap_or(link).into(),
-            client: client.into(),
-            kind,
-            number: row.get(3)?,
-        })
+/// Deletes some of what counts no more, oldest first: whatever is still there says then what it said before. Returns whether
+/// more is left.
+fn sweep(batch: &Connection, since: i64) -> rusqlite::Result<bool> {
+    let (rows, _) = SWEPT;
+    // Rows of the old form are older than any page.
+    let old =
+        batch.execute("DELETE FROM lease WHERE prefix IN (SELECT prefix FROM lease LIMIT ?1)", [rows])?;
+    if old as i64 >= rows {
+        return Ok(true);
+    }
+    let sizes = "SELECT number, length(records) FROM page WHERE number < ?1 ORDER BY number LIMIT ?2";
+    let mut question = batch.prepare_cached(sizes)?;
+    let sizes = question.query_map(params![since, rows], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let sizes: Vec<(i64, i64)> = sizes.collect::<Result<_, _>>()?;
+    let (mut size, mut n, mut up_to) = (0, 0, None);
+    for (number, octets) in &sizes {
+        if size >= SWEPT.1 {
+            break;
+        }
+        (size, n, up_to) = (size + octets, n + 1, Some(*number));
+    }
+    let Some(up_to) = up_to else { return Ok(false) };
+    batch.execute("DELETE FROM page WHERE number <= ?1", [up_to])?;
+    Ok(n < sizes.len() || sizes.len() as i64 >= rows)
+}
+
+fn put_epoch(store: &Connection, epoch: &Epoch) -> rusqlite::Result<()> {
+    let row = params![epoch.boot, epoch.base, epoch.ahead];
+    store.execute("INSERT OR REPLACE INTO clock (one, boot, base, ahead) VALUES (1, ?1, ?2, ?3)", row)?;
+    Ok(())
+}
+
+/// Brings a file to this format.
+fn lay_out(store: &Connection, path: &Path) -> Result<(), LedgerError> {
+    let failed = |why| LedgerError::Sqlite { path: path.to_owned(), why };
+    let found: i64 = store.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+    let steps: &[&str] = match found {
+        0 => &[SCHEMA, FROM_1, FROM_2, FROM_3, FROM_4],
+        1 => &[FROM_1, FROM_2, FROM_3, FROM_4],
+        2 => &[FROM_2, FROM_3, FROM_4],
+        3 => &[FROM_3, FROM_4],
+        4 => &[FROM_4],
+        FORMAT => return Ok(()),
+        found => return Err(LedgerError::Newer { path: path.to_owned(), found }),
     };
-    let kind = [BindKind::Address, BindKind::Prefix].into_iter().find(|known| known.name() == kind);
-    let (Ok(prefix), Some(kind)) = (prefix.parse::<Ipv6Prefix>(), kind) else { return Ok(None) };
-    Ok(Some(Lease {
-        key: key(kind)?,
-        prefix,
-        life,
-        until: until.map_or(NEVER, |until| epoch.of_disk(until, uptime, life.valid)),
-        peer: peer.and_then(|peer| peer.parse::<Ipv6Addr>().ok()),
-        reach: reach.and_then(|reach| reach.parse::<Ipv6Addr>().ok()),
-    }))
+    let steps = steps.concat();
+    let batch = format!("BEGIN IMMEDIATE;{steps}PRAGMA user_version = {FORMAT};COMMIT;");
+    store.execute_batch(&batch).map_err(failed)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dhcp6s::tidy::Tidy;
-    use proptest::prelude::*;
-    use std::ops::Bound;
+/// Whether nothing can be written, though what is there can be read.
+fn takes_nothing(why: &rusqlite::Error) -> bool {
+    matches!(
+        why.sqlite_error_code(),
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::ReadOnly)
+    )
+}
 
-    fn lease(prefix: &str, link: &str, until: u64, peer: Option<&str>) -> Lease {
-        Lease {
-            key: BindKey {
-                tunnel: link.into(),
-                client: [0, 1, 2][..].into(),
-                kind: BindKind::Prefix,
-                number: u32::MAX,
-            },
-            prefix: prefix.parse().unwrap(),
-            life: Life { preferred: 7, valid: 2_000_000_000 },
-            until,
-            peer: peer.map(|peer| peer.parse().unwrap()),
-            reach: peer.map(|peer| peer.parse().unwrap()),
+/// Where pages are put together.
+#[derive(Debug, Default)]
+struct Sheets {
+    octets: Vec<u8>,
+    /// Where each page ends, and how many records it has.
+    cuts: Vec<(usize, usize)>,
+    /// The number of the first.
+    first: i64,
+}
+
+impl Sheets {
+    /// Writes all records of a batch, into pages of these numbers; returns how many they are.
+    fn put_together(&mut self, page: &Page, epoch: &Epoch, first: i64) -> usize {
+        // What one large batch has needed is not kept for all that follow.
+        self.octets.shrink_to(2 * PAGE);
+        self.octets.clear();
+        self.cuts.clear();
+        self.first = first;
+        let to_disk = |until| epoch.to_disk(until);
+        for change in &page.changes {
+            self.add(|number, out| record::emit(change, number, to_disk, out));
+        }
+        for lease in page.part.iter().flat_map(|part| &part.leases) {
+            self.add(|number, out| record::emit_lease(lease, number, to_disk, out));
+        }
+        self.cuts.iter().map(|(_, count)| count).sum()
+    }
+
+    fn add(&mut self, emit: impl FnOnce(i64, &mut Vec<u8>)) {
+        let start = self.cuts.iter().rev().nth(1).map_or(0, |(end, _)| *end);
+        if self.cuts.last().is_none_or(|(end, _)| end - start >= PAGE) {
+            self.cuts.push((self.octets.len(), 0));
+        }
+        let number = self.number(self.cuts.len() - 1);
+        emit(number, &mut self.octets);
+        if let Some(last) = self.cuts.last_mut() {
+            *last = (self.octets.len(), last.1 + 1);
         }
     }
 
-    fn page(changes: Vec<Change>) -> Page {
-        Page { changes, ..Page::default() }
+    fn number(&self, nth: usize) -> i64 {
+        self.first.saturating_add(i64::try_from(nth).unwrap_or(i64::MAX))
     }
 
-    #[test]
-    fn what_is_written_is_there_the_next_time() {
-        let folder = std::env::temp_dir().join(format!("sixway-ledger-{}", std::process::id()));
-        let path = folder.join("leases.db");
-        let a = lease("2001:db8:1::/48", "vs0", NEVER, Some("fe80::1"));
-        let b = lease("2001:db8:2::/48", "vs1", 9000, None);
-        let mut ledger = Ledger::open(&path, ("boot", 1000, 1_700_000_000)).unwrap();
-        let proofs = Proofs::from([([0, 1][..].into(), u64::MAX - 1)]);
-        let both = vec![Change::Has(a.clone()), Change::Has(b.clone())];
-        ledger.write(&Page { proofs: proofs.clone(), ..page(both) }).unwrap();
-        drop(ledger);
-        // Somebody sets the calendar while no process runs.
-        let mut ledger = Ledger::open(&path, ("boot", 2000, 1_800_000_000)).unwrap();
-        assert_eq!(ledger.load("vs0", 2000).unwrap(), [a.clone(), b.clone()]);
-        assert_eq!(ledger.load_proofs().unwrap(), proofs);
-        let changes = vec![Change::Gone(a), Change::Has(Lease { until: 7000, ..b.clone() })];
-        ledger.write(&Page { ahead: Some(1_900_000_000), ..page(changes) }).unwrap();
-        drop(ledger);
-        // The system was away for 100 s.
-        let mut ledger = Ledger::open(&path, ("next", 50, 1_900_002_100)).unwrap();
-        assert_eq!(ledger.load("vs0", 50).unwrap(), [Lease { until: 4950, ..b }]);
-        assert_eq!(ledger.records(), 4);
-        ledger.store.execute_batch("PRAGMA user_version = 99").unwrap();
-        drop(ledger);
-        assert!(Ledger::open(&path, ("next", 50, 60)).unwrap_err().to_string().contains("format 99"));
-        std::fs::remove_dir_all(&folder).unwrap();
+    /// Each page: its number, how many records it has, and they.
+    fn iter(&self) -> impl Iterator<Item = (i64, usize, &[u8])> {
+        let begins = std::iter::once(0).chain(self.cuts.iter().map(|(end, _)| *end));
+        let all = begins.zip(&self.cuts).enumerate();
+        all.filter_map(|(nth, (begin, (end, count)))| {
+            Some((self.number(nth), *count, self.octets.get(begin..*end)?))
+        })
     }
+}
 
-    #[test]
-    fn a_file_of_the_old_form_is_taken_over_and_written_anew() {
-        let folder = std::env::temp_dir().join(format!("sixway-ledger-old-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("leases.db");
-        let old = Connection::open(&path).unwrap();
-        let row = "INSERT INTO lease VALUES ('2001:db8:2::/48', x'000102', 'prefix', 4294967295, 7, 2000000000, 1700000100, NULL);";
-        old.execute_batch(&format!("{SCHEMA}{row}PRAGMA user_version = 1;")).unwrap();
-        drop(old);
-        let own = lease("2001:db8:2::/48", "vs0", 1100, None);
-        let begin = ("boot", 1000, 1_700_000_000);
-        let mut ledger = Ledger::open(&path, begin).unwrap();
-        assert_eq!(ledger.load("vs0", 1000).unwrap(), std::slice::from_ref(&own));
-        let next = Lease { until: 2000, ..own };
-        ledger.write(&page(vec![Change::Has(next.clone())])).unwrap();
-        drop(ledger);
-        let mut ledger = Ledger::open(&path, begin).unwrap();
-        assert_eq!(ledger.load("vs0", 1000).unwrap(), std::slice::from_ref(&next), "the later one counts");
-        let mut tidy = Tidy::default();
-        tidy.look(ledger.records(), 1);
-        assert!(tidy.is_due());
-        let part = Part { leases: vec![next.clone()], is_first: true, is_last: true };
-        ledger.write(&Page { part: Some(part), ..Page::default() }).unwrap();
-        assert_eq!(ledger.records(), 1);
-        drop(ledger);
-        let mut ledger = Ledger::open(&path, begin).unwrap();
-        assert_eq!((ledger.load("vs0", 1000).unwrap(), ledger.records()), (vec![next], 1));
-        std::fs::remove_dir_all(&folder).unwrap();
+/// All leases in a file of their own, which must not be there yet.
+pub(super) fn write_all(
+    path: &Path,
+    now: (&str, u64, u64),
+    leases: &[Lease],
+    proofs: Proofs,
+) -> Result<(), LedgerError> {
+    let mut fresh = Ledger::open(path, now)?;
+    fresh.write(&Page { proofs, ..Page::default() })?;
+    for some in leases.chunks(4096) {
+        let changes = some.iter().cloned().map(Change::Has).collect();
+        fresh.write(&Page { changes, ..Page::default() })?;
     }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Put(u8, u64),
-        Drop(u8),
-        Write,
-        /// The disk is full, or the like.
-        Fail,
-        Restart,
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            8 => (any::<u8>(), 2000_u64..3000).prop_map(|(n, until)| Step::Put(n, until)),
-            4 => any::<u8>().prop_map(Step::Drop),
-            4 => Just(Step::Write),
-            1 => Just(Step::Fail),
-            1 => Just(Step::Restart),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
-
-        /// Written anew in parts, beside changes, over failures and restarts: what is loaded is always what was written last,
-        /// and there are never many more records than leases.
-        #[test]
-        fn nothing_is_lost_when_all_is_written_anew(steps in prop::collection::vec(step(), 0..120)) {
-            let folder = std::env::temp_dir().join(format!("sixway-ledger-anew-{}", std::process::id()));
-            let path = folder.join("leases.db");
-            let begin = ("boot", 1000, 1_700_000_000);
-            let mut ledger = Ledger::open(&path, begin).unwrap();
-            // What is on the disk, what is so, and what has changed since.
-            let (mut disk, mut now, mut changes) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-            let mut last: Option<Ipv6Prefix> = None;
-            for step in steps {
-                match step {
-                    Step::Put(n, until) => {
-                        let one = lease(&format!("2001:db8:{:x}::/48", n % 40), "vs0", until, None);
-                        now.insert(one.prefix, one.clone());
-                        changes.push(Change::Has(one));
-                    }
-                    Step::Drop(n) => {
-                        let prefix: Ipv6Prefix = format!("2001:db8:{:x}::/48", n % 40).parse().unwrap();
-                        changes.extend(now.remove(&prefix).map(Change::Gone));
-                    }
-                    Step::Write | Step::Fail => {
-                        // Three at a time, without end.
-                        let mut left = now.range((last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded));
-                        let leases: Vec<Lease> = left.by_ref().take(3).map(|(_, lease)| Lease::clone(lease)).collect();
-                        let part = Part { leases, is_first: last.is_none(), is_last: left.next().is_none() };
-                        let whole = Page { changes: changes.clone(), part: Some(part), ..Page::default() };
-                        if matches!(step, Step::Fail) {
-                            ledger.store.execute_batch("PRAGMA query_only = ON").unwrap();
-                            prop_assert!(ledger.write(&whole).is_err());
-                            ledger.store.execute_batch("PRAGMA query_only = OFF").unwrap();
-                            continue;
-                        }
-                        ledger.write(&whole).unwrap();
-                        let part = whole.part.unwrap();
-                        last = part.leases.last().filter(|_| !part.is_last).map(|lease| lease.prefix);
-                        changes.clear();
-                        disk = now.clone();
-                        prop_assert!(!part.is_last || ledger.records() <= 240, "{}", ledger.records());
-                    }
-                    Step::Restart => {
-                        drop(ledger);
-                        ledger = Ledger::open(&path, begin).unwrap();
-                        let loaded: Vec<Lease> = ledger.load("vs0", 1000).unwrap();
-                        prop_assert_eq!(loaded, disk.values().cloned().collect::<Vec<_>>());
-                        (now, last) = (disk.clone(), None);
-                        changes.clear();
-                    }
-                }
-            }
-            let loaded: Vec<Lease> = ledger.load("vs0", 1000).unwrap();
-            prop_assert_eq!(loaded, disk.into_values().collect::<Vec<_>>());
-            drop(ledger);
-            std::fs::remove_dir_all(&folder).unwrap();
-        }
-    }
+    Ok(())
 }

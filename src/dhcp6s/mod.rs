@@ -10,14 +10,18 @@
 //! One task owns everything: one shelf for all links of the process, so that nothing is given out twice. While one batch is
 //! written down the next is collected, as long as more messages wait. Left out: temporary addresses.
 
+pub mod backlog;
 mod changes;
 pub mod clock;
 mod counts;
+pub mod crc;
 pub mod files;
 pub mod front;
 pub mod here;
 pub mod index;
+mod keeping;
 pub mod ledger;
+pub mod mend;
 pub mod plan;
 mod port;
 pub mod record;
@@ -40,19 +44,19 @@ use sixway_dataplane::update::Ipv6Prefix;
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
+use self::backlog::Backlog;
 pub use self::changes::only_one_says_dns;
 use self::changes::put_dns;
 use self::clock::Epoch;
 use self::files::Files;
 use self::here::{now, uptime};
-use self::ledger::{Ledger, Page};
+use self::ledger::Ledger;
 use self::plan::{Plan, Site};
 use self::port::Port;
 use self::routes::way;
 use self::scribe::{Done, Scribe};
-use self::shelf::{Change, Lease, Proofs, Shelf};
+use self::shelf::{Change, Lease, Shelf};
 use self::socket::{ALL_SERVERS_OF_SITE, Arrived, Inbox};
-use self::tidy::Tidy;
 use crate::broker::{BindKey, BindKind};
 use crate::compat::dhcp6sconf::{Duid, ServerConf};
 use crate::dhcp6ctl::codec::{IaKind, Order};
@@ -77,8 +81,6 @@ const LOOK: Duration = Duration::from_secs(30);
 const SHARE: u32 = 100;
 /// How long after news of an interface or a route they are looked at: news come in swarms.
 const SETTLING: Duration = Duration::from_millis(500);
-/// How long after a failure the disk is tried again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// What a server is started with.
 #[derive(Debug)]
@@ -108,17 +110,14 @@ pub struct Server {
     shelf: Shelf,
     scribe: Scribe,
     epoch: Epoch,
-    /// Changes that are not on the disk yet, in order.
-    unwritten: Vec<Change>,
-    tidy: Tidy,
-    unwritten_proofs: Proofs,
-    ahead: Option<i64>,
+    /// Changes that are not on the disk yet.
+    backlog: Backlog,
     /// Answers that wait for what is collected, and those that wait for what is being written.
     collected: Vec<Letter>,
     writing: Option<Vec<Letter>>,
-    /// When the disk is tried again; `None`: it works.
-    failing: Option<Instant>,
     not_kept: u64,
+    /// What that was when the disk began to fail.
+    not_kept_before: u64,
     /// The link that is looked at first.
     turn: usize,
     closing: bool,
@@ -212,15 +211,13 @@ impl Server {
         let sites = start.interfaces.iter().map(|name| here::site(name));
         let mut shelf = Shelf::new(Plan::new(&start.conf, sites), kept, uptime());
         shelf.recall_proofs(ledger.load_proofs()?);
-        let mut tidy = Tidy::default();
-        tidy.look(ledger.records(), shelf.len());
+        let backlog = Backlog::new(ledger.records(), shelf.len());
         let (control, orders) = listen(start.control.take())?;
         let epoch = ledger.epoch().clone();
         let scribe = Scribe::start(ledger).context("there is no thread for the leases")?;
-        let (unwritten, unwritten_proofs) = (Vec::new(), Proofs::new());
         let (began, watch) = (Instant::now(), Watch::open()?);
-        let (collected, writing, failing) = (Vec::new(), None, None);
-        let (not_kept, unrouted, due, looked, ahead) = (0, 0, began + LOOK, began, None);
+        let (collected, writing) = (Vec::new(), None);
+        let (not_kept, unrouted, due, looked) = (0, 0, began + LOOK, began);
         let mut server = Self {
             start,
             duid,
@@ -228,14 +225,11 @@ impl Server {
             shelf,
             scribe,
             epoch,
-            unwritten,
-            tidy,
-            unwritten_proofs,
-            ahead,
+            backlog,
             collected,
             writing,
-            failing,
             not_kept,
+            not_kept_before: 0,
             turn: 0,
             closing: false,
             unrouted,
@@ -311,7 +305,7 @@ impl Server {
 
     async fn event(&mut self, own: &mut mpsc::Receiver<Own>) -> Event {
         let wait = self.left().clamp(SHORT_LOOK, LOOK);
-        let is_full = self.collected.len() >= MOST_WAITING;
+        let is_full = self.collected.len() >= MOST_WAITING || self.backlog.is_full();
         // Each link has its turn, however much comes in on another.
         self.turn = self.turn.wrapping_add(1) % self.ports.len().max(1);
         let first = self.turn;
@@ -342,7 +336,7 @@ impl Server {
         let calls = self.ports.iter().filter_map(|port| port.session.poll_call_timeout());
         let call = calls.min().map(|at| at.saturating_sub(self.began.elapsed()));
         let now = Instant::now();
-        let disk = self.failing.map(|at| at.saturating_duration_since(now));
+        let disk = self.retry().map(|at| at.saturating_duration_since(now));
         let look = self.due.saturating_duration_since(now);
         [lease, call, disk].into_iter().flatten().fold(look, Duration::min)
     }
@@ -364,7 +358,7 @@ impl Server {
         self.shelf.handle_timeout(uptime());
         if let Some(ahead) = self.epoch.look(uptime(), now()) {
             tracing::info!(event = "clock_set", "the calendar was set; leases last as long as before");
-            self.ahead = Some(ahead);
+            self.backlog.set(ahead);
         }
         self.submit();
         self.send_calls().await;
@@ -450,6 +444,11 @@ impl Server {
         let before = self.shelf.changes();
         let answer = port.session.handle(&origin, octets, &mut self.shelf);
         tracing::debug!(event = "message", kind = octets.first(), %sender, answered = answer.is_some());
+        if self.shelf.is_refused() {
+            // Not even that nothing is there: another server may have something, and this one may have it again.
+            self.not_kept += 1;
+            return None;
+        }
         let answer = answer?;
         let to_port = match () {
             () if answer.to_source_port => arrived.from.port(),
@@ -478,55 +477,6 @@ impl Server {
             let own: Vec<(&[u8], Ipv6Addr, u16)> = own.map(|l| (&l.octets[..], l.to, l.to_port)).collect();
             port.send(&own).await;
         }
-    }
-
-    /// Has written down what has changed, unless something is being written already: then it is written after that.
-    fn submit(&mut self) {
-        self.unwritten.append(&mut self.shelf.poll_changes());
-        self.unwritten_proofs.extend(self.shelf.poll_proofs());
-        let nothing = self.unwritten.is_empty() && self.unwritten_proofs.is_empty() && self.ahead.is_none();
-        let waits = self.failing.is_some_and(|at| Instant::now() < at);
-        // While a disk fails for long, the last change of each lease is enough.
-        if self.failing.is_some() && self.unwritten.len() > 2 * self.shelf.len() + MOST_WAITING {
-            last_of_each(&mut self.unwritten);
-        }
-        let tidies = self.tidy.is_due() && !self.closing;
-        if (nothing && !tidies) || waits || self.writing.is_some() {
-            return;
-        }
-        let changes = std::mem::take(&mut self.unwritten);
-        let proofs = std::mem::take(&mut self.unwritten_proofs);
-        let part = if tidies { self.tidy.part(&self.shelf, changes.len()) } else { None };
-        self.scribe.write(Page { changes, part, proofs, ahead: self.ahead.take() });
-        self.writing = Some(std::mem::take(&mut self.collected));
-    }
-
-    /// What was written is routed, then told; what could not be is written again, and told to nobody.
-    async fn written(&mut self, done: Done) {
-        let letters = self.writing.take().unwrap_or_default();
-        let Done { page, kept } = done;
-        match kept {
-            Ok(records) => {
-                self.failing = None;
-                page.part.iter().for_each(|part| self.tidy.kept(part));
-                self.tidy.look(records, self.shelf.len());
-                log(&page.changes);
-                let failed = self.route(&page.changes).await;
-                self.send(letters, &failed).await;
-            }
-            Err(why) => {
-                tracing::error!("{why}; nobody is told of new leases until this works");
-                self.failing = Some(Instant::now() + RETRY);
-                self.not_kept += letters.len() as u64;
-                let since = std::mem::replace(&mut self.unwritten, page.changes);
-                self.unwritten.extend(since);
-                for (client, number) in page.proofs {
-                    self.unwritten_proofs.entry(client).or_insert(number);
-                }
-                self.ahead = self.ahead.or(page.ahead);
-            }
-        }
-        self.submit();
     }
 
     /// Routes come and go with leases. A new lease that cannot be routed is taken back; one that had its route keeps it, or
@@ -595,7 +545,7 @@ impl Server {
                 Some(done) => self.written(done).await,
                 None => break,
             }
-            if self.failing.is_some() {
+            if self.backlog.retry().is_some() {
                 break;
             }
         }
@@ -605,13 +555,6 @@ impl Server {
         }
         self.scribe.close();
     }
-}
-
-/// Leaves the last change of each lease.
-fn last_of_each(changes: &mut Vec<Change>) {
-    let last: BTreeMap<Ipv6Prefix, Change> =
-        changes.drain(..).map(|change| (change.lease().prefix, change)).collect();
-    changes.extend(last.into_values());
 }
 
 type Listening = (Option<Control>, Option<mpsc::Receiver<Ordered>>);
@@ -626,23 +569,6 @@ fn listen(at: Option<(std::net::SocketAddr, Zeroizing<Vec<u8>>)>) -> anyhow::Res
 
 /// Relay-forward (RFC 8415 section 7.3).
 const RELAY_FORWARD: u8 = 12;
-
-fn log(changes: &[Change]) {
-    if !tracing::enabled!(tracing::Level::INFO) {
-        return;
-    }
-    for change in changes {
-        match change {
-            Change::Has(Lease { key, prefix, life, .. }) => {
-                let (link, client, seconds) = (&key.tunnel, hex(&key.client), life.valid);
-                tracing::info!(event = "bound", %link, %prefix, number = key.number, client, seconds);
-            }
-            Change::Gone(Lease { key, prefix, .. }) => {
-                tracing::info!(event = "unbound", %prefix, number = key.number, client = hex(&key.client));
-            }
-        }
-    }
-}
 
 /// A DUID; what is longer is no DUID, and the end of it says on which line its client is.
 fn hex(octets: &[u8]) -> String {

@@ -6,15 +6,15 @@ use std::thread::JoinHandle;
 
 use tokio::sync::mpsc;
 
-use super::ledger::{Ledger, LedgerError, Page};
+use super::ledger::{Kept, Ledger, LedgerError, Page};
 
 /// A page that is on the disk, or is not.
 #[derive(Debug)]
 pub struct Done {
     /// What it was.
     pub page: Page,
-    /// Whether it is; then how many records the ledger has.
-    pub kept: Result<usize, LedgerError>,
+    /// Whether it is; then how the ledger is.
+    pub kept: Result<Kept, LedgerError>,
 }
 
 /// The hold on the thread.
@@ -63,7 +63,7 @@ impl Scribe {
 
 fn write(mut ledger: Ledger, work: &std_mpsc::Receiver<Page>, tell: &mpsc::Sender<Done>) {
     while let Ok(page) = work.recv() {
-        let kept = ledger.write(&page).map(|()| ledger.records());
+        let kept = ledger.write(&page);
         let _the_server_may_have_closed = tell.blocking_send(Done { page, kept });
     }
 }

@@ -97,6 +97,13 @@ pub struct Shelf {
     /// What clients have declined, oldest first; some may have ended.
     declined: HashMap<Box<[u8]>, VecDeque<Ipv6Prefix>>,
     changes: Vec<Change>,
+    /// How many there have been.
+    changed: u64,
+    /// Leases that are not on the disk as they are here, with the number of their last change.
+    unkept: HashMap<Ipv6Prefix, u64>,
+    /// Nothing can be kept now, so nothing is promised.
+    is_closed: bool,
+    is_refused: bool,
     /// What the answer to this message tells of.
     told: Vec<(BindKey, Ipv6Prefix)>,
     proofs: Proofs,
@@ -116,6 +123,10 @@ impl Shelf {
             idle: BTreeSet::new(),
             declined: HashMap::new(),
             changes: Vec::new(),
+            changed: 0,
+            unkept: HashMap::new(),
+            is_closed: false,
+            is_refused: false,
             told: Vec::new(),
             proofs: Proofs::new(),
             new_proofs: Proofs::new(),
@@ -129,7 +140,8 @@ impl Shelf {
                 shelf.put(lease);
             }
         }
-        shelf.changes.clear();
+        // On the disk, all of them.
+        (shelf.changes, shelf.unkept) = (Vec::new(), HashMap::new());
         shelf.handle_timeout(now);
         shelf.withdraw();
         shelf.lay_out();
@@ -177,6 +189,38 @@ impl Shelf {
         }
         self.peer = peer;
         self.told.clear();
+        self.is_refused = false;
+    }
+
+    /// Nothing can be kept: from now on nothing is given, for longer or taken back, but what is on the disk as it is here.
+    /// What is over ends all the same.
+    pub fn close(&mut self) {
+        self.is_closed = true;
+    }
+
+    /// All is as ever again.
+    pub fn open(&mut self) {
+        self.is_closed = false;
+    }
+
+    /// Whether something was refused to the last message because nothing can be kept.
+    pub fn is_refused(&self) -> bool {
+        self.is_refused
+    }
+
+    /// These changes are on the disk; the last of them, or one that came with no other, had this number.
+    pub fn kept(&mut self, changes: &[Change], last: u64) {
+        for prefix in changes.iter().map(|change| change.lease().prefix) {
+            if self.unkept.get(&prefix).is_some_and(|number| *number <= last) {
+                self.unkept.remove(&prefix);
+            }
+        }
+    }
+
+    /// Whether nothing can be kept, which the message is refused for.
+    fn refuses(&mut self) -> bool {
+        self.is_refused |= self.is_closed;
+        self.is_closed
     }
 
     /// Ends what is over.
@@ -202,9 +246,9 @@ impl Shelf {
         std::mem::take(&mut self.told)
     }
 
-    /// How many changes have not been asked for.
-    pub fn changes(&self) -> usize {
-        self.changes.len() + self.new_proofs.len()
+    /// How many changes there have been, each of what clients have proved too: the number of the last one.
+    pub fn changes(&self) -> u64 {
+        self.changed
     }
 
     /// Takes over what clients had proved before.
@@ -288,6 +332,8 @@ impl Shelf {
         if lease.key.client.is_empty() {
             self.idle.insert((until, prefix));
         }
+        self.changed += 1;
+        self.unkept.insert(prefix, self.changed);
         self.changes.push(Change::Has(lease.clone()));
         if !self.all.put(lease) {
             self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(prefix));
@@ -298,6 +344,8 @@ impl Shelf {
         if let Some(lease) = self.all.take(prefix) {
             self.idle.remove(&(lease.until, prefix));
             self.vacate(prefix);
+            self.changed += 1;
+            self.unkept.remove(&prefix);
             self.changes.push(Change::Gone(lease));
         }
     }
@@ -393,6 +441,19 @@ impl Shelf {
         })
     }
 
+    /// The client has this, from now on; a lease that is on the disk just so needs nothing.
+    fn renew(&mut self, wish: &BindWish, prefix: Ipv6Prefix, life: Life) -> Result<(), Lack> {
+        let lease = self.wished(wish, prefix, life);
+        if self.all.get(prefix) == Some(&lease) && !self.unkept.contains_key(&prefix) {
+            return Ok(());
+        }
+        if self.refuses() {
+            return Err(Lack);
+        }
+        self.put(lease);
+        Ok(())
+    }
+
     /// A lease from now on, of whoever sends this message. Who was on the link stays known there, whatever address a message
     /// comes from and through whatever relay.
     fn lease(&self, key: &BindKey, prefix: Ipv6Prefix, life: Life) -> Lease {
@@ -456,6 +517,9 @@ impl Shelf {
 
 impl Leases for Shelf {
     fn offer(&mut self, wishes: &[BindWish]) -> Vec<Result<Ipv6Prefix, Lack>> {
+        if self.refuses() {
+            return wishes.iter().map(|_| Err(Lack)).collect();
+        }
         let (mut taken, mut aside) = (Vec::new(), Vec::new());
         let mut offered = Vec::with_capacity(wishes.len());
         // What is offered for one wish must not be for the next.
@@ -477,10 +541,12 @@ impl Leases for Shelf {
     }
 
     fn bind(&mut self, wish: &BindWish, _lasts: Duration) -> Result<Vec<Ipv6Prefix>, Lack> {
-        let given = match self.judge(wish, &[]).ok_or(Lack)? {
+        let given = match self.judge(wish, &[]) {
             // What is not given any more beside that ends at its time.
-            Due::Has(given) => given,
-            Due::New { prefix, life, left } => {
+            Some(Due::Has(given)) => given,
+            _ if self.refuses() => return Err(Lack),
+            None => return Err(Lack),
+            Some(Due::New { prefix, life, left }) => {
                 // The client's on the link that it has left, or nobody's and wanted again.
                 left.into_iter().for_each(|left| self.take(left));
                 self.take(prefix);
@@ -488,7 +554,7 @@ impl Leases for Shelf {
             }
         };
         for (prefix, life) in &given {
-            self.put(self.wished(wish, *prefix, *life));
+            self.renew(wish, *prefix, *life)?;
         }
         self.told.extend(given.iter().map(|(prefix, _)| (wish.key.clone(), *prefix)));
         Ok(given.into_iter().map(|(prefix, _)| prefix).collect())
@@ -499,10 +565,15 @@ impl Leases for Shelf {
     }
 
     fn release(&mut self, prefix: Ipv6Prefix) {
-        self.take(prefix);
+        if !self.refuses() {
+            self.take(prefix);
+        }
     }
 
     fn decline(&mut self, key: &BindKey, prefix: Ipv6Prefix, lasts: Duration) {
+        if self.refuses() {
+            return;
+        }
         self.take(prefix);
         let nobody = BindKey { client: Arc::default(), ..key.clone() };
         let life = Life { preferred: 0, valid: u32::try_from(lasts.as_secs()).unwrap_or(u32::MAX - 1) };
@@ -547,6 +618,7 @@ impl Leases for Shelf {
 
     fn keep_proof(&mut self, client: &[u8], number: u64) {
         // Only who has a key comes so far, and those are as many as the configuration has.
+        self.changed += 1;
         self.proofs.insert(client.into(), number);
         self.new_proofs.insert(client.into(), number);
     }

@@ -10,8 +10,8 @@ use super::shelf::{Lease, Shelf};
 
 /// Records that are never too many.
 const SOME: usize = 16_384;
-/// Leases that are written anew in one part, or twice as many as have changed: so it comes to an end.
-const PART: usize = 512;
+/// Leases that are written anew in one part: at least so many, or twice as many as have changed, and at most so many.
+const PART: (usize, usize) = (512, 16_384);
 
 /// Leases that are written anew.
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ impl Tidy {
         if !self.is_due {
             return None;
         }
-        let most = changes.saturating_mul(2).max(PART);
+        let most = changes.saturating_mul(2).clamp(PART.0, PART.1);
         let mut left = shelf.after(self.last);
         let leases = left.by_ref().take(most).cloned().collect();
         Some(Part { leases, is_first: self.last.is_none(), is_last: left.next().is_none() })

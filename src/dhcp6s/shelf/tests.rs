@@ -96,6 +96,69 @@ fn hosts_have_their_own_and_nobody_else_has() {
 }
 
 #[test]
+fn nothing_is_promised_that_cannot_be_kept() {
+    use BindKind::{Address, Prefix};
+    let mut shelf = shelf(CONF);
+    let forever = wish(0xb, Prefix, 1);
+    bind(&mut shelf, &forever).unwrap();
+    bind(&mut shelf, &wish(1, Address, 1)).unwrap();
+    let changes = shelf.poll_changes();
+    shelf.close();
+    shelf.next(1000, "vs0", None);
+    assert_eq!((bind(&mut shelf, &forever), shelf.is_refused()), (None, true), "it is not on the disk");
+    shelf.kept(&changes, shelf.changes());
+    let refused = |shelf: &mut Shelf, what: &dyn Fn(&mut Shelf)| {
+        let (before, leases) = (shelf.changes(), shelf.len());
+        shelf.next(1001, "vs0", None);
+        what(shelf);
+        assert_eq!((shelf.changes(), shelf.len()), (before, leases));
+        shelf.is_refused()
+    };
+    assert!(
+        !refused(&mut shelf, &|shelf| assert!(bind(shelf, &forever).is_some())),
+        "what never ends is kept"
+    );
+    assert!(refused(&mut shelf, &|shelf| assert!(bind(shelf, &wish(1, Address, 1)).is_none())), "for longer");
+    assert!(refused(&mut shelf, &|shelf| assert!(bind(shelf, &wish(2, Address, 1)).is_none())), "new");
+    assert!(refused(&mut shelf, &|shelf| assert!(shelf.offer(&[wish(2, Address, 1)])[0].is_err())));
+    let key = wish(1, Address, 1).key;
+    let own = shelf.bound(&key)[0];
+    assert!(refused(&mut shelf, &|shelf| shelf.release(own)));
+    assert!(refused(&mut shelf, &|shelf| shelf.decline(&key, own, Duration::from_secs(9))));
+    shelf.next(1200, "vs0", None);
+    assert_eq!(shelf.len(), 1, "what is over ends all the same");
+    shelf.open();
+    assert!(bind(&mut shelf, &wish(2, Address, 1)).is_some() && !shelf.is_refused());
+}
+
+#[test]
+fn what_is_proved_again_is_a_change_again() {
+    let mut shelf = shelf(CONF);
+    let before = shelf.changes();
+    shelf.keep_proof(&[1], 5);
+    shelf.keep_proof(&[1], 6);
+    assert_eq!(shelf.changes(), before + 2);
+    assert_eq!(shelf.poll_proofs(), Proofs::from([([1][..].into(), 6)]));
+}
+
+#[test]
+fn what_never_ends_is_written_once() {
+    let mut shelf = shelf(CONF);
+    bind(&mut shelf, &wish(0xb, BindKind::Prefix, 1)).unwrap();
+    let first = shelf.poll_changes();
+    // Said again before it is on the disk, it has to wait for that as well.
+    bind(&mut shelf, &wish(0xb, BindKind::Prefix, 1)).unwrap();
+    let (second, number) = (shelf.poll_changes(), shelf.changes());
+    assert_eq!((first.len(), second.len()), (1, 1));
+    shelf.kept(&first, number - 1);
+    bind(&mut shelf, &wish(0xb, BindKind::Prefix, 1)).unwrap();
+    assert_eq!(shelf.poll_changes().len(), 1, "the first is, the second is not");
+    shelf.kept(&second, shelf.changes());
+    bind(&mut shelf, &wish(0xb, BindKind::Prefix, 1)).unwrap();
+    assert_eq!(shelf.poll_changes(), []);
+}
+
+#[test]
 fn hints_are_heard_and_relays_choose_their_link() {
     let mut shelf = shelf(CONF);
     let hint =
