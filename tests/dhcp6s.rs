@@ -16,7 +16,9 @@ use sixway::dhcp6s::only_one_says_dns;
 use sixway::dhcp6s::plan::{Plan, Site, terms};
 use sixway::dhcp6s::shelf::{Change, Lease, Shelf};
 use sixway::dhcpv6::auth::Ring;
-use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Relay};
+use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Relay, code};
+use sixway::dhcpv6::query::{ClientData, Query, Sought};
+use sixway::dhcpv6::requestor::{Found, Heard, Question};
 use sixway::dhcpv6::session::{Origin, Session};
 use sixway_dataplane::update::Ipv6Prefix;
 
@@ -672,4 +674,114 @@ fn a_configuration_that_is_not_there_is_told_of() {
     let said = String::from_utf8([out.stdout, out.stderr].concat()).unwrap();
     let told = "/nonexistent/x.conf is not there, so nobody is given anything on lo";
     assert!(!out.status.success() && said.contains(told), "{said}");
+}
+
+/// Asks who has what, from this address.
+fn look_up(lab: &mut Lab, from: &str, sought: Sought, link: Option<&str>) -> Option<Heard> {
+    let query = Query { sought, link: link.map(|link| link.parse().unwrap()), wanted: vec![23, 47] };
+    let question = Question { duid: vec![0, 4, 7], xid: [7, 8, 9], query };
+    lab.shelf.next(lab.now, LINK, None);
+    let from = Some(from.parse().unwrap());
+    let origin =
+        Origin { tunnel: LINK, user: None, fixed: &[], on_link: &[], is_unicast: true, from, port: 54_321 };
+    let answer = lab.session.handle(&origin, &question.message(), &mut lab.shelf)?;
+    question.hear(&answer.octets)
+}
+
+const QUERIES: &str = "
+    option domain-name-servers 2001:db8:53::53;
+    lease-query 2001:db8:77::/48, ::1 fe80::/10;
+    interface vs0 { address-pool p 60 90; delegated-prefix-pool 2001:db8:8000::/40 56 60 90; };
+    interface far7 { relay-interface-id \"eth7\"; address-pool q 60 90; };
+    pool p { range 2001:db8:53:1::1000 to 2001:db8:53:1::1fff; };
+    pool q { range 2001:db8:7::1000 to 2001:db8:7::1fff; };
+    host own { duid 00:03:05; prefix 2001:db8:1111::/48 infinity; };
+    host line { remote-id 9 \"olt3/7\"; prefix 2001:db8:7777::/48 60 90; };
+";
+
+/// RFC: V49 (RFC 5007 sections 4.1.2, 4.4.1 and 5)
+#[test]
+fn who_has_what_on_links_is_told_to_those_whom_the_file_names() {
+    let conf = load("x", QUERIES.as_bytes(), &Room).unwrap().conf;
+    let mut lab = Lab::new(&conf);
+    let client = |duid: u8| Opt::Leaf(DhcpOption::ClientId(vec![0, 3, duid]));
+    let server: Duid = "00:01:00:01:2b:00:00:01:02:00:00:00:53:01".parse().unwrap();
+    let server = Opt::Leaf(DhcpOption::ServerId(server.octets().to_vec()));
+    let ia = |kind, iaid| Opt::Ia(Ia { kind, iaid, t1: 0, t2: 0, parts: Vec::new() });
+    let request = |duid: u8| Message {
+        kind: MessageType::Request,
+        xid: [1, 2, duid],
+        options: vec![client(duid), server.clone(), ia(IaKind::Address, 1), ia(IaKind::Prefix, 2)],
+    };
+    lab.ask(&request(1).emit()).unwrap();
+    lab.now += 7;
+    // The same client behind a relay, on a link that this host is not on.
+    let relayed = |message: Message, more: Vec<Opt>| {
+        let peer = "fe80::7".parse().unwrap();
+        let inner = [more, vec![Opt::Relayed(message.emit())]].concat();
+        let (is_reply, hops, link) = (false, 0, std::net::Ipv6Addr::UNSPECIFIED);
+        Packet::Relay(Relay { is_reply, hops, link, peer, options: inner }).emit()
+    };
+    let eth7 = || Opt::Leaf(DhcpOption::InterfaceId(b"eth7".to_vec()));
+    let mut away = request(1);
+    away.options[2] = ia(IaKind::Address, 3);
+    away.options.truncate(3);
+    lab.ask(&relayed(away, vec![eth7()])).unwrap();
+    // One that is known by its line, and one whose prefix is its own for ever.
+    let olt = Opt::Other(code::REMOTE_ID, [&[0, 0, 0, 9][..], b"olt3/7"].concat());
+    lab.ask(&relayed(request(4), vec![olt.clone()])).unwrap();
+    lab.ask(&request(5).emit()).unwrap();
+
+    let by_duid = |duid: u8| Sought::Client(vec![0, 3, duid]);
+    let by = |addr: &str| Sought::Address(addr.parse().unwrap());
+    let heard = look_up(&mut lab, "fe80::1", by_duid(1), None).unwrap();
+    let Found::Links(links) = heard.found else { panic!("{heard:?}") };
+    let links: Vec<String> = links.iter().map(ToString::to_string).collect();
+    assert_eq!(links, ["2001:db8:7::1000", "2001:db8:53:1::1"], "by address: a pool's, and the server's own");
+    let mut data = |sought: Sought, link: Option<&str>| -> ClientData {
+        match look_up(&mut lab, "2001:db8:77::9", sought, link).unwrap().found {
+            Found::Client(data) => data,
+            other @ (Found::Nothing | Found::Links(_)) => panic!("{other:?}"),
+        }
+    };
+    let here = data(by_duid(1), Some("2001:db8:53:1::1"));
+    let there = data(by_duid(1), Some("2001:db8:7::1000"));
+    assert_eq!((here.values.len(), here.heard, there.values.len(), there.heard), (2, Some(7), 1, Some(0)));
+    assert!(here.values.iter().all(|value| (value.preferred, value.valid) == (53, 83)), "{here:?}");
+    assert!(here.relay.is_none() && here.options.iter().map(Opt::code).eq([23]), "relays are not kept");
+    let prefix = here.values.iter().find(|value| value.len == 56).unwrap();
+    let inside = (u128::from(prefix.addr) + 77).into();
+    assert_eq!(data(Sought::Address(inside), None), here);
+    assert_eq!(data(Sought::Address(there.values[0].addr), None), there);
+    let line = data(by("2001:db8:7777:1::1"), None);
+    assert!(line.client.is_empty() && line.options.first() == Some(&olt), "{line:?}");
+    let own = data(by("2001:db8:1111::1"), None);
+    let own: Vec<_> = own.values.iter().map(|v| (v.len, v.preferred, v.valid)).collect();
+    assert_eq!(own, [(48, u32::MAX, u32::MAX)]);
+
+    let mut status = |from: &str, addr: &str| look_up(&mut lab, from, by(addr), None).unwrap().status.0;
+    assert_eq!(status("::1", "2001:db8:53:1::1234"), Status::Success, "nobody's, but of a link here");
+    assert_eq!(status("::1", "2001:db8:8055::1"), Status::Success);
+    assert_eq!(status("::1", "2001:db8:9999::1"), Status::NotConfigured);
+    assert_eq!(status("2001:db8:78::1", "2001:db8:1111::1"), Status::NotAllowed);
+}
+
+#[test]
+fn who_may_ask_is_read_with_or_without_commas() {
+    let read = |text: &str| load("x", text.as_bytes(), &Room);
+    let shown = |conf: &ServerConf| conf.requestors.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let conf = read("lease-query 2001:db8::/32, ::1;\nlease-query fe80::/10 fd00::1;").unwrap().conf;
+    assert_eq!(shown(&conf), ["2001:db8::/32", "::1/128", "fe80::/10", "fd00::1/128"]);
+    assert!(read("").unwrap().conf.requestors.is_empty());
+    let open = read("lease-query ::/0;").unwrap();
+    assert!(open.notes[0].what.contains("everybody"));
+    for wrong in [
+        "lease-query;",
+        "lease-query ::1,;",
+        "lease-query 2001:db8::/129;",
+        "lease-query ff02::1;",
+        "lease-query x;",
+    ] {
+        assert!(read(wrong).is_err(), "{wrong}");
+    }
 }

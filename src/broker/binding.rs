@@ -213,6 +213,16 @@ impl Broker {
         self.bindings.all.values()
     }
 
+    /// The binding that an address lies in; what rests is nobody's.
+    pub fn binding_at(&self, addr: Ipv6Addr) -> Option<&Binding> {
+        self.bindings.meeting(Ipv6Prefix::host(addr)).filter(|binding| !binding.key.client.is_empty())
+    }
+
+    /// All that a client has, in whichever tunnels. Looks at all bindings.
+    pub fn bindings_of(&self, client: &[u8]) -> impl Iterator<Item = &Binding> {
+        self.bindings().filter(move |binding| !client.is_empty() && *binding.key.client == *client)
+    }
+
     /// How many there are.
     pub fn bindings_len(&self) -> usize {
         self.bindings.all.len()

@@ -19,6 +19,7 @@ pub mod dtcps;
 pub mod explain;
 mod fixed;
 pub mod kick;
+pub mod lease_query;
 mod password;
 mod pd;
 mod pinger;
@@ -85,6 +86,8 @@ enum Command {
     Drain(drain::DrainArgs),
     /// Have DHCPv6 clients ask anew, in one tunnel or everywhere
     Reconfigure(reconfigure::ReconfigureArgs),
+    /// Ask a DHCPv6 server who has an address, or what a client has (RFC 5007)
+    LeaseQuery(lease_query::LeaseQueryArgs),
     /// Measure what a running router stands: changes at a pace, or many clients at once
     Bench(bench::BenchArgs),
     /// Have a tunnel from a TSP or DTCP server, for as long as this runs
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Kick(args) => kick::run(&args),
         Command::Drain(args) => drain::run(&args),
         Command::Reconfigure(args) => reconfigure::run(&args),
+        Command::LeaseQuery(args) => lease_query::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Connect(args) => connect::run(&args),
         Command::Dtcps(args) => dtcps::run(&args),

@@ -98,6 +98,7 @@ fn dhcpv6(report: &mut Report<'_>, section: &Section<'_, '_>) -> Terms {
     let relays = section.texts(report, "relays", relay).unwrap_or_default();
     let supplied = section.integers(report, "relay_supplied", 1..=u16::MAX.into(), "codes of options");
     let supplied = codes_for_relays(report, section, supplied.unwrap_or_default());
+    let requestors = section.texts(report, "lease_query", requestor).unwrap_or_default();
     let always = section.integers(report, "always", 1..=u16::MAX.into(), "codes of options");
     let always = always.unwrap_or_default().into_iter().filter_map(|at| u16::try_from(at.value).ok());
     Terms {
@@ -117,6 +118,7 @@ fn dhcpv6(report: &mut Report<'_>, section: &Section<'_, '_>) -> Terms {
         reconfigure: section.boolean(report, "reconfigure").unwrap_or(true),
         listeners: LISTENERS,
         supplied,
+        requestors: requestors.into_iter().map(|at| at.value).collect(),
         authenticates: false,
         keys: std::collections::HashMap::new(),
     }
@@ -290,6 +292,18 @@ fn relay(text: &str) -> Result<(Box<[u8]>, Ipv6Addr), Complaint> {
         text.rsplit_once(' ').ok_or_else(|| Complaint::new("there is no address in it", next))?;
     let addr = addr.parse().map_err(|_| Complaint::new("it ends in no IPv6 address", next))?;
     Ok((name.as_bytes().into(), addr))
+}
+
+/// Where somebody is who may ask who has what: an address, or a prefix.
+fn requestor(text: &str) -> Result<Ipv6Prefix, Complaint> {
+    let next =
+        "write an address or a prefix, such as '2001:db8:53::/48', or 'fe80::/10' for whoever is in a tunnel";
+    let prefix = text.parse::<Ipv6Prefix>().ok().or_else(|| text.parse().ok().map(Ipv6Prefix::host));
+    let prefix = prefix.ok_or_else(|| Complaint::new("it is neither an IPv6 address nor a prefix", next))?;
+    if prefix.addr().is_multicast() {
+        return Err(Complaint::new("nobody asks from a multicast address", next));
+    }
+    Ok(prefix)
 }
 
 fn address(text: &str) -> Result<Ipv6Addr, Complaint> {

@@ -219,6 +219,7 @@ pub(crate) const DHCPV6: Schema = table(
         key("relay_supplied", "relay_supplied = [64]"),
         key("decline_time", "decline_time = 86400"),
         key("bindings_per_tunnel", "bindings_per_tunnel = 16"),
+        key("lease_query", "lease_query = [\"2001:db8:53::/48\"]"),
         key("interfaces", "interfaces = [\"eth1\"]"),
         key("link_config", "link_config = \"/etc/wide-dhcpv6/dhcp6s.conf\""),
     ],

@@ -57,6 +57,11 @@ impl Backlog {
         self.ahead = Some(ahead);
     }
 
+    /// Whether nothing waits; something may be under way.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.proofs.is_empty()
+    }
+
     /// Whether nothing more is to be taken in for now.
     pub fn is_full(&self) -> bool {
         self.changes.len() >= MOST

@@ -41,6 +41,7 @@ impl Server {
         // A file that has something in common with what is elsewhere has just been refused.
         self.contested.clear();
         self.lay_out();
+        self.listen_here();
         self.route_all().await;
         self.tell(&before, is_news);
         tracing::info!(event = "reloaded", "the configuration has been read again");

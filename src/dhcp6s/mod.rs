@@ -15,6 +15,7 @@ mod changes;
 pub mod clock;
 mod counts;
 pub mod crc;
+mod ear;
 pub mod files;
 pub mod front;
 pub mod here;
@@ -56,7 +57,7 @@ use self::port::Port;
 use self::routes::way;
 use self::scribe::{Done, Scribe};
 use self::shelf::{Change, Lease, Shelf};
-use self::socket::{ALL_SERVERS_OF_SITE, Arrived, Inbox};
+use self::socket::{ALL_SERVERS_OF_SITE, Arrived, Inbox, LinkSocket};
 use crate::broker::{BindKey, BindKind};
 use crate::compat::dhcp6sconf::{Duid, ServerConf};
 use crate::dhcp6ctl::codec::{IaKind, Order};
@@ -107,6 +108,8 @@ pub struct Server {
     start: Start,
     duid: Duid,
     ports: Vec<Port>,
+    /// Where lease queries of this host itself are heard; its letters are of the port behind the last.
+    ear: Option<LinkSocket>,
     shelf: Shelf,
     scribe: Scribe,
     epoch: Epoch,
@@ -149,6 +152,8 @@ struct Letter {
 enum Event {
     /// On the link with this number.
     Message(usize),
+    /// From this host itself.
+    Query,
     /// A page is on the disk, or is not.
     Written(Done),
     /// Nothing will be written any more.
@@ -222,6 +227,7 @@ impl Server {
             start,
             duid,
             ports,
+            ear: None,
             shelf,
             scribe,
             epoch,
@@ -241,6 +247,7 @@ impl Server {
             control,
             orders,
         };
+        server.listen_here();
         server.submit();
         server.route_all().await;
         Ok(server)
@@ -266,6 +273,7 @@ impl Server {
             }
             match self.event(own).await {
                 Event::Message(port) => self.answer(port, &mut inbox).await,
+                Event::Query => self.answer_here(&mut inbox).await,
                 Event::Written(done) => self.written(done).await,
                 Event::Broken => return Ended::Broken,
                 Event::Order(Order::Stop, _) => return Ended::Told,
@@ -309,11 +317,17 @@ impl Server {
         // Each link has its turn, however much comes in on another.
         self.turn = self.turn.wrapping_add(1) % self.ports.len().max(1);
         let first = self.turn;
-        let Self { ports, orders, scribe, watch, .. } = self;
+        let Self { ports, orders, scribe, watch, ear, .. } = self;
         let ordered = async {
             match orders {
                 Some(orders) => orders.recv().await,
                 None => None,
+            }
+        };
+        let heard = async {
+            match ear {
+                Some(ear) => ear.readable().await,
+                None => std::future::pending().await,
             }
         };
         let in_turn = ports.iter().cycle().skip(first).take(ports.len());
@@ -323,6 +337,7 @@ impl Server {
             (Ok(()), nth, _) = futures_util::future::select_all(readable), if !is_full => {
                 Event::Message((first + nth) % ports.len())
             }
+            Ok(()) = heard, if !is_full => Event::Query,
             Some(Ordered { order, done }) = ordered => Event::Order(order, done),
             Some(own) = own.recv() => Event::Own(own),
             news = watch.next() => Event::News(news),
@@ -415,7 +430,7 @@ impl Server {
             let before = self.collected.len();
             let mut letters = Vec::new();
             for (octets, arrived) in inbox.messages() {
-                letters.extend(self.handle(n, octets, arrived));
+                letters.extend(self.handle(n, octets, arrived, n));
             }
             if !self.ports.get_mut(n).is_some_and(Port::keep_ring) {
                 self.collected.truncate(before);
@@ -429,8 +444,9 @@ impl Server {
         self.submit();
     }
 
-    /// The answer to a message, if it can leave at once; one that tells of something new waits for the disk.
-    fn handle(&mut self, n: usize, octets: &[u8], arrived: &Arrived) -> Option<Letter> {
+    /// The answer to a message on the link `n`, if it can leave at once; one that tells of something new waits for the disk. It
+    /// leaves by the port `by`.
+    fn handle(&mut self, n: usize, octets: &[u8], arrived: &Arrived, by: usize) -> Option<Letter> {
         let port = self.ports.get_mut(n)?;
         let sender = *arrived.from.ip();
         let is_relay = octets.first() == Some(&RELAY_FORWARD);
@@ -450,17 +466,32 @@ impl Server {
             return None;
         }
         let answer = answer?;
+        let tells_of_others = answer.tells_of_others;
         let to_port = match () {
             () if answer.to_source_port => arrived.from.port(),
             () if answer.to_relay => SERVER_PORT,
             () => CLIENT_PORT,
         };
         let tells = self.shelf.poll_told();
-        let letter = Letter { port: n, octets: answer.octets, to: sender, to_port, tells };
+        let letter = Letter { port: by, octets: answer.octets, to: sender, to_port, tells };
+        if tells_of_others {
+            return self.hold(letter);
+        }
         if self.shelf.changes() == before {
             return Some(letter);
         }
         self.collected.push(letter);
+        None
+    }
+
+    /// A letter that tells of what others have leaves when that is on the disk: at once, if all is.
+    fn hold(&mut self, letter: Letter) -> Option<Letter> {
+        let comes = self.shelf.has_news() || !self.backlog.is_empty();
+        match &mut self.writing {
+            _ if comes => self.collected.push(letter),
+            Some(letters) => letters.push(letter),
+            None => return Some(letter),
+        }
         None
     }
 
@@ -477,6 +508,7 @@ impl Server {
             let own: Vec<(&[u8], Ipv6Addr, u16)> = own.map(|l| (&l.octets[..], l.to, l.to_port)).collect();
             port.send(&own).await;
         }
+        self.send_here(&letters).await;
     }
 
     /// Routes come and go with leases. A new lease that cannot be routed is taken back; one that had its route keeps it, or

@@ -102,6 +102,20 @@ pub struct Space {
     pub life: Life,
 }
 
+impl LinkPlan {
+    /// Whether an address is where its pools are.
+    fn has(&self, addr: Ipv6Addr) -> bool {
+        self.pool.is_some_and(|range| subnet(range.first) == subnet(addr))
+            || self.spaces.iter().any(|space| space.all.contains(addr))
+    }
+
+    /// An address of its pools.
+    fn address(&self) -> Option<Ipv6Addr> {
+        let pool = self.pool.map(|range| range.first);
+        pool.or_else(|| self.spaces.first().map(|space| space.all.addr()))
+    }
+}
+
 impl Range {
     /// Where its places lie.
     pub fn extent(&self) -> Extent {
@@ -249,11 +263,42 @@ impl Plan {
     /// The link that a relay names, if anything is given out there.
     fn named(&self, relay: Option<Ipv6Addr>) -> Option<(&str, &LinkPlan)> {
         let link = relay?;
-        let same = |one: &LinkPlan| {
-            one.pool.is_some_and(|range| subnet(range.first) == subnet(link))
-                || one.spaces.iter().any(|space| space.all.contains(link))
+        self.links.iter().find(|(_, one)| one.has(link)).map(|(name, one)| (&**name, one))
+    }
+
+    /// The name of the link that something is on which was given there to a client that was heard on `heard`: the interface
+    /// whose pools it is of, else the one whose prefix it has.
+    pub fn link_of<'a>(&'a self, heard: &'a str, prefix: Ipv6Prefix) -> &'a str {
+        let gives = |link: &LinkPlan| in_pools(link.pool.as_ref(), &link.spaces, prefix).is_some();
+        if self.links.get(heard).is_some_and(gives) {
+            return heard;
+        }
+        let pooled = self.links.iter().find(|(_, link)| gives(link)).map(|(name, _)| &**name);
+        let single = Some(prefix.addr()).filter(|_| prefix.prefix_len() == 128);
+        pooled.or_else(|| self.link_at(single?)).unwrap_or(heard)
+    }
+
+    /// The name of the link that an address is on, or of whose pools it is.
+    pub fn link_at(&self, addr: Ipv6Addr) -> Option<&str> {
+        self.name("", Some(addr))
+    }
+
+    /// An address on a link, which finds it again; `None`: nothing is known of any.
+    pub fn address_on(&self, link: &str) -> Option<Ipv6Addr> {
+        let own = self.sites.get(link).and_then(|site| site.own.first()).copied();
+        let pools = || self.links.get(link)?.address();
+        own.or_else(pools).filter(|addr| self.link_at(*addr) == Some(link))
+    }
+
+    /// Whether an address is on a link, in a pool, or set aside for somebody.
+    pub fn is_known(&self, addr: Ipv6Addr) -> bool {
+        let range = |range: &Range| (range.first..=range.last).contains(&addr);
+        let pooled = |host: &HostPlan| {
+            host.pool.as_ref().is_some_and(range) || host.spaces.iter().any(|space| space.all.contains(addr))
         };
-        self.links.iter().find(|(_, one)| same(one)).map(|(name, one)| (&**name, one))
+        self.link_at(addr).is_some()
+            || self.is_set_aside(Ipv6Prefix::host(addr))
+            || self.hosts.values().any(pooled)
     }
 
     /// What is set aside or in a pool of a link that is served: where it is in no lease it leads nowhere. Without what is on
@@ -474,6 +519,7 @@ pub fn terms(conf: &ServerConf, link: &str, duid: &Duid) -> Terms {
         relays: relays(conf),
         lines: lines(conf),
         reconfigure: conf.reconfigure,
+        requestors: conf.requestors.clone(),
         listeners: audience::MOST,
         supplied: interface.map(|interface| interface.supplied.clone()).unwrap_or_default(),
         authenticates: true,

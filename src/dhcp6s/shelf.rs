@@ -16,7 +16,7 @@ use super::plan::{HostPlan, Life, Plan, Space};
 use super::vacancy::{Extent, Vacancy};
 use crate::broker::binding::{mix, reserved_until};
 use crate::broker::{BindKey, BindKind, BindWish};
-use crate::dhcpv6::session::{Lack, Leases};
+use crate::dhcpv6::session::{Known, Lack, Leases};
 
 /// The most leases of all links.
 pub const MAX_LEASES: usize = 1 << 20;
@@ -246,6 +246,11 @@ impl Shelf {
         std::mem::take(&mut self.told)
     }
 
+    /// Whether there are changes that have not been asked for.
+    pub fn has_news(&self) -> bool {
+        !self.changes.is_empty() || !self.new_proofs.is_empty()
+    }
+
     /// How many changes there have been, each of what clients have proved too: the number of the last one.
     pub fn changes(&self) -> u64 {
         self.changed
@@ -318,6 +323,19 @@ impl Shelf {
     /// All leases behind this prefix, in the order of prefixes.
     pub fn after(&self, last: Option<Ipv6Prefix>) -> impl Iterator<Item = &Lease> {
         self.all.after(last)
+    }
+
+    /// What may be told of a lease; nothing of what is nobody's.
+    fn known(&self, lease: &Lease) -> Option<Known> {
+        let Lease { key, prefix, life, until, .. } = lease;
+        let left = u32::try_from(until.saturating_sub(self.now)).ok().filter(|_| *until != NEVER);
+        (!key.client.is_empty()).then(|| Known {
+            client: key.client.clone(),
+            link: self.plan.link_of(&key.tunnel, *prefix).into(),
+            prefix: *prefix,
+            given: Some(*life),
+            left,
+        })
     }
 
     fn put(&mut self, mut lease: Lease) {
@@ -621,6 +639,27 @@ impl Leases for Shelf {
         self.changed += 1;
         self.proofs.insert(client.into(), number);
         self.new_proofs.insert(client.into(), number);
+    }
+
+    fn whose(&self, addr: Ipv6Addr) -> Option<Known> {
+        self.all.meeting(Ipv6Prefix::host(addr)).and_then(|lease| self.known(lease))
+    }
+
+    fn all_of(&self, client: &[u8]) -> Vec<Known> {
+        self.all.of_client(client).filter_map(|lease| self.known(lease)).collect()
+    }
+
+    fn link_at(&self, addr: Ipv6Addr) -> Option<Arc<str>> {
+        let by_lease = || self.whose(addr).map(|known| known.link);
+        self.plan.link_at(addr).map(Arc::from).or_else(by_lease)
+    }
+
+    fn address_on(&self, known: &Known) -> Ipv6Addr {
+        self.plan.address_on(&known.link).unwrap_or(known.prefix.addr())
+    }
+
+    fn is_configured(&self, addr: Ipv6Addr) -> bool {
+        self.plan.is_known(addr)
     }
 
     fn lifetimes(&self, key: &BindKey, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> Option<Life> {

@@ -33,6 +33,11 @@ pub const BCMCS_SERVERS: u16 = 34;
 pub const REMOTE_ID: u16 = 37;
 pub const SUBSCRIBER_ID: u16 = 38;
 pub const ERO: u16 = 43;
+pub const LQ_QUERY: u16 = 44;
+pub const CLIENT_DATA: u16 = 45;
+pub const CLT_TIME: u16 = 46;
+pub const LQ_RELAY_DATA: u16 = 47;
+pub const LQ_CLIENT_LINK: u16 = 48;
 pub const NTP_SERVER: u16 = 56;
 pub const ERP_LOCAL_DOMAIN_NAME: u16 = 65;
 pub const RSOO: u16 = 66;
@@ -43,6 +48,6 @@ pub const RELAY_PORT: u16 = 135;
 
 /// Whether a relay can supply an option for a client: it says something, and is none that the protocol itself runs by.
 pub fn is_suppliable(code: u16) -> bool {
-    !matches!(code, 0..=20 | IA_PD | IA_PREFIX | REFRESH_TIME | ERO | RSOO | PD_EXCLUDE | SOL_MAX_RT..=INF_MAX_RT)
+    !matches!(code, 0..=20 | IA_PD | IA_PREFIX | REFRESH_TIME | ERO..=LQ_CLIENT_LINK | RSOO | PD_EXCLUDE | SOL_MAX_RT..=INF_MAX_RT)
         && code != RELAY_PORT
 }

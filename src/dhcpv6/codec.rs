@@ -335,7 +335,7 @@ fn numbers(option: &Opt) -> Vec<u16> {
     octets.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
 }
 
-fn address(octets: &[u8]) -> Result<Ipv6Addr, Malformed> {
+pub(super) fn address(octets: &[u8]) -> Result<Ipv6Addr, Malformed> {
     <[u8; 16]>::try_from(octets).map(Ipv6Addr::from).map_err(|_| Malformed::Option)
 }
 
@@ -358,9 +358,9 @@ fn split(mut octets: &[u8]) -> Result<Vec<(u16, &[u8])>, Malformed> {
     if octets.is_empty() { Ok(found) } else { Err(Malformed::Short) }
 }
 
-fn parse_options(octets: &[u8]) -> Result<Vec<Opt>, Malformed> {
+pub(super) fn parse_options(octets: &[u8]) -> Result<Vec<Opt>, Malformed> {
     let found = split(octets)?;
-    for single in [code::CLIENT_ID, code::SERVER_ID, code::ORO, code::RELAY_MSG, code::AUTH] {
+    for single in [code::CLIENT_ID, code::SERVER_ID, code::ORO, code::RELAY_MSG, code::AUTH, code::LQ_QUERY] {
         if found.iter().filter(|(code, _)| *code == single).count() > 1 {
             return Err(Malformed::Twice);
         }
@@ -393,7 +393,8 @@ impl Opt {
             | code::NIS_SERVERS
             | code::NISP_SERVERS
             | code::SNTP_SERVERS
-            | code::BCMCS_SERVERS => {
+            | code::BCMCS_SERVERS
+            | code::LQ_CLIENT_LINK => {
                 let all = body.chunks(16).map(address).collect::<Result<_, _>>()?;
                 Ok(Self::Addresses(code, all))
             }
@@ -401,7 +402,7 @@ impl Opt {
                 Ok(Self::Names(code, Name::parse_all(body)?))
             }
             code::RSOO => split(body).map(|_| Self::Other(code, body.to_vec())),
-            code::REFRESH_TIME | code::SOL_MAX_RT | code::INF_MAX_RT => {
+            code::REFRESH_TIME | code::SOL_MAX_RT | code::INF_MAX_RT | code::CLT_TIME => {
                 Ok(Self::Seconds(code, number(body)?))
             }
             _ => parse_leaf(code, body),
@@ -487,7 +488,7 @@ fn parse_ia(kind: IaKind, body: &[u8]) -> Result<Ia, Malformed> {
 
 /// An address belongs into an IA_NA alone, a prefix into an IA_PD (RFC 8415 sections 21.6 and 21.22); elsewhere neither means
 /// anything.
-fn parse_part(kind: IaKind, code: u16, body: &[u8]) -> Result<Part, Malformed> {
+pub(super) fn parse_part(kind: IaKind, code: u16, body: &[u8]) -> Result<Part, Malformed> {
     match (kind, code) {
         (IaKind::Address, code::IA_ADDR) => {
             let (head, options) = body.split_at_checked(24).ok_or(Malformed::Option)?;
@@ -527,7 +528,7 @@ fn emit_ia(ia: &Ia, out: &mut Vec<u8>) {
     });
 }
 
-fn emit_part(kind: IaKind, part: &Part, out: &mut Vec<u8>) {
+pub(super) fn emit_part(kind: IaKind, part: &Part, out: &mut Vec<u8>) {
     match part {
         Part::Value(Value { addr, len, preferred, valid, options }) => {
             let code = if kind == IaKind::Address { code::IA_ADDR } else { code::IA_PREFIX };

@@ -2,12 +2,14 @@
 //! office.
 
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sixway_dataplane::update::Ipv6Prefix;
 
-use super::session::{Lack, Leases};
-use crate::broker::{BindKey, BindWish, Broker, End, Outcome, Time};
+use super::codec::INFINITY;
+use super::session::{Known, Lack, Leases};
+use crate::broker::{BindKey, BindWish, Binding, Broker, End, Outcome, Time};
 
 /// One message's doings.
 #[derive(Debug)]
@@ -24,6 +26,17 @@ impl<'a> Grants<'a> {
     /// Nothing is done yet.
     pub fn new(broker: &'a mut Broker, now: Time) -> Self {
         Self { broker, now, outcome: Outcome::default(), tells: Vec::new() }
+    }
+
+    fn known(&self, binding: &Binding) -> Known {
+        let left = u32::try_from(binding.expires.since(self.now).as_secs()).ok();
+        Known {
+            client: binding.key.client.clone(),
+            link: binding.key.tunnel.clone(),
+            prefix: binding.prefix,
+            given: None,
+            left: left.filter(|left| *left < INFINITY),
+        }
     }
 }
 
@@ -62,5 +75,22 @@ impl Leases for Grants<'_> {
 
     fn is_on_link(&self, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
         self.broker.is_given_out(prefix, link)
+    }
+
+    fn whose(&self, addr: Ipv6Addr) -> Option<Known> {
+        self.broker.binding_at(addr).map(|binding| self.known(binding))
+    }
+
+    fn all_of(&self, client: &[u8]) -> Vec<Known> {
+        self.broker.bindings_of(client).map(|binding| self.known(binding)).collect()
+    }
+
+    /// A tunnel is known by anything that is bound in it.
+    fn link_at(&self, addr: Ipv6Addr) -> Option<Arc<str>> {
+        self.broker.binding_at(addr).map(|binding| binding.key.tunnel.clone())
+    }
+
+    fn is_configured(&self, addr: Ipv6Addr) -> bool {
+        self.broker.is_given_out(Ipv6Prefix::host(addr), None)
     }
 }

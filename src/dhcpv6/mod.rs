@@ -12,8 +12,8 @@
 //! ```
 //!
 //! A binding is a route: whichever message made it, packets to and from the prefix pass before the Reply leaves and until
-//! the binding ends. The other side is [`client`]. Left out: temporary addresses (RFC 9915 has none), unicast from clients,
-//! lease queries.
+//! the binding ends. The other side is [`client`]; `lookup` answers those who ask who has what (RFC 5007). Left out: temporary
+//! addresses (RFC 9915 has none), unicast from clients, lease queries in bulk (RFC 5460).
 
 pub mod audience;
 pub mod auth;
@@ -26,9 +26,12 @@ mod exclude;
 pub mod grants;
 pub mod holding;
 pub mod keep;
+mod lookup;
 pub mod post;
+pub mod query;
 pub mod relayed;
 mod reply;
+pub mod requestor;
 pub mod server;
 pub mod session;
 pub mod telling;

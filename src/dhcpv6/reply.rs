@@ -137,12 +137,17 @@ pub(super) fn failed(ia: &Ia, status: Status) -> Ia {
     Ia { kind: ia.kind, iaid: ia.iaid, t1: 0, t2: 0, parts: vec![Part::Status(status, msg)] }
 }
 
-fn worded(status: Status) -> StatusCode {
+pub(super) fn worded(status: Status) -> StatusCode {
     let texts = [
         (Status::NoAddrsAvail, "no address is free"),
         (Status::NoPrefixAvail, "no prefix is free"),
         (Status::NoBinding, "nothing is bound"),
         (Status::NotOnLink, "not an address of this link"),
+        (Status::UnspecFail, "it is too much for one answer"),
+        (Status::UnknownQueryType, "queries are by address or by client"),
+        (Status::MalformedQuery, "the query lacks what it asks about, or cannot be read"),
+        (Status::NotConfigured, "nothing here is on that link or has that address"),
+        (Status::NotAllowed, "the configuration does not let you ask"),
     ];
     let text = texts.iter().find(|(of, _)| *of == status).map_or("", |(_, text)| text);
     StatusCode { status, msg: text.to_owned() }

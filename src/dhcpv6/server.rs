@@ -188,6 +188,8 @@ impl Server {
             return Vec::new();
         }
         let packets = self.reply(live, &datagram, &answer);
+        // Nobody hears of what a crash could undo, whoever has it.
+        let must_wait = must_wait || answer.tells_of_others && office.after_all(self.next);
         if !must_wait {
             return packets;
         }

@@ -18,7 +18,7 @@ use super::calls::{Called, Calls};
 use super::codec::{INFINITY, Ia, IaKind, Message, Opt, Part, Relay, Value, code};
 use super::relayed::{Relays, unwrap, wrap};
 use super::reply::{ended, failed};
-pub use super::terms::{Lack, Leases, Life, Line, Origin, Reserved, Terms};
+pub use super::terms::{Known, Lack, Leases, Life, Line, Origin, Reserved, Terms};
 use crate::broker::{BindKey, BindKind, BindWish};
 
 /// Why a message is not answered.
@@ -83,7 +83,7 @@ const MOST_SUPPLIED: usize = 1024;
 const REFRESH: u32 = 86_400;
 
 /// Counts of what was understood and what was given, by name.
-pub const COUNTS: [&str; 19] = [
+pub const COUNTS: [&str; 21] = [
     "solicit",
     "request",
     "confirm",
@@ -92,6 +92,8 @@ pub const COUNTS: [&str; 19] = [
     "release",
     "decline",
     "information_request",
+    "lease_query",
+    "lease_query_not_allowed",
     "relayed",
     "advertise",
     "reply",
@@ -114,6 +116,8 @@ pub struct Answer {
     pub to_relay: bool,
     /// Whether the relay listens on the port that it has sent from instead (RFC 8357).
     pub to_source_port: bool,
+    /// Whether it tells of what others have: then whatever that is must be on the disk before it leaves.
+    pub tells_of_others: bool,
 }
 
 /// The server.
@@ -219,6 +223,9 @@ impl Session {
         leases: &mut dyn Leases,
     ) -> Result<Answer, Silence> {
         let (relays, message) = unwrap(octets)?;
+        if message.kind == MessageType::LeaseQuery {
+            return self.answer_query(origin, &relays, &message, leases);
+        }
         if origin.is_unicast && relays.is_empty() {
             return Err(Silence::Unicast);
         }
@@ -242,7 +249,8 @@ impl Session {
         let mut inner = answer.emit();
         case.key.iter().for_each(|key| auth::sign(&mut inner, &key.secret));
         let (to_relay, to_source_port) = (!relays.is_empty(), relays.listen_on_own_port());
-        Ok(Answer { octets: wrap(&relays.way_back(), inner), to_relay, to_source_port })
+        let octets = wrap(&relays.way_back(), inner);
+        Ok(Answer { octets, to_relay, to_source_port, tells_of_others: false })
     }
 
     /// An address of the link that relays say the client is on: by the innermost name of an interface that is known, else by

@@ -47,6 +47,8 @@ pub struct Terms {
     pub listeners: usize,
     /// Codes of options that relays may supply for clients, beside those that all may (RFC 6422 section 5).
     pub supplied: Vec<u16>,
+    /// Where those are who may ask who has what (RFC 5007); nobody is answered where there are none.
+    pub requestors: Vec<Ipv6Prefix>,
     /// Whether clients may prove who they are by delayed authentication (RFC 3315 section 21.4).
     pub authenticates: bool,
     /// Their keys, by their DUIDs.
@@ -99,6 +101,21 @@ pub struct Life {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lack;
 
+/// What is known of something that a client has, for those who may ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Whose: a DUID, or who is on a line.
+    pub client: Arc<[u8]>,
+    /// On which link, by a name that nobody outside hears.
+    pub link: Arc<str>,
+    /// What; an address is a prefix of 128 bits.
+    pub prefix: Ipv6Prefix,
+    /// For how long it was last given; `None`: as the terms say.
+    pub given: Option<Life>,
+    /// For how many seconds it is still valid; `None`: for ever.
+    pub left: Option<u32>,
+}
+
 /// Who may have what. An implementation remembers what it is told.
 pub trait Leases {
     /// What [`Self::bind`] would give for each wish if all were bound one after the other. Nothing is kept.
@@ -145,6 +162,31 @@ pub trait Leases {
     /// What within a delegated prefix is the link's, and not its client's (RFC 6603).
     fn excluded(&self, _client: &[u8], _prefix: Ipv6Prefix) -> Option<Ipv6Prefix> {
         None
+    }
+
+    /// What an address is, or lies in, that somebody has.
+    fn whose(&self, _addr: Ipv6Addr) -> Option<Known> {
+        None
+    }
+
+    /// All that a client has, on whatever link.
+    fn all_of(&self, _client: &[u8]) -> Vec<Known> {
+        Vec::new()
+    }
+
+    /// The link that has an address.
+    fn link_at(&self, _addr: Ipv6Addr) -> Option<Arc<str>> {
+        None
+    }
+
+    /// An address that [`Self::link_at`] finds the link by that something is on.
+    fn address_on(&self, known: &Known) -> Ipv6Addr {
+        known.prefix.addr()
+    }
+
+    /// Whether the configuration has anything to do with an address.
+    fn is_configured(&self, addr: Ipv6Addr) -> bool {
+        self.link_at(addr).is_some()
     }
 
     /// The number of the last message that a client has proved to be its own.

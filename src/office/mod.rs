@@ -254,6 +254,16 @@ impl Office {
         Ok((done, kept))
     }
 
+    /// Has `ticket` come back in [`Settled::acted`] once all that was decided before is in the tables; says whether it will, or
+    /// all is there already.
+    pub fn after_all(&mut self, ticket: u64) -> bool {
+        let waits = !self.is_idle();
+        if waits {
+            self.open.steps.push(Step::Acted { ticket, routes: Vec::new() });
+        }
+        waits
+    }
+
     /// Ends the binding of this prefix; says whether there was one.
     pub fn unbind(&mut self, prefix: Ipv6Prefix, why: End) -> bool {
         let outcome = self.broker.unbind(self.now(), prefix, why);

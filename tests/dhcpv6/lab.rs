@@ -102,6 +102,14 @@ impl Lab {
         answer
     }
 
+    /// What is asked about leases, from this address in tunnel `t`.
+    pub(crate) fn look_up(&mut self, from: &str, is_unicast: bool, octets: &[u8]) -> Option<Answer> {
+        let from = Some(from.parse().unwrap());
+        let origin =
+            Origin { tunnel: "t", user: None, fixed: &[], on_link: &[], is_unicast, from, port: 54_321 };
+        self.ask_from(&origin, octets)
+    }
+
     /// The same out of tunnel `t`.
     pub(crate) fn ask(&mut self, octets: &[u8]) -> Option<Vec<u8>> {
         self.ask_in("t", None, &[], octets).map(|answer| answer.octets)

@@ -5,6 +5,7 @@
 mod cases;
 mod client;
 mod lab;
+mod leases;
 mod musts;
 mod properties;
 mod telling;

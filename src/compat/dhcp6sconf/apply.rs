@@ -49,12 +49,18 @@ pub(super) fn apply(
     let interfaces = sorted.interfaces.into_iter().filter_map(|block| whole.interface(block)).collect();
     let places: Vec<Place> = sorted.hosts.iter().map(|block| block.place.clone()).collect();
     let hosts = sorted.hosts.into_iter().filter_map(|block| whole.host(block)).collect();
+    let requestors =
+        sorted.requestors.into_iter().flat_map(|(at, list)| whole.requestors(&at, list)).collect();
     let options = whole.options(sorted.options);
     let hosts: Vec<Host> = hosts;
     whole.overlaps(&hosts, &places);
     let (mut wrong, reconfigure) = (whole.wrong, whole.reconfigure);
     wrong.sort_by(|a, b| a.place.cmp(&b.place));
-    if wrong.is_empty() { Ok(ServerConf { options, interfaces, hosts, reconfigure }) } else { Err(wrong) }
+    if wrong.is_empty() {
+        Ok(ServerConf { options, interfaces, hosts, reconfigure, requestors })
+    } else {
+        Err(wrong)
+    }
 }
 
 /// Statements by their kinds, without those whose name has been there before.
@@ -66,6 +72,7 @@ struct Sorted {
     pools: Vec<Block<PoolDecl>>,
     keys: Vec<Block<KeyDecl>>,
     authentications: Vec<Block<AuthDecl>>,
+    requestors: Vec<(Place, Vec<(Ipv6Addr, u64)>)>,
 }
 
 fn codes(list: Vec<u64>) -> Result<Vec<u16>, String> {
@@ -98,6 +105,7 @@ impl Sorted {
                 Statement::Authentication(block) => {
                     keep(&mut all.authentications, "authentication", block, &mut names, notes);
                 }
+                Statement::LeaseQuery(at, list) => all.requestors.push((at, list)),
                 Statement::Addresses(..) | Statement::Name(..) | Statement::Refresh(..) => {
                     all.options.push(statement);
                 }
@@ -412,6 +420,22 @@ impl Whole<'_> {
         lifetimes
     }
 
+    /// Where those are who may ask for leases: on the link too.
+    fn requestors(&mut self, at: &Place, list: Vec<(Ipv6Addr, u64)>) -> Vec<Ipv6Prefix> {
+        let prefix = |(addr, len): (Ipv6Addr, u64)| {
+            if addr.is_multicast() {
+                return Err(format!("nobody asks from {addr}, which is a multicast address"));
+            }
+            let prefix = u8::try_from(len).ok().and_then(|len| Ipv6Prefix::new(addr, len));
+            prefix.ok_or_else(|| format!("a prefix length is 0 to 128, not {len}"))
+        };
+        let all: Vec<Ipv6Prefix> = list.into_iter().filter_map(|one| self.taken(at, prefix(one))).collect();
+        if all.iter().any(|prefix| prefix.prefix_len() == 0) {
+            self.notes.push(at, "everybody may ask who has which address");
+        }
+        all
+    }
+
     fn options(&mut self, statements: Vec<Statement>) -> Options {
         let mut options = Options::default();
         let mut raw: BTreeSet<(u16, String)> = BTreeSet::new();
@@ -445,7 +469,8 @@ impl Whole<'_> {
                 | Statement::Host(_)
                 | Statement::Pool(_)
                 | Statement::Key(_)
-                | Statement::Authentication(_) => {}
+                | Statement::Authentication(_)
+                | Statement::LeaseQuery(..) => {}
             }
         }
         options.addresses.retain(|_, list| !list.is_empty());

@@ -6,7 +6,7 @@
 //!
 //! What the old program loads is loaded. Where it silently does harm (skipped characters, lifetimes that wrap, names that
 //! no answer can carry) a note says so. What it refuses is refused, and a few keywords within `interface` and `host`
-//! are ours. Opens no file: texts, interfaces and the clock come from [`Surroundings`].
+//! are ours, and `lease-query`. Opens no file: texts, interfaces and the clock come from [`Surroundings`].
 
 mod apply;
 mod lexer;
@@ -96,6 +96,8 @@ pub struct ServerConf {
     pub hosts: Vec<Host>,
     /// Whether clients that let themselves be told of changes are told: there is an `authentication` with `protocol reconfig`.
     pub reconfigure: bool,
+    /// Where those are who may ask who has what (RFC 5007): `lease-query PREFIX ...;`, which is ours.
+    pub requestors: Vec<Ipv6Prefix>,
 }
 
 /// `option` statements.

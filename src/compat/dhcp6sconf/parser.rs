@@ -7,7 +7,9 @@ use std::net::Ipv6Addr;
 
 use super::lexer::{Lexer, Token};
 use super::values::{Duid, Lifetimes};
-use super::words::{ADDRESSES, DOMAINS, EXCLUDED_SUBNET, PREFIX_POOL, RELAY_ID, is_keyword, options};
+use super::words::{
+    ADDRESSES, DOMAINS, EXCLUDED_SUBNET, LEASE_QUERY, PREFIX_POOL, RELAY_ID, is_keyword, options,
+};
 use super::{MAX_DEPTH, MAX_INCLUDES, Notes, Place, Remark, Surroundings};
 
 /// One statement with its place.
@@ -18,6 +20,8 @@ pub(super) enum Statement {
     Name(Place, u16, String),
     /// `option refreshtime`, in seconds.
     Refresh(Place, u64),
+    /// `lease-query`: addresses with prefix lengths.
+    LeaseQuery(Place, Vec<(Ipv6Addr, u64)>),
     Interface(Block<InterfaceDecl>),
     Host(Block<HostDecl>),
     Pool(Block<PoolDecl>),
@@ -156,7 +160,7 @@ impl<'a, 'n> Parser<'a, 'n> {
 
     fn statements(&mut self, inner: &mut Includes<'_>, all: &mut Vec<Statement>) -> Parsed<()> {
         const WANTED: &str =
-            "'option', 'interface', 'host', 'pool', 'keyinfo', 'authentication' or 'include'";
+            "'option', 'interface', 'host', 'pool', 'keyinfo', 'authentication', 'lease-query' or 'include'";
         loop {
             let (token, place) = self.next();
             let word = match token {
@@ -177,6 +181,7 @@ impl<'a, 'n> Parser<'a, 'n> {
                 "pool" => Statement::Pool(self.block(place, Self::pool_decl)?),
                 "keyinfo" => Statement::Key(self.block(place, Self::key_decl)?),
                 "authentication" => Statement::Authentication(self.block(place, Self::auth_decl)?),
+                LEASE_QUERY => Statement::LeaseQuery(place, self.requestors()?),
                 "include" => {
                     self.include(&place, inner, all)?;
                     continue;
@@ -217,6 +222,28 @@ impl<'a, 'n> Parser<'a, 'n> {
                 return Ok(list);
             }
             list.push(address(token, &place, "an IPv6 address, or ';' (addresses are parted by blanks)")?);
+        }
+    }
+
+    /// Addresses, and prefixes, up to the end of the statement; commas between them are allowed.
+    fn requestors(&mut self) -> Parsed<Vec<(Ipv6Addr, u64)>> {
+        const WANTED: &str = "an IPv6 address or prefix of those who may ask, as in 2001:db8::/48";
+        let mut list = Vec::new();
+        loop {
+            let (token, at) = self.next();
+            let addr = address(token, &at, WANTED)?;
+            let (mut token, mut at) = self.next();
+            let mut len = 128;
+            if token == Token::Punct('/') {
+                len = self.number("a prefix length, 0 to 128")?;
+                (token, at) = self.next();
+            }
+            list.push((addr, len));
+            match token {
+                Token::Punct(';') => return Ok(list),
+                Token::Punct(',') => {}
+                other => self.ahead = Some((other, at)),
+            }
         }
     }
 

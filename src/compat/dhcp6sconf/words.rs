@@ -76,6 +76,7 @@ pub(super) const KEYWORDS: &[&str] = &[
 pub(super) const PREFIX_POOL: &str = "delegated-prefix-pool";
 pub(super) const RELAY_ID: &str = "relay-interface-id";
 pub(super) const EXCLUDED_SUBNET: &str = "excluded-subnet";
+pub(super) const LEASE_QUERY: &str = "lease-query";
 
 pub(super) fn is_keyword(word: &str) -> bool {
     KEYWORDS.contains(&word) || ADDRESSES.iter().chain(DOMAINS).any(|(name, _)| *name == word)

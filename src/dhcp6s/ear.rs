@@ -1,0 +1,63 @@
+//! Lease queries of this host itself (RFC 5007): what is sent to `::1`, or to any of the host's own addresses from the host,
+//! comes in on `lo`, which is no served link. Open while the configuration names somebody who may ask; nothing but queries
+//! is heard there.
+
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
+
+use super::here;
+use super::socket::{Inbox, LinkSocket};
+use super::{Letter, Server};
+
+/// The interface.
+const LOOPBACK: &str = "lo";
+/// LEASEQUERY (RFC 5007 section 4.1.1).
+const LEASE_QUERY: u8 = 14;
+
+impl Server {
+    /// Opens the socket, or closes it, as the configuration says.
+    pub(super) fn listen_here(&mut self) {
+        if self.start.conf.requestors.is_empty() {
+            self.ear = None;
+            return;
+        }
+        if self.ear.is_some() {
+            return;
+        }
+        let opened = here::index(LOOPBACK).map(|index| LinkSocket::open(LOOPBACK, index));
+        match opened {
+            Some(Ok(socket)) => self.ear = Some(socket),
+            Some(Err(why)) => {
+                tracing::warn!(
+                    "lease queries of this host itself are not heard: {why}; another server may listen on {LOOPBACK}"
+                );
+            }
+            None => tracing::warn!("lease queries of this host itself are not heard: there is no {LOOPBACK}"),
+        }
+    }
+
+    /// Answers what has come.
+    pub(super) async fn answer_here(&mut self, inbox: &mut Inbox) {
+        let Some(ear) = &self.ear else { return };
+        if ear.take(inbox).is_err() {
+            return;
+        }
+        let behind = self.ports.len();
+        let mut letters = Vec::new();
+        for (octets, arrived) in inbox.messages().filter(|(octets, _)| octets.first() == Some(&LEASE_QUERY)) {
+            // All links are served by the same leases, so any of them can say.
+            letters.extend(self.handle(0, octets, arrived, behind));
+        }
+        self.send(letters, &BTreeSet::new()).await;
+        // What is over by now has ended meanwhile.
+        self.submit();
+    }
+
+    /// Sends the letters that are for this host itself.
+    pub(super) async fn send_here(&self, letters: &[Letter]) {
+        let Some(ear) = &self.ear else { return };
+        let own = letters.iter().filter(|letter| letter.port == self.ports.len());
+        let own: Vec<(&[u8], Ipv6Addr, u16)> = own.map(|l| (&l.octets[..], l.to, l.to_port)).collect();
+        ear.send(&own).await;
+    }
+}
