@@ -239,10 +239,11 @@ impl<'a, 'n> Parser<'a, 'n> {
                 (token, at) = self.next();
             }
             list.push((addr, len));
-            match token {
-                Token::Punct(';') => return Ok(list),
-                Token::Punct(',') => {}
-                other => self.ahead = Some((other, at)),
+            if token == Token::Punct(';') {
+                return Ok(list);
+            }
+            if token != Token::Punct(',') {
+                self.ahead = Some((token, at));
             }
         }
     }
