@@ -299,9 +299,17 @@ fn dhcp6s_keeps_its_routes_and_tells_its_clients() {
 /// The client's message by way of the relay, and what comes back through it.
 #[track_caller]
 fn through(relay: &Asker, message: &Message) -> Message {
+    through_with(relay, Vec::new(), message)
+}
+
+/// The same, with more that the relay says of the client.
+#[track_caller]
+fn through_with(relay: &Asker, more: Vec<Opt>, message: &Message) -> Message {
     let (link, peer) =
         (Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 9), Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x77));
-    let options = vec![Opt::Leaf(DhcpOption::InterfaceId(b"eth7".to_vec())), Opt::Relayed(message.emit())];
+    let mut options =
+        vec![Opt::Leaf(DhcpOption::InterfaceId(b"eth7".to_vec())), Opt::Relayed(message.emit())];
+    options.extend(more);
     relay.send(&Packet::Relay(Relay { is_reply: false, hops: 0, link, peer, options }).emit(), "ff05::1:3");
     unwrapped(relay)
 }
@@ -444,5 +452,107 @@ fn wide_s_client_proves_itself_and_its_prefix_is_routed() {
         (!route(&links.s, "fd00:77::/48").contains("via")).then_some(())
     });
     assert!(route(&links.s, "fd00:77::/48").contains("blackhole"), "set aside, and nobody's now");
+    server.end(Signal::SIGTERM, PATIENCE);
+}
+
+/// RFC: V52 (RFC 4649, RFC 4580)
+#[test]
+fn a_host_that_is_known_by_its_line_keeps_what_is_its_own_with_another_router() {
+    let Some(links) = Links::new_or_skip("dhcp6s: hosts known by their lines, through a relay") else {
+        return;
+    };
+    let conf = links.conf(
+        "host seven { remote-id 9 \"olt3/7\"; prefix fd00:77::/48 60 90; address fd00:2::77 60 90; };\n\
+         host alice { subscriber-id \"alice\"; prefix fd00:88::/48 60 90; };\nlease-query ::1;",
+    );
+    let server = links.dhcp6s(&conf);
+    let relay = Asker::on(&links.a, "a0", 547, 9);
+    let mut client = Asker::on(&links.a, "a0", 546, 1);
+    let remote = |line: &str| Opt::Other(37, [&[0, 0, 0, 9][..], line.as_bytes()].concat());
+    let mut ask = |duid: u8, says: Opt| {
+        client.duid = vec![0, 3, 0, 1, 2, 0, 0, 0, 0x53, duid];
+        let offer = through_with(&relay, vec![says.clone()], &client.message(MessageType::Solicit, &[]));
+        client.server = offer.server().unwrap_or_default().to_vec();
+        let request = client.message(MessageType::Request, &given(&offer));
+        let all = given(&through_with(&relay, vec![says], &request));
+        all.iter().map(ToString::to_string).collect::<Vec<String>>()
+    };
+    let own = ["fd00:2::77/128", "fd00:77::/48"];
+    assert_eq!(ask(1, remote("olt3/7")), own);
+    assert_eq!(ask(2, remote("olt3/7")), own, "another router on the same line");
+    assert_eq!(ask(3, Opt::Other(38, b"alice".to_vec())), ["fd00:88::/48"]);
+    let stranger = ask(1, remote("olt3/8"));
+    assert!(stranger[0].starts_with("fd00:2::1") && stranger[1].starts_with("fd00:2"), "{stranger:?}");
+    server.end(Signal::SIGKILL, PATIENCE);
+    let server = links.dhcp6s(&conf);
+    assert_eq!(ask(4, remote("olt3/7")), own, "a third one, after a crash");
+    let said = links.s.run(&format!("{} lease-query fd00:77::5", program().display()));
+    let line = "option 37: 00:00:00:09:6f:6c:74:33:2f:37";
+    assert!(said.starts_with("client known by its line, heard ") && said.contains(line), "{said}");
+    server.end(Signal::SIGTERM, PATIENCE);
+}
+
+/// RFC: V49, V53 (RFC 5007)
+#[test]
+fn who_has_what_is_told_to_those_who_may_ask() {
+    let Some(links) = Links::new_or_skip("dhcp6s: lease queries over a link, and on the host itself") else {
+        return;
+    };
+    links.a.run("ip addr add fd00:2::99/64 dev a0 nodad");
+    let conf = links.conf("lease-query fd00:2::99, ::1;");
+    let server = links.dhcp6s(&conf);
+    let mut client = Asker::on(&links.a, "a0", 546, 1);
+    let (address, prefix) = client.ask();
+    let ask =
+        |space: &Space, what: &str| space.attempt(&format!("{} lease-query {what}", program().display()));
+    let duid = "00:03:00:01:02:00:00:00:53:01";
+    let inside = Ipv6Addr::from(prefix.bits() + 0x1234_5678);
+    // From its link, by unicast; by multicast it asks from an address that is not named.
+    for what in [address.addr().to_string(), inside.to_string(), prefix.to_string(), format!("--duid {duid}")]
+    {
+        let done = ask(&links.a, &format!("{what} --server fd00:2::1 --option 23 --json"));
+        assert!(done.ok, "{what}: {}", done.text);
+        let Ok(told) = serde_json::from_str::<serde_json::Value>(&done.text) else { panic!("{}", done.text) };
+        let one = &told["clients"][0];
+        assert_eq!(
+            (&one["duid"], &one["options"][0]["value"]),
+            (&duid.into(), &"fd00:2::53".into()),
+            "{told}"
+        );
+        let mut leases: Vec<&str> =
+            one["leases"].as_array().into_iter().flatten().filter_map(|l| l["prefix"].as_str()).collect();
+        leases.sort_unstable();
+        let mut both = [address.addr().to_string(), prefix.to_string()];
+        both.sort_unstable();
+        assert_eq!(leases, both, "{told}");
+        let left = one["leases"][0]["valid"].as_u64();
+        assert!(left.is_some_and(|left| (60..=90).contains(&left)), "{told}");
+    }
+    let refused = ask(&links.a, &format!("{address} --server ff02::1:2%a0").replace("/128", ""));
+    assert!(!refused.ok && refused.text.contains("you may not ask"), "{}", refused.text);
+    // From the host itself; after a crash too.
+    let here = |what: &str| {
+        let done = ask(&links.s, what);
+        assert!(done.ok, "{}", done.text);
+        done.text
+    };
+    let said = here(&address.addr().to_string());
+    assert!(
+        said.starts_with(&format!("client {duid}, heard ")) && said.contains(&prefix.to_string()),
+        "{said}"
+    );
+    assert!(here("fd00:2::1fff").contains("nobody has it"));
+    server.end(Signal::SIGKILL, PATIENCE);
+    let server = links.dhcp6s(&conf);
+    assert!(here(&format!("--duid {duid}")).contains(&prefix.to_string()));
+    let strange = ask(&links.s, "2001:db8::1");
+    assert!(!strange.ok && strange.text.contains("NotConfigured"), "{}", strange.text);
+    // What the file no longer says, nobody is told.
+    links.conf("");
+    server.signal(Signal::SIGHUP);
+    wait_for("the server to be silent", PATIENCE, || {
+        let done = ask(&links.s, &format!("--duid {duid} --wait 1"));
+        (!done.ok && done.text.contains("has not answered")).then_some(())
+    });
     server.end(Signal::SIGTERM, PATIENCE);
 }

@@ -9,16 +9,22 @@ use std::net::Ipv6Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use dhcproto::v6::{DhcpOption, MessageType};
+use dhcproto::v6::{DhcpOption, MessageType, Status};
 use netns_tests::dtcp::{Dtcp, popauth};
-use netns_tests::{C4, Client, Ends, PATIENCE, PYTHON, Rig, Router, S4, U6, device, pings, wait_for};
+use netns_tests::{
+    C4, C4_OTHER, Client, Ends, PATIENCE, PYTHON, Rig, Router, S4, U6, device, pings, wait_for,
+};
 use nix::sys::signal::Signal;
 use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Value};
+use sixway::dhcpv6::query::{Query, Sought};
+use sixway::dhcpv6::requestor::{Found, Heard, Question};
 use sixway_dataplane::update::Ipv6Prefix;
 
 /// What the client calls itself on the link.
 const LINK_LOCAL: &str = "fe80::a47:2";
 const ALL_SERVERS: &str = "ff02::1:2";
+/// What a client in a second tunnel calls itself.
+const OTHER_LINK_LOCAL: &str = "fe80::a47:42";
 
 fn config(rig: &Rig, more: &str) -> String {
     let store = rig.lab.path("store.db");
@@ -37,17 +43,37 @@ fn config(rig: &Rig, more: &str) -> String {
 /// A DHCPv6 client in a tunnel.
 struct Asker {
     peer: Client,
+    inner: &'static str,
+    duid: Vec<u8>,
     server: Vec<u8>,
 }
 
 impl Asker {
     fn new(rig: &Rig) -> Self {
-        Self { peer: Client::proto41(&rig.c, C4, LINK_LOCAL), server: Vec::new() }
+        Self::at(rig, C4, LINK_LOCAL, 2)
+    }
+
+    /// In the tunnel from `outer`, with these names.
+    fn at(rig: &Rig, outer: &str, inner: &'static str, duid: u8) -> Self {
+        let duid = vec![0, 3, 0, 1, 2, 0, 0, 0, 0x53, duid];
+        Self { peer: Client::proto41(&rig.c, outer, inner), inner, duid, server: Vec::new() }
+    }
+
+    /// Sends a message from this port to all servers; returns what is sent back there and `read` takes.
+    fn exchange<T>(&self, port: u16, octets: &[u8], read: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
+        self.peer.send(&Ends::new(self.inner, ALL_SERVERS).udp(port, 547, octets));
+        let ports = [&547_u16.to_be_bytes()[..], &port.to_be_bytes()].concat();
+        self.peer.wait(PATIENCE, |got| {
+            assert!(got.checksum_ok());
+            let is_answer = got.next == 17 && got.payload.get(..4) == Some(&ports[..]);
+            let read = got.payload.get(8..).and_then(&read);
+            read.filter(|_| is_answer && got.dst.to_string() == self.inner)
+        })
     }
 
     /// Says a message with one identity association of each kind that holds these values; returns the answer.
     fn say(&mut self, kind: MessageType, values: &[Ipv6Prefix]) -> Option<Message> {
-        let mut options = vec![Opt::Leaf(DhcpOption::ClientId(vec![0, 3, 0, 1, 2, 0, 0, 0, 0x53, 2]))];
+        let mut options = vec![Opt::Leaf(DhcpOption::ClientId(self.duid.clone()))];
         if !matches!(kind, MessageType::Solicit | MessageType::Rebind) {
             options.push(Opt::Leaf(DhcpOption::ServerId(self.server.clone())));
         }
@@ -58,12 +84,9 @@ impl Asker {
         }
         let xid = [1, 2, u8::from(kind)];
         let message = Message { kind, xid, options }.emit();
-        self.peer.send(&Ends::new(LINK_LOCAL, ALL_SERVERS).udp(546, 547, &message));
-        self.peer.wait(PATIENCE, |got| {
-            assert!(got.checksum_ok());
-            let is_answer = got.next == 17 && got.payload.get(..4) == Some(&[2, 35, 2, 34]);
-            let Packet::Message(answer) = Packet::parse(got.payload.get(8..)?).ok()? else { return None };
-            (is_answer && answer.xid == xid && got.dst.to_string() == LINK_LOCAL).then_some(answer)
+        self.exchange(546, &message, |octets| match Packet::parse(octets) {
+            Ok(Packet::Message(answer)) if answer.xid == xid => Some(answer),
+            _ => None,
         })
     }
 
@@ -252,5 +275,85 @@ fn a_real_client_s_prefix_is_routed() {
         (bindings(&server) == 0).then_some(())
     });
     device.end(Signal::SIGKILL, PATIENCE);
+    server.stop();
+}
+
+/// The configuration with a second tunnel, and more keys in `[dhcpv6]`.
+fn two_tunnels(rig: &Rig, keys: &str) -> String {
+    let other = format!("[[tunnel]]\nname = \"d\"\nencap = \"proto41\"\nremote = \"{C4_OTHER}\"\n");
+    config(rig, &other).replace("[dhcpv6]\n", &format!("[dhcpv6]\n{keys}\n"))
+}
+
+/// RFC: V14 (RFC 8415 section 18.3.8)
+#[test]
+fn what_is_declined_in_one_tunnel_is_given_in_no_other_for_a_while() {
+    let Some(rig) = Rig::new_or_skip("DHCPv6: an address declined in one tunnel rests for all of them")
+    else {
+        return;
+    };
+    const RESTS: Duration = Duration::from_secs(6);
+    let text = two_tunnels(&rig, &format!("decline_time = {}", RESTS.as_secs()));
+    let server = Router::start(&rig.lab, &rig.s, &text);
+    let mut one = Asker::new(&rig);
+    let mut two = Asker::at(&rig, C4_OTHER, OTHER_LINK_LOCAL, 3);
+    let (address, _) = one.ask();
+    two.ask();
+    // What the other would like, it gets as long as nobody else has had trouble with it.
+    let wish = |two: &mut Asker, address: Ipv6Addr| {
+        let had = two.say(MessageType::Renew, &[]).map(|answer| given(&answer)).unwrap_or_default();
+        assert!(two.say(MessageType::Release, &had).is_some());
+        let reply = two.say(MessageType::Request, &[Ipv6Prefix::host(address)]);
+        let given = reply.map(|reply| given(&reply)).unwrap_or_default();
+        given.into_iter().find(|prefix| prefix.prefix_len() == 128).map(Ipv6Prefix::addr)
+    };
+    let free: Ipv6Addr = "fd00:2:50::1234:5678:9abc".parse().unwrap_or(Ipv6Addr::UNSPECIFIED);
+    assert_eq!(wish(&mut two, free), Some(free));
+    assert_ne!(wish(&mut two, address), Some(address), "it is the other tunnel's");
+    let declined = std::time::Instant::now();
+    assert!(one.say(MessageType::Decline, &[Ipv6Prefix::host(address)]).is_some());
+    let other = wish(&mut two, address);
+    assert!(other.is_some() && other != Some(address), "{other:?}");
+    // Nor after a crash.
+    server.crash();
+    let server = Router::start(&rig.lab, &rig.s, &text);
+    let other = wish(&mut two, address);
+    assert!(other.is_some() && other != Some(address), "{other:?}");
+    assert!(declined.elapsed() < RESTS, "this machine was too slow to tell");
+    std::thread::sleep(RESTS.saturating_sub(declined.elapsed()) + Duration::from_millis(1500));
+    assert_eq!(wish(&mut two, address), Some(address), "it has rested");
+    assert!(two.reaches(address) && !one.reaches(address));
+    server.stop();
+}
+
+/// RFC: V49 (RFC 5007 sections 4.4.1 and 5)
+#[test]
+fn who_has_what_is_told_in_a_tunnel_to_those_who_may_ask() {
+    let Some(rig) = Rig::new_or_skip("DHCPv6: lease queries inside tunnels") else { return };
+    let keys = format!("lease_query = [\"{OTHER_LINK_LOCAL}\"]");
+    let server = Router::start(&rig.lab, &rig.s, &two_tunnels(&rig, &keys));
+    let mut client = Asker::new(&rig);
+    let (address, prefix) = client.ask();
+    let station = Asker::at(&rig, C4_OTHER, OTHER_LINK_LOCAL, 3);
+    let ask = |who: &Asker, sought: Sought| -> Option<Heard> {
+        let query = Query { sought, link: None, wanted: vec![23] };
+        let question = Question { duid: who.duid.clone(), xid: [9, 9, 9], query };
+        who.exchange(40_547, &question.message(), |octets| question.hear(octets))
+    };
+    for sought in
+        [Sought::Address(address), Sought::Address(host(prefix, 0x1234)), Sought::Client(client.duid.clone())]
+    {
+        let Some(heard) = ask(&station, sought.clone()) else { panic!("no answer about {sought:?}") };
+        let Found::Client(data) = heard.found else { panic!("{heard:?}") };
+        let mut values: Vec<_> = data.values.iter().filter_map(|v| Ipv6Prefix::new(v.addr, v.len)).collect();
+        values.sort_unstable();
+        let mut both = [Ipv6Prefix::host(address), prefix];
+        both.sort_unstable();
+        assert_eq!((data.client, values.as_slice()), (client.duid.clone(), &both[..]));
+        assert!(data.heard.is_some_and(|seconds| seconds < 30) && data.options.len() == 1);
+    }
+    let refused = ask(&client, Sought::Address(address)).map(|heard| heard.status.0);
+    assert_eq!(refused, Some(Status::NotAllowed));
+    let counts = server.status()["dhcpv6"].clone();
+    assert_eq!((&counts["lease_query"], &counts["lease_query_not_allowed"]), (&3.into(), &1.into()));
     server.stop();
 }
