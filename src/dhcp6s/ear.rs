@@ -1,6 +1,6 @@
 //! Lease queries of this host itself (RFC 5007): what is sent to `::1`, or to any of the host's own addresses from the host,
 //! comes in on `lo`, which is no served link. Open while the configuration names somebody who may ask; nothing but queries
-//! is heard there.
+//! is heard there. And what becomes of an answer to any query: it waits until all that it tells of is on the disk.
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -13,6 +13,14 @@ use super::{Letter, Server};
 const LOOPBACK: &str = "lo";
 /// LEASEQUERY (RFC 5007 section 4.1.1).
 const LEASE_QUERY: u8 = 14;
+
+/// Waits until something has come; for ever, if nobody listens.
+pub(super) async fn hears(ear: Option<&LinkSocket>) -> std::io::Result<()> {
+    match ear {
+        Some(ear) => ear.readable().await,
+        None => std::future::pending().await,
+    }
+}
 
 impl Server {
     /// Opens the socket, or closes it, as the configuration says.
@@ -51,6 +59,17 @@ impl Server {
         self.send(letters, &BTreeSet::new()).await;
         // What is over by now has ended meanwhile.
         self.submit();
+    }
+
+    /// A letter that tells of what others have leaves when that is on the disk: at once, if all is.
+    pub(super) fn hold(&mut self, letter: Letter) -> Option<Letter> {
+        let comes = self.shelf.has_news() || !self.backlog.is_empty();
+        match &mut self.writing {
+            _ if comes => self.collected.push(letter),
+            Some(letters) => letters.push(letter),
+            None => return Some(letter),
+        }
+        None
     }
 
     /// Sends the letters that are for this host itself.

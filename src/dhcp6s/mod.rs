@@ -324,12 +324,6 @@ impl Server {
                 None => None,
             }
         };
-        let heard = async {
-            match ear {
-                Some(ear) => ear.readable().await,
-                None => std::future::pending().await,
-            }
-        };
         let in_turn = ports.iter().cycle().skip(first).take(ports.len());
         let readable = in_turn.map(|port| Box::pin(port.socket.readable()));
         tokio::select! {
@@ -337,7 +331,7 @@ impl Server {
             (Ok(()), nth, _) = futures_util::future::select_all(readable), if !is_full => {
                 Event::Message((first + nth) % ports.len())
             }
-            Ok(()) = heard, if !is_full => Event::Query,
+            Ok(()) = ear::hears(ear.as_ref()), if !is_full => Event::Query,
             Some(Ordered { order, done }) = ordered => Event::Order(order, done),
             Some(own) = own.recv() => Event::Own(own),
             news = watch.next() => Event::News(news),
@@ -481,17 +475,6 @@ impl Server {
             return Some(letter);
         }
         self.collected.push(letter);
-        None
-    }
-
-    /// A letter that tells of what others have leaves when that is on the disk: at once, if all is.
-    fn hold(&mut self, letter: Letter) -> Option<Letter> {
-        let comes = self.shelf.has_news() || !self.backlog.is_empty();
-        match &mut self.writing {
-            _ if comes => self.collected.push(letter),
-            Some(letters) => letters.push(letter),
-            None => return Some(letter),
-        }
         None
     }
 
