@@ -67,9 +67,9 @@ use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, MAX_DUID, SERVER_PORT};
 use crate::dhcpv6::session::Origin;
 use crate::link::watch::{News, Watch};
 
-/// How often messages are taken in before what they have changed is written down: as many as have come meanwhile cost the
-/// disk no more than one.
-const TURNS: usize = 16;
+/// Messages, about, that are taken in before what they have changed is written down, and another link has its turn: as many
+/// as have come meanwhile cost the disk no more than one.
+const TURN: usize = 1024;
 /// Reconfigure messages that are sent together.
 const BATCH: usize = 256;
 /// Answers that wait for the disk; further messages wait in their sockets.
@@ -409,7 +409,8 @@ impl Server {
     }
 
     async fn answer(&mut self, n: usize, inbox: &mut Inbox) {
-        for _ in 0..TURNS {
+        let mut left = TURN;
+        while left > 0 {
             let Some(port) = self.ports.get(n) else { return };
             let more = match port.socket.take(inbox) {
                 Ok(more) => more,
@@ -421,6 +422,7 @@ impl Server {
                     break;
                 }
             };
+            left = left.saturating_sub(inbox.messages().count().max(1));
             let before = self.collected.len();
             let mut letters = Vec::new();
             for (octets, arrived) in inbox.messages() {
