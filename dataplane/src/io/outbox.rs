@@ -268,8 +268,8 @@ impl Outbox {
                 }
                 Err(e) => {
                     let is_too_long = e.raw_os_error() == Some(libc::EMSGSIZE);
-                    let is_sent = is_too_long && send(self, at, Ask::Fragmented).is_ok();
-                    self.settle(at, is_too_long, is_sent, arena, tally);
+                    let in_fragments = is_too_long.then(|| send(self, at, Ask::Fragmented));
+                    self.settle(at, in_fragments, arena, tally);
                     at += 1;
                     (tried_again, suspect) = (false, false);
                 }
@@ -279,18 +279,18 @@ impl Outbox {
         trains
     }
 
-    /// What is left to do for a packet that was refused, or `is_sent` in fragments because it `is_too_long`.
-    fn settle(&self, at: usize, is_too_long: bool, is_sent: bool, arena: &[u8], tally: &mut Tally) {
-        if is_too_long {
+    /// What is left to do for a packet that was refused; one that was too long has been tried again in fragments.
+    fn settle(&self, at: usize, in_fragments: Option<io::Result<usize>>, arena: &[u8], tally: &mut Tally) {
+        if in_fragments.is_some() {
             tally.too_long(self.tickets[at].tunnel);
         }
-        match (is_sent, is_too_long) {
-            (true, _) => {
+        match in_fragments {
+            Some(Ok(_)) => {
                 self.count(at..at + 1, tally);
                 tally.event(Event::WireFragmented, 1);
             }
-            (false, true) => self.lose(Reason::TooBig, at, arena, tally),
-            (false, false) => self.lose(Reason::SendFailed, at, arena, tally),
+            Some(Err(why)) if !is_backpressure(&why) => self.lose(Reason::TooBig, at, arena, tally),
+            Some(Err(_)) | None => self.lose(Reason::SendFailed, at, arena, tally),
         }
     }
 
@@ -647,31 +647,34 @@ mod tests {
     /// RFC: E4 (RFC 4213 section 3.2.2)
     #[test]
     fn a_packet_too_long_for_the_interface_goes_in_fragments_and_its_tunnel_is_noted() {
-        for fragmented in [true, false] {
+        // What fragments meet: they leave, are refused as well, or find the socket full.
+        for fate in [None, Some(libc::EMSGSIZE), Some(libc::EAGAIN)] {
             let (mut outbox, reader, mut tally) = loaded();
             let mut asked = Vec::new();
-            let fate = outbox.flush_by(ARENA, &mut tally, |b, at, ask| {
+            let trains = outbox.flush_by(ARENA, &mut tally, |b, at, ask| {
                 asked.push((at, ask));
                 let waiting = &b.outgoing[at..];
                 match ask {
-                    Ask::Fragmented if fragmented => Ok(1),
+                    Ask::Fragmented => fate.map_or(Ok(1), |code| Err(io::Error::from_raw_os_error(code))),
                     // Longer than 90 octets is too long.
                     Ask::AsTheyAre if b.tickets[at].size <= 90 => {
                         Ok(waiting.iter().zip(&b.tickets[at..]).take_while(|(_, t)| t.size <= 90).count())
                     }
-                    Ask::Fragmented | Ask::AsTheyAre => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+                    Ask::AsTheyAre => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
                 }
             });
-            assert_eq!(fate, Trains::Taken, "one that is not too long: 160 octets in two");
+            assert_eq!(trains, Trains::Taken, "one that is not too long: 160 octets in two");
             assert_eq!(asked.iter().filter(|(_, ask)| *ask == Ask::Fragmented).count(), 6);
             assert_eq!(reader.take_too_long(), [TunnelId(0), TunnelId(1)]);
-            let (sent, lost) = if fragmented { (6, 0) } else { (0, 6) };
-            assert_eq!(
-                (reader.happened(Event::WireFragmented), reader.dropped(Reason::TooBig)),
-                (sent, lost)
-            );
+            let (sent, too_big, failed) = match fate {
+                None => (6, 0, 0),
+                Some(libc::EMSGSIZE) => (0, 6, 0),
+                Some(_) => (0, 0, 6),
+            };
+            let lost = [Reason::TooBig, Reason::SendFailed].map(|reason| reader.dropped(reason));
+            assert_eq!((reader.happened(Event::WireFragmented), lost), (sent, [too_big, failed]));
             let carried = [0, 1].map(|id| reader.tunnel(TunnelId(id)).tx_packets).iter().sum::<u64>();
-            assert_eq!((carried, reader.dropped(Reason::SendFailed)), (10 - lost, 0));
+            assert_eq!(carried, 4 + sent);
         }
     }
 
