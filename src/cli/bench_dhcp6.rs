@@ -51,9 +51,10 @@ pub struct Dhcp6Args {
     /// The first client's number: other numbers are other clients
     #[arg(long, value_name = "N", default_value_t = 0)]
     first: u32,
-    /// Each message leaves and comes by itself; otherwise those that are alike do together, like those that a relay passes on
+    /// Speak from all link-local addresses of the interface in turn, each message by itself; otherwise all speak from one, and
+    /// messages that are alike leave and come together, like those that a relay passes on
     #[arg(long)]
-    singly: bool,
+    from_all: bool,
     /// Only wait until the server answers one Solicit, and say how long that took
     #[arg(long)]
     first_answer: bool,
@@ -84,7 +85,8 @@ pub fn run(args: &Dhcp6Args) -> anyhow::Result<()> {
     let name = &args.interface;
     let Some(index) = here::index(name) else { bail!("there is no interface '{name}'; `ip link` names all") };
     let wanted = Wanted { addresses: args.kind != Kind::Pd, prefixes: args.kind != Kind::Na };
-    let mut clients = Clients::open((name, index), wanted, args.first, args.singly)
+    let from = if args.from_all { here::link_locals(name) } else { Vec::new() };
+    let mut clients = Clients::open((name, index), wanted, args.first, from)
         .with_context(|| format!("cannot open UDP port 546 on {name}; does a DHCPv6 client run here?"))?;
     let mut told = Told::default();
     if args.first_answer {

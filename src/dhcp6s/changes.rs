@@ -8,6 +8,7 @@ use sixway_dataplane::update::Ipv6Prefix;
 
 use super::plan::{self, Plan};
 use super::shelf::Lease;
+use super::socket::Answer;
 use super::{BATCH, Elsewhere, Server, Start};
 use crate::compat::dhcp6sconf::ServerConf;
 use crate::dhcpv6::calls::Called;
@@ -127,7 +128,7 @@ impl Server {
             }
             for _ in 0..BATCH {
                 let Some((_, (to, at), octets)) = port.session.poll_call(now) else { break };
-                port.send(&[(&octets, to, at)]).await;
+                port.send(&[Answer { octets: &octets, to, port: at, from: None }]).await;
             }
         }
     }

@@ -3,10 +3,9 @@
 //! is heard there. And what becomes of an answer to any query: it waits until all that it tells of is on the disk.
 
 use std::collections::BTreeSet;
-use std::net::Ipv6Addr;
 
 use super::here;
-use super::socket::{Inbox, LinkSocket};
+use super::socket::{Answer, Inbox, LinkSocket};
 use super::{Letter, Server};
 
 /// The interface.
@@ -76,7 +75,7 @@ impl Server {
     pub(super) async fn send_here(&self, letters: &[Letter]) {
         let Some(ear) = &self.ear else { return };
         let own = letters.iter().filter(|letter| letter.port == self.ports.len());
-        let own: Vec<(&[u8], Ipv6Addr, u16)> = own.map(|l| (&l.octets[..], l.to, l.to_port)).collect();
+        let own: Vec<Answer<'_>> = own.map(Letter::answer).collect();
         ear.send(&own).await;
     }
 }

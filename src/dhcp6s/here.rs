@@ -1,6 +1,7 @@
 //! This host: its files, interfaces and clock, as far as a DHCPv6 server's configuration and name need them.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::Ipv6Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -92,17 +93,25 @@ pub fn index(name: &str) -> Option<u32> {
 /// An interface's own addresses and the prefixes that they lie in, without the link-local ones.
 pub fn site(name: &str) -> Site {
     let mut site = Site { name: name.into(), ..Site::default() };
-    let Ok(all) = getifaddrs() else { return site };
-    for one in all.filter(|one| one.interface_name == name) {
-        let at = one.address.as_ref().and_then(|addr| Some(addr.as_sockaddr_in6()?.ip()));
-        let mask = one.netmask.as_ref().and_then(|mask| Some(mask.as_sockaddr_in6()?.ip()));
-        let (Some(addr), Some(mask)) = (at, mask) else { continue };
-        if !addr.is_unicast_link_local() {
-            site.own.insert(addr);
-            site.on_link.extend(Ipv6Prefix::new(addr, u128::from(mask).leading_ones() as u8));
-        }
+    for (addr, mask) in addresses(name).filter(|(addr, _)| !addr.is_unicast_link_local()) {
+        site.own.insert(addr);
+        site.on_link.extend(Ipv6Prefix::new(addr, u128::from(mask).leading_ones() as u8));
     }
     site
+}
+
+/// An interface's link-local addresses.
+pub fn link_locals(name: &str) -> Vec<Ipv6Addr> {
+    addresses(name).map(|(addr, _)| addr).filter(Ipv6Addr::is_unicast_link_local).collect()
+}
+
+/// An interface's addresses, and the mask of each.
+fn addresses(name: &str) -> impl Iterator<Item = (Ipv6Addr, Ipv6Addr)> {
+    let own = getifaddrs().into_iter().flatten().filter(move |one| one.interface_name == name);
+    own.filter_map(|one| {
+        let at = one.address.as_ref().and_then(|addr| Some(addr.as_sockaddr_in6()?.ip()));
+        at.zip(one.netmask.as_ref().and_then(|mask| Some(mask.as_sockaddr_in6()?.ip())))
+    })
 }
 
 /// The server's own DUID out of its file. Where there is none it is made, of the first Ethernet interface's address and the

@@ -57,7 +57,7 @@ use self::port::Port;
 use self::routes::way;
 use self::scribe::{Done, Scribe};
 use self::shelf::{Change, Lease, Shelf};
-use self::socket::{ALL_SERVERS_OF_SITE, Arrived, Inbox, LinkSocket};
+use self::socket::{ALL_SERVERS_OF_SITE, Answer, Arrived, Inbox, LinkSocket};
 use crate::broker::{BindKey, BindKind};
 use crate::compat::dhcp6sconf::{Duid, ServerConf};
 use crate::dhcp6ctl::codec::{IaKind, Order};
@@ -144,8 +144,16 @@ struct Letter {
     octets: Vec<u8>,
     to: Ipv6Addr,
     to_port: u16,
+    /// The address of ours that was spoken to, if it is one and no group.
+    from: Option<Ipv6Addr>,
     /// What it says that its client has.
     tells: Vec<(BindKey, Ipv6Prefix)>,
+}
+
+impl Letter {
+    fn answer(&self) -> Answer<'_> {
+        Answer { octets: &self.octets, to: self.to, port: self.to_port, from: self.from }
+    }
 }
 
 /// What the loop waits for.
@@ -448,7 +456,7 @@ impl Server {
         let is_relay = octets.first() == Some(&RELAY_FORWARD);
         self.shelf.next(uptime(), &port.name, Some(sender).filter(|_| !is_relay));
         let is_unicast = arrived.to != ALL_SERVERS && arrived.to != ALL_SERVERS_OF_SITE;
-        let from = Some(sender);
+        let (from, spoken_to) = (Some(sender), is_unicast.then_some(arrived.to));
         port.tick(self.began.elapsed());
         let (tunnel, from_port) = (&*port.name, arrived.from.port());
         let origin =
@@ -469,7 +477,7 @@ impl Server {
             () => CLIENT_PORT,
         };
         let tells = self.shelf.poll_told();
-        let letter = Letter { port: by, octets: answer.octets, to: sender, to_port, tells };
+        let letter = Letter { port: by, octets: answer.octets, to: sender, to_port, from: spoken_to, tells };
         if tells_of_others {
             return self.hold(letter);
         }
@@ -490,7 +498,7 @@ impl Server {
         self.not_kept += (before - letters.len()) as u64;
         for (n, port) in self.ports.iter().enumerate() {
             let own = letters.iter().filter(|letter| letter.port == n);
-            let own: Vec<(&[u8], Ipv6Addr, u16)> = own.map(|l| (&l.octets[..], l.to, l.to_port)).collect();
+            let own: Vec<Answer<'_>> = own.map(Letter::answer).collect();
             port.send(&own).await;
         }
         self.send_here(&letters).await;

@@ -1,7 +1,6 @@
 //! One link that is served: its socket, what its clients are told, and the kernel's routes to them.
 
 use std::io::ErrorKind;
-use std::net::Ipv6Addr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use super::here;
 use super::plan::terms;
 use super::routes::Routes;
-use super::socket::LinkSocket;
+use super::socket::{Answer, LinkSocket};
 use crate::compat::dhcp6sconf::{Duid, ServerConf};
 use crate::dhcpv6::codec::SERVER_PORT;
 use crate::dhcpv6::keep::RingFile;
@@ -90,8 +89,8 @@ impl Port {
         kept.is_ok()
     }
 
-    /// Sends answers: what, to whom, to which port there.
-    pub(super) async fn send(&self, all: &[(&[u8], Ipv6Addr, u16)]) {
+    /// Sends answers.
+    pub(super) async fn send(&self, all: &[Answer<'_>]) {
         self.socket.send(all).await;
     }
 }

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use nix::sys::socket::{setsockopt, sockopt};
 pub use sixway_dataplane::io::datagrams::{Arrived, Inbox};
-use sixway_dataplane::io::datagrams::{Sender, arrange, merge};
+use sixway_dataplane::io::datagrams::{Datagram, Sender, arrange, merge};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -27,6 +27,19 @@ pub struct LinkSocket {
     socket: UdpSocket,
     index: u32,
     sender: Sender,
+}
+
+/// An answer that is to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    /// The message.
+    pub octets: &'a [u8],
+    /// Where to, and to which port.
+    pub to: Ipv6Addr,
+    /// See there.
+    pub port: u16,
+    /// From this address of ours, if it was spoken to; otherwise the kernel chooses.
+    pub from: Option<Ipv6Addr>,
 }
 
 impl LinkSocket {
@@ -85,15 +98,19 @@ impl LinkSocket {
 
     /// Sends answers to addresses on the link or beyond it, those of one length to one address in order. What cannot be sent
     /// is left out.
-    pub async fn send(&self, all: &[(&[u8], Ipv6Addr, u16)]) {
+    pub async fn send(&self, all: &[Answer<'_>]) {
         let scope = |to: &Ipv6Addr| if to.is_unicast_link_local() { self.index } else { 0 };
-        let mut all: Vec<(&[u8], SocketAddrV6)> = all
+        let mut all: Vec<Datagram<'_>> = all
             .iter()
-            .map(|(octets, to, port)| (*octets, SocketAddrV6::new(*to, *port, 0, scope(to))))
+            .map(|one| Datagram {
+                to: SocketAddrV6::new(one.to, one.port, 0, scope(&one.to)),
+                from: one.from,
+                octets: one.octets,
+            })
             .collect();
         arrange(&mut all);
         let mut left = &all[..];
-        while let Some((_, to)) = left.first() {
+        while let Some(Datagram { to, .. }) = left.first() {
             let fd = self.socket.as_fd();
             match self.socket.async_io(Interest::WRITABLE, || self.sender.send(fd, left)).await {
                 Ok(sent) => left = left.get(sent..).unwrap_or_default(),

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use sixway_dataplane::io::datagrams::{Inbox, Sender, arrange, merge};
+use sixway_dataplane::io::datagrams::{Datagram, Inbox, Sender, arrange, merge};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// An answer that comes later counts as none.
@@ -117,9 +117,11 @@ pub struct Clients {
     /// What of clients' identity associations to say when they renew, with the server's name in front.
     bound: Vec<(u32, Box<[u8]>)>,
     turn: usize,
-    /// Messages that are to be sent, one behind the other, and where each ends.
+    /// Where they are on the link; nowhere: where the kernel says.
+    from: Vec<Ipv6Addr>,
+    /// Messages that are to be sent, one behind the other, where each ends, and whose it is.
     out: Vec<u8>,
-    ends: Vec<usize>,
+    ends: Vec<(usize, u32)>,
     sender: Sender,
     inbox: Option<Inbox>,
     waits: Vec<Duration>,
@@ -134,12 +136,18 @@ impl std::fmt::Debug for Clients {
 }
 
 impl Clients {
-    /// Clients on the interface with this name and number; the first one has the number `first` in its DUID. `singly`: each
-    /// message leaves and comes by itself, as those of clients on many machines do; otherwise like those that one relay passes on.
+    /// Clients on the interface with this name and number; the first one has the number `first` in its DUID. They speak from
+    /// the addresses `from` in turn, each message by itself; from none: all from the one that the kernel chooses, and messages
+    /// that are alike leave and come together, like those that one relay passes on.
     ///
     /// # Errors
     /// As the system says.
-    pub fn open((name, index): (&str, u32), wanted: Wanted, first: u32, singly: bool) -> io::Result<Self> {
+    pub fn open(
+        (name, index): (&str, u32),
+        wanted: Wanted,
+        first: u32,
+        from: Vec<Ipv6Addr>,
+    ) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV6, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         socket.bind_device(Some(name.as_bytes()))?;
         // The system may allow less.
@@ -147,6 +155,7 @@ impl Clients {
         let _as_much_as_may_be = socket.set_send_buffer_size(BUFFER);
         socket.set_multicast_if_v6(index)?;
         socket.bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 546, 0, 0).into())?;
+        let singly = !from.is_empty();
         if !singly {
             merge(socket.as_fd());
         }
@@ -162,6 +171,7 @@ impl Clients {
             slots: vec![slot; SLOTS],
             bound: Vec::new(),
             turn: 0,
+            from,
             out: Vec::with_capacity(1 << 16),
             ends: Vec::new(),
             sender: if singly { Sender::singly() } else { Sender::default() },
@@ -298,7 +308,7 @@ impl Clients {
             }
         }
         self.seen.solicits += 1;
-        self.close();
+        self.close(client);
     }
 
     fn renew(&mut self) {
@@ -316,18 +326,23 @@ impl Clients {
         if let Some(place) = self.bound.get_mut(self.turn) {
             place.1 = said;
         }
-        self.close();
+        self.close(client);
     }
 
     /// The message that is being written is whole, and is sent with the next ones.
-    fn close(&mut self) {
-        self.ends.push(self.out.len());
+    fn close(&mut self, client: u32) {
+        self.ends.push((self.out.len(), client));
     }
 
     fn send(&mut self) -> io::Result<()> {
-        let begins = std::iter::once(0).chain(self.ends.iter().copied());
-        let message = |(begin, end): (usize, &usize)| (&self.out[begin..*end], self.to);
-        let mut all: Vec<(&[u8], SocketAddrV6)> = begins.zip(&self.ends).map(message).collect();
+        let begins = std::iter::once(0).chain(self.ends.iter().map(|(end, _)| *end));
+        let from = |client: u32| self.from.get(client as usize % self.from.len().max(1)).copied();
+        let message = |(begin, (end, client)): (usize, &(usize, u32))| Datagram {
+            to: self.to,
+            from: from(*client),
+            octets: &self.out[begin..*end],
+        };
+        let mut all: Vec<Datagram<'_>> = begins.zip(&self.ends).map(message).collect();
         arrange(&mut all);
         let mut left = &all[..];
         while !left.is_empty() {
@@ -379,7 +394,7 @@ impl Clients {
                 self.seen.requests += 1;
                 self.begin(3, before.client, Stage::Requested, before.began);
                 self.out.extend_from_slice(&said);
-                self.close();
+                self.close(before.client);
             }
             (7, Stage::Requested) => {
                 self.seen.replies += 1;

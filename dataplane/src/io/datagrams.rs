@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::sys;
+pub use super::sys::Datagram;
 
 /// Messages that are taken in one call, at most; each may be several datagrams.
 pub const AT_ONCE: usize = 64;
@@ -110,7 +111,7 @@ impl Sender {
     ///
     /// # Errors
     /// As the system says.
-    pub fn send(&self, fd: BorrowedFd<'_>, datagrams: &[(&[u8], SocketAddrV6)]) -> io::Result<usize> {
+    pub fn send(&self, fd: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> io::Result<usize> {
         let some = datagrams.get(..CALL).unwrap_or(datagrams);
         let runs = self.runs(some);
         match sys::send_runs(fd, some, &runs) {
@@ -130,12 +131,13 @@ impl Sender {
     }
 
     /// How many neighbours leave together each time.
-    fn runs(&self, datagrams: &[(&[u8], SocketAddrV6)]) -> Vec<usize> {
+    fn runs(&self, datagrams: &[Datagram<'_>]) -> Vec<usize> {
         if !self.joins.load(Ordering::Relaxed) {
             return vec![1; datagrams.len()];
         }
-        let together = |a: &(&[u8], SocketAddrV6), b: &(&[u8], SocketAddrV6)| {
-            a.1 == b.1 && a.0.len() == b.0.len() && (1..=NARROW).contains(&a.0.len())
+        let together = |a: &Datagram<'_>, b: &Datagram<'_>| {
+            let (one, two) = (a.octets.len(), b.octets.len());
+            a.to == b.to && a.from == b.from && one == two && (1..=NARROW).contains(&one)
         };
         let alike = datagrams.chunk_by(together);
         alike.flat_map(|alike| alike.chunks(RUN).map(<[_]>::len)).collect()
@@ -143,8 +145,8 @@ impl Sender {
 }
 
 /// Brings together what can leave together. Datagrams of one length to one destination stay in their order.
-pub fn arrange(datagrams: &mut [(&[u8], SocketAddrV6)]) {
-    datagrams.sort_by_key(|(octets, to)| (*to, octets.len()));
+pub fn arrange(datagrams: &mut [Datagram<'_>]) {
+    datagrams.sort_by_key(|one| (one.to, one.from, one.octets.len()));
 }
 
 #[cfg(test)]
@@ -158,6 +160,10 @@ mod tests {
         socket.set_nonblocking(true).unwrap();
         let std::net::SocketAddr::V6(at) = socket.local_addr().unwrap() else { panic!() };
         (socket, at)
+    }
+
+    fn to(to: SocketAddrV6, octets: &[u8]) -> Datagram<'_> {
+        Datagram { to, from: None, octets }
     }
 
     fn heard(inbox: &mut Inbox, socket: &UdpSocket) -> Vec<Vec<u8>> {
@@ -178,9 +184,9 @@ mod tests {
                 merge(one.as_fd());
             }
             let texts: Vec<Vec<u8>> = (0..200_u8).map(|n| vec![n; 40 + usize::from(n % 3)]).collect();
-            let mut all: Vec<(&[u8], SocketAddrV6)> = Vec::new();
-            texts.iter().for_each(|text| all.extend([(&text[..], a), (&text[..], b)]));
-            all.extend([(&b""[..], a), (&[7; 2000], a), (&[8; 2000], a)]);
+            let mut all: Vec<Datagram<'_>> = Vec::new();
+            texts.iter().for_each(|text| all.extend([to(a, text), to(b, text)]));
+            all.extend([to(a, b""), to(a, &[7; 2000]), to(a, &[8; 2000])]);
             arrange(&mut all);
             let mut left = &all[..];
             while !left.is_empty() {
@@ -209,12 +215,13 @@ mod tests {
     fn what_leaves_together_is_of_one_length_and_to_one_place() {
         let at = |port| SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0);
         let (long, short, wide) = ([0; 90], [0; 80], [0; NARROW + 1]);
-        let mut all = vec![(&long[..], at(2)), (&short[..], at(2)), (&long[..], at(1)), (&wide[..], at(1))];
-        all.extend([(&short[..], at(2)), (&wide[..], at(1)), (&b""[..], at(9)), (&b""[..], at(9))]);
-        all.extend(vec![(&short[..], at(7)); 70]);
+        let mut all = vec![to(at(2), &long), to(at(2), &short), to(at(1), &long), to(at(1), &wide)];
+        all.extend([to(at(2), &short), to(at(1), &wide), to(at(9), b""), to(at(9), b"")]);
+        all.extend(vec![to(at(7), &short); 70]);
+        all.push(Datagram { from: Some(Ipv6Addr::LOCALHOST), ..to(at(7), &short) });
         arrange(&mut all);
-        assert_eq!(Sender::default().runs(&all), [1, 1, 1, 2, 1, 64, 6, 1, 1]);
-        assert_eq!(Sender::singly().runs(&all), vec![1; 78]);
+        assert_eq!(Sender::default().runs(&all), [1, 1, 1, 2, 1, 64, 6, 1, 1, 1]);
+        assert_eq!(Sender::singly().runs(&all), vec![1; 79]);
     }
 
     #[test]
@@ -222,8 +229,8 @@ mod tests {
         let ((from, _), (one, a)) = (open(), open());
         let nowhere = SocketAddrV6::new(*a.ip(), 0, 0, 0);
         let sender = Sender::default();
-        assert!(sender.send(from.as_fd(), &[(b"a", nowhere), (b"b", nowhere)]).is_err());
-        assert_eq!(sender.send(from.as_fd(), &[(b"a", a), (b"b", a)]).unwrap(), 2);
+        assert!(sender.send(from.as_fd(), &[to(nowhere, b"a"), to(nowhere, b"b")]).is_err());
+        assert_eq!(sender.send(from.as_fd(), &[to(a, b"a"), to(a, b"b")]).unwrap(), 2);
         assert_eq!(heard(&mut Inbox::default(), &one).len(), 2);
         assert!(sender.joins.load(Ordering::Relaxed), "that says nothing of joining");
     }

@@ -370,7 +370,7 @@ fn fill_control(header: &mut libc::msghdr, control: &mut Control, message: &Outg
     put_control(header, control, [from, tos, segment].into_iter().flatten());
 }
 
-/// Items of control data: level, type and value; three at most, of 12 octets at most.
+/// Items of control data: level, type and value.
 fn put_control<'a>(
     header: &mut libc::msghdr,
     control: &mut Control,
@@ -378,7 +378,7 @@ fn put_control<'a>(
 ) {
     let mut used = 0;
     for (level, kind, data) in items {
-        assert!(data.len() <= 12 && used + 32 <= CONTROL);
+        assert!(used + 16 + data.len().next_multiple_of(8) <= CONTROL);
         // SAFETY: `used` and the space of this item, 16 octets and its value, rounded up to 8, stay within CONTROL as was just
         // seen, and the buffer is aligned for cmsghdr.
         unsafe {
@@ -612,27 +612,34 @@ unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
     }
 }
 
+/// A UDP datagram over IPv6 that is to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Datagram<'a> {
+    /// Where to.
+    pub to: SocketAddrV6,
+    /// Source address; without, the kernel chooses.
+    pub from: Option<Ipv6Addr>,
+    /// What it says.
+    pub octets: &'a [u8],
+}
+
 /// Sends UDP datagrams over IPv6 in one call and without waiting. Those of one run, which are neighbours in the list, leave as
-/// one message that the kernel cuts apart (UDP_SEGMENT): they have one destination and one length, and only the last may be
-/// shorter. `runs` says how many datagrams each has, none no datagram. Returns how many runs went out, or why the first did not.
+/// one message that the kernel cuts apart (UDP_SEGMENT): they have one source, one destination and one length, and only the last
+/// may be shorter. `runs` says how many datagrams each has, none no datagram. Returns how many runs went out, or why the first did not.
 ///
 /// # Errors
 /// As the system says.
-pub fn send_runs(
-    fd: BorrowedFd<'_>,
-    datagrams: &[(&[u8], SocketAddrV6)],
-    runs: &[usize],
-) -> io::Result<usize> {
+pub fn send_runs(fd: BorrowedFd<'_>, datagrams: &[Datagram<'_>], runs: &[usize]) -> io::Result<usize> {
     assert!(runs.iter().sum::<usize>() <= datagrams.len() && !runs.contains(&0));
     let part =
         |octets: &[u8]| libc::iovec { iov_base: octets.as_ptr().cast_mut().cast(), iov_len: octets.len() };
-    let mut parts: Vec<libc::iovec> = datagrams.iter().map(|(octets, _)| part(octets)).collect();
+    let mut parts: Vec<libc::iovec> = datagrams.iter().map(|one| part(one.octets)).collect();
     let mut names = Vec::with_capacity(runs.len());
     let mut controls = Vec::with_capacity(runs.len());
     let mut headers: Vec<libc::mmsghdr> = Vec::with_capacity(runs.len());
     let mut first = 0;
     for run in runs {
-        let (octets, to) = datagrams[first];
+        let Datagram { to, from, octets } = datagrams[first];
         names.push(name_of(&to));
         controls.push(Control([0; CONTROL]));
         let n = names.len() - 1;
@@ -642,13 +649,13 @@ pub fn send_runs(
         header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as u32;
         header.msg_hdr.msg_iov = &raw mut parts[first];
         header.msg_hdr.msg_iovlen = *run;
-        if *run > 1 {
-            put_control(
-                &mut header.msg_hdr,
-                &mut controls[n],
-                [segment_of(&(octets.len() as u16).to_ne_bytes())],
-            );
-        }
+        // struct in6_pktinfo: source address, interface index.
+        let mut info = [0; 20];
+        info[..16].copy_from_slice(&from.unwrap_or(Ipv6Addr::UNSPECIFIED).octets());
+        let from = from.map(|_| (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info[..]));
+        let size = (octets.len() as u16).to_ne_bytes();
+        let segment = Some(segment_of(&size)).filter(|_| *run > 1);
+        put_control(&mut header.msg_hdr, &mut controls[n], [from, segment].into_iter().flatten());
         headers.push(header);
         first += run;
     }
@@ -764,7 +771,8 @@ mod tests {
             std::net::SocketAddr::V6(at) => at,
             std::net::SocketAddr::V4(at) => panic!("{at}"),
         };
-        let all: [(&[u8], SocketAddrV6); 3] = [(b"a", at(&one)), (b"", at(&two)), (b"bcd", at(&one))];
+        let to = |octets, socket| Datagram { octets, to: at(socket), from: None };
+        let all = [to(b"a", &one), to(b"", &two), to(b"bcd", &one)];
         assert_eq!(send_runs(sender.as_fd(), &all, &[1, 1, 1]).unwrap(), 3);
         assert_eq!(send_runs(sender.as_fd(), &[], &[]).unwrap(), 0);
         let mut buffer = [0; 9];
@@ -772,8 +780,11 @@ mod tests {
             let (len, from) = socket.recv_from(&mut buffer).unwrap();
             assert_eq!((&buffer[..len], from), (expected, sender.local_addr().unwrap()));
         }
+        let from = |addr: &str| Datagram { from: addr.parse().ok(), ..all[0] };
+        assert_eq!(send_runs(sender.as_fd(), &[from("::1")], &[1]).unwrap(), 1);
+        assert!(send_runs(sender.as_fd(), &[from("2001:db8::77")], &[1]).is_err(), "not ours");
         // Nobody may send to port 0.
         let nowhere = SocketAddrV6::new(*at(&one).ip(), 0, 0, 0);
-        assert!(send_runs(sender.as_fd(), &[(b"a", nowhere)], &[1]).is_err());
+        assert!(send_runs(sender.as_fd(), &[Datagram { to: nowhere, ..all[0] }], &[1]).is_err());
     }
 }
