@@ -106,7 +106,7 @@ pub enum LedgerError {
 /// What to do about a failure.
 fn next(why: &rusqlite::Error, path: &Path) -> String {
     match why.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => "the disk is full: make room on it".to_owned(),
+        Some(ErrorCode::DiskFull) => "make room on the disk".to_owned(),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another server uses it".to_owned(),
         Some(ErrorCode::DatabaseCorrupt) => format!("it is damaged. {}", way_on(path)),
         Some(ErrorCode::NotADatabase) => {

@@ -111,7 +111,7 @@ mod tests {
         octets[at + 30] = 7;
         fs::write(&path, &octets).unwrap();
         let said = Ledger::open(&path, now).unwrap().load("a", 1000).unwrap_err().to_string();
-        assert!(said.contains("page 2 is not as it was written, and 1 changes"), "{said}");
+        assert!(said.contains("page 2 is not as it was written, and 1 change"), "{said}");
         assert!(said.contains("--mend-leases --lease-file") && said.contains("leases.db"), "{said}");
         let mended = mend(&path, "a", now).unwrap();
         assert_eq!((mended.leases, mended.damage.lost), (3, 1));

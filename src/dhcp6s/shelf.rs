@@ -28,6 +28,8 @@ pub const MAX_DECLINED: usize = 4;
 const DECLINED_LOOKED_AT: usize = 1024;
 /// For how long a prefix is given to nobody that could not be routed, in seconds.
 const UNROUTABLE: u32 = 60;
+/// Leases that there is always room to know as not on the disk yet.
+const UNKEPT: usize = 1 << 16;
 /// When a lease ends that never does.
 pub const NEVER: u64 = u64::MAX;
 
@@ -214,6 +216,10 @@ impl Shelf {
             if self.unkept.get(&prefix).is_some_and(|number| *number <= last) {
                 self.unkept.remove(&prefix);
             }
+        }
+        // What a slow disk has made it need once it does not keep.
+        if self.unkept.is_empty() && self.unkept.capacity() > UNKEPT {
+            self.unkept = HashMap::new();
         }
     }
 

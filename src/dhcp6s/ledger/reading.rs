@@ -59,15 +59,15 @@ impl fmt::Display for Damage {
             1 => write!(out, "page {first} is not as it was written")?,
             _ => write!(out, "{pages} pages, the first is {first}, are not as they were written")?,
         }
-        match (missing, lost) {
-            (0, lost) => write!(out, ", and {lost} changes of leases with them"),
-            (missing, 0) => write!(out, ", and {missing} of them cannot be read at all"),
-            (missing, lost) => {
-                write!(
-                    out,
-                    ", {lost} changes of leases with them, and {missing} of them cannot be read at all"
-                )
-            }
+        match lost {
+            0 => {}
+            1 => out.write_str(", and 1 change of a lease with it")?,
+            _ => write!(out, ", and {lost} changes of leases with them")?,
+        }
+        match missing {
+            0 => Ok(()),
+            1 => out.write_str("; of 1 page nobody knows what was on it"),
+            _ => write!(out, "; of {missing} pages nobody knows what was on them"),
         }
     }
 }
