@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use dhcproto::v6::{DhcpOption, MessageType};
 use netns_tests::{Job, Lab, Router, Space, program, wait_for};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Relay, Value};
 use sixway_dataplane::update::Ipv6Prefix;
@@ -60,11 +62,15 @@ impl Links {
     }
 
     fn dhcp6s(&self, conf: &Path) -> Job {
+        self.dhcp6s_with(conf, &self.lab.path("leases.db"))
+    }
+
+    fn dhcp6s_with(&self, conf: &Path, leases: &Path) -> Job {
         let log = self.lab.path("dhcp6s.log");
         let before = std::fs::read_to_string(&log).unwrap_or_default().matches("serving s2").count();
         let path = |name: &str| self.lab.path(name).to_string_lossy().into_owned();
-        let (pid, duid, leases) = (path("dhcp6s.pid"), path("dhcp6s_duid"), path("leases.db"));
-        let conf = conf.to_string_lossy();
+        let (pid, duid) = (path("dhcp6s.pid"), path("dhcp6s_duid"));
+        let (conf, leases) = (conf.to_string_lossy(), leases.to_string_lossy());
         let args = [
             "dhcp6s",
             "-f",
@@ -293,6 +299,95 @@ fn dhcp6s_keeps_its_routes_and_tells_its_clients() {
             other => panic!("{port}: {other:?}"),
         }
     }
+    server.end(Signal::SIGTERM, PATIENCE);
+}
+
+/// A small disk that this thread and what it starts have for themselves.
+struct Disk(PathBuf);
+
+impl Disk {
+    #[track_caller]
+    fn new(at: PathBuf) -> Self {
+        let none = None::<&str>;
+        let made = std::fs::create_dir_all(&at).is_ok()
+            && unshare(CloneFlags::CLONE_NEWNS).is_ok()
+            && mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).is_ok()
+            && mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::empty(), Some("size=1m")).is_ok();
+        assert!(made, "cannot mount a disk");
+        Self(at)
+    }
+
+    fn fill(&self) {
+        let file = std::fs::File::create(self.0.join("filler"));
+        while file.as_ref().is_ok_and(|mut file| std::io::Write::write_all(&mut file, &[0; 4096]).is_ok()) {}
+    }
+
+    fn empty(&self) {
+        assert!(std::fs::remove_file(self.0.join("filler")).is_ok());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _gone_with_the_thread_else = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_is_waited_for_and_a_damaged_file_is_mended() {
+    let Some(links) = Links::new_or_skip("dhcp6s: leases on a disk that fills, then is damaged") else {
+        return;
+    };
+    let disk = Disk::new(links.lab.path("disk"));
+    let leases = links.lab.path("disk/leases.db");
+    let duid = "00:03:00:01:02:00:00:00:53:02";
+    let conf = links.conf(&format!(
+        "host b {{ duid {duid}; address fd00:2::77 infinity; prefix fd00:2ee:ee00::/56 infinity; }};"
+    ));
+    let server = links.dhcp6s_with(&conf, &leases);
+    let mut client = Asker::on(&links.a, "a0", 546, 1);
+    let mine = client.ask();
+    client.duid[9] = 2;
+    let forever = client.ask();
+    let renews = |client: &mut Asker, duid, (address, prefix)| {
+        client.duid[9] = duid;
+        client.send(&client.message(MessageType::Renew, &[address, prefix]).emit(), GROUP);
+        client.hear().is_some()
+    };
+    disk.fill();
+    // Within a second nothing is longer than before, and nothing is to be written.
+    wait_for("silence", PATIENCE, || (!renews(&mut client, 1, mine)).then_some(()));
+    assert!(renews(&mut client, 2, forever), "needs no disk");
+    client.duid[9] = 3;
+    client.send(&client.message(MessageType::Solicit, &[]).emit(), GROUP);
+    assert!(client.hear().is_none(), "offered without a disk");
+    // A start reads what is there, and is no better off.
+    server.end(Signal::SIGKILL, PATIENCE);
+    let server = links.dhcp6s_with(&conf, &leases);
+    assert!(renews(&mut client, 2, forever));
+    wait_for("silence", PATIENCE, || (!renews(&mut client, 1, mine)).then_some(()));
+    disk.empty();
+    wait_for("leases to be kept again", PATIENCE, || renews(&mut client, 1, mine).then_some(()));
+    server.end(Signal::SIGTERM, PATIENCE);
+    let log = || std::fs::read_to_string(links.lab.path("dhcp6s.log")).unwrap_or_default();
+    let said = log();
+    assert_eq!(said.matches("nobody is told of new or longer leases").count(), 2, "once each: {said}");
+    assert_eq!(said.matches("leases are kept on the disk again").count(), 1, "{said}");
+
+    // One bit of the newest record of a lease is another one.
+    let mut octets = std::fs::read(&leases).unwrap_or_default();
+    let name = [0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0x53, 1];
+    let Some(at) = octets.windows(name.len()).rposition(|octets| octets == name) else { panic!("no lease") };
+    octets[at + 8] ^= 4;
+    assert!(std::fs::write(&leases, octets).is_ok());
+    let program = program();
+    let line = format!("{} dhcp6s s2 --lease-file {}", program.display(), leases.display());
+    let refused = links.s.attempt(&format!("{line} -f -c {} -k /dev/null", conf.display()));
+    assert!(!refused.ok && refused.text.contains("--mend-leases --lease-file"), "{}", refused.text);
+    let mended = links.s.run(&format!("{line} --mend-leases"));
+    assert!(mended.contains("Lost: page") && mended.contains("leases.db.damaged1"), "{mended}");
+    let server = links.dhcp6s_with(&conf, &leases);
+    assert!(renews(&mut client, 2, forever));
     server.end(Signal::SIGTERM, PATIENCE);
 }
 
