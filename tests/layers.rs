@@ -118,6 +118,7 @@ const RULES: &[(&str, &str, &[&str])] = &[
     ("src/dhcpv6/timing.rs", "", PURE_CONTROL),
     ("src/dhcpv6/trust.rs", "", PURE_CONTROL),
     ("src/delegation/plan.rs", "", PURE_CONTROL),
+    ("src/delegation/radvd.rs", "", PURE_CONTROL),
     (
         "src/delegation/",
         ".rs",

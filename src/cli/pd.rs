@@ -12,6 +12,7 @@ use super::print_line;
 use crate::compat::ctlkey;
 use crate::delegation::line::{Line, Port, line};
 use crate::delegation::plan::{Place, Wish};
+use crate::delegation::radvd::can_name;
 use crate::delegation::{Delegation, Start};
 use crate::dhcp6ctl::{CLIENT_KEY, CLIENT_PORT};
 use crate::privileges::told_to_others;
@@ -93,6 +94,14 @@ impl PdArgs {
                     n + 1
                 );
             }
+        }
+        if let Some(place) =
+            self.pd_to.iter().find(|place| self.pd_radvd.is_some() && !can_name(&place.interface))
+        {
+            anyhow::bail!(
+                "--pd-radvd: radvd takes '{}' for a word of its own; rename the interface",
+                place.interface
+            );
         }
         let wish = Wish {
             len,

@@ -11,6 +11,7 @@
 
 pub mod line;
 pub mod plan;
+pub mod radvd;
 pub mod report;
 mod state;
 

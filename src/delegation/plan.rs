@@ -3,7 +3,6 @@
 //! What of a delegated prefix is on no interface leads nowhere (RFC 7084 WPD-5); else packets to it would go round between
 //! us and the server.
 
-use std::fmt::Write;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use crate::dhcpv6::client::{Held, Lease, Want};
 use crate::dhcpv6::codec::{INFINITY, IaKind};
 
 /// The length of the prefix that one link is given, in bits (RFC 4291 section 2.5.1).
-const LINK: u8 = 64;
+pub(super) const LINK: u8 = 64;
 
 /// What the user wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,38 +159,6 @@ impl Wish {
         self.script.as_ref().map(|file| format!("runs {} when it comes, changes or goes", file.display()))
     }
 
-    /// radvd's configuration for the links; `gone` are networks that hosts are to let go of (RFC 7084 L-13).
-    pub fn radvd(&self, plan: &Plan, lease: &Lease, gone: &[(String, Ipv6Prefix)]) -> String {
-        let mut text = String::from(
-            "# Written by sixway connect, and written anew whenever the delegated prefix is renewed or changes.\n",
-        );
-        let mut interfaces: Vec<&str> = self.to.iter().map(|place| place.interface.as_str()).collect();
-        interfaces.sort_unstable();
-        interfaces.dedup();
-        for interface in interfaces {
-            let own =
-                plan.addresses.iter().filter(|placed| placed.interface == interface && placed.len == LINK);
-            let own: Vec<_> = own.collect();
-            let router = if own.is_empty() { "    AdvDefaultLifetime 0;\n" } else { "" };
-            let (mtu, name) = (self.mtu, interface);
-            let _infallible = write!(
-                text,
-                "\ninterface {name}\n{{\n    AdvSendAdvert on;\n    AdvLinkMTU {mtu};\n{router}"
-            );
-            for placed in &own {
-                text += &advertised(network(placed), placed.life);
-            }
-            let held: Vec<Ipv6Prefix> = own.iter().map(|placed| network(placed)).collect();
-            let old = gone.iter().filter(|(at, net)| at == interface && !held.contains(net));
-            old.for_each(|(_, net)| text += &advertised(*net, (0, 0)));
-            if !own.is_empty() {
-                text += &resolvers(lease);
-            }
-            text += "};\n";
-        }
-        text
-    }
-
     /// What the script is told.
     pub fn variables(
         &self,
@@ -283,7 +250,7 @@ pub fn subnet(prefix: Ipv6Prefix, number: u64) -> Option<Ipv6Prefix> {
     Ipv6Prefix::new(Ipv6Addr::from(prefix.bits() | index << LINK), LINK).filter(|_| fits)
 }
 
-fn network(placed: &Placed) -> Ipv6Prefix {
+pub(super) fn network(placed: &Placed) -> Ipv6Prefix {
     Ipv6Prefix::new(placed.addr, placed.len).unwrap_or(Ipv6Prefix::ALL)
 }
 
@@ -294,39 +261,13 @@ fn life(held: &Held, now: Duration) -> Life {
     (left(held.preferred), left(held.valid))
 }
 
-fn advertised(net: Ipv6Prefix, (preferred, valid): Life) -> String {
-    let word = |seconds: u32| if seconds == INFINITY { "infinity".to_owned() } else { seconds.to_string() };
-    format!(
-        "    prefix {net}\n    {{\n        AdvOnLink on;\n        AdvAutonomous on;\n        AdvValidLifetime {};\n        \
-         AdvPreferredLifetime {};\n        DecrementLifetimes {};\n    }};\n",
-        word(valid),
-        word(preferred),
-        if valid == INFINITY || valid == 0 { "off" } else { "on" }
-    )
-}
-
-fn resolvers(lease: &Lease) -> String {
-    let mut text = String::new();
-    if !lease.dns.is_empty() {
-        // radvd takes three in one option.
-        let all: Vec<String> = lease.dns.iter().take(3).map(Ipv6Addr::to_string).collect();
-        text += &format!("    RDNSS {} {{ }};\n", all.join(" "));
-    }
-    if !lease.domains.is_empty() {
-        let all: Vec<String> =
-            lease.domains.iter().map(|name| name.to_string().trim_end_matches('.').to_owned()).collect();
-        text += &format!("    DNSSL {} {{ }};\n", all.join(" "));
-    }
-    text
-}
-
 /// A number that stays the same for a name (FNV-1a).
 fn number_of(name: &str) -> u32 {
     name.bytes().fold(0x811c_9dc5, |hash: u32, octet| (hash ^ u32::from(octet)).wrapping_mul(0x0100_0193))
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::dhcpv6::codec::Name;
 
@@ -334,7 +275,7 @@ mod tests {
         Some(Duration::from_secs(seconds))
     }
 
-    fn wish(to: &[&str]) -> Wish {
+    pub(in crate::delegation) fn wish(to: &[&str]) -> Wish {
         Wish {
             len: Some(56),
             address: true,
@@ -346,7 +287,7 @@ mod tests {
         }
     }
 
-    fn lease(prefix: &str) -> Lease {
+    pub(in crate::delegation) fn lease(prefix: &str) -> Lease {
         let prefix =
             Held { kind: IaKind::Prefix, prefix: prefix.parse().unwrap(), preferred: s(160), valid: s(190) };
         let own = "2001:db8:5::9/128".parse().unwrap();
@@ -400,25 +341,6 @@ mod tests {
         );
         assert_eq!(plan.black_holes, ["2001:db8:200::/56".parse().unwrap()]);
         assert!(plan.notes.len() == 1 && plan.notes[0].contains("number 999"), "{:?}", plan.notes);
-    }
-
-    #[test]
-    fn radvd_is_told_what_to_advertise_and_what_to_withdraw() {
-        let (wish, lease, now) = (wish(&["eth1"]), lease("2001:db8:200::/56"), Duration::from_secs(100));
-        let plan = wish.plan(&lease, now);
-        let gone = [("eth1".to_owned(), "2001:db8:300::/64".parse().unwrap())];
-        let text = wish.radvd(&plan, &lease, &gone);
-        for part in [
-            "interface eth1\n{\n    AdvSendAdvert on;\n    AdvLinkMTU 1280;\n    prefix 2001:db8:200::/64\n",
-            "AdvValidLifetime 90;\n        AdvPreferredLifetime 60;\n        DecrementLifetimes on;",
-            "prefix 2001:db8:300::/64\n    {\n        AdvOnLink on;\n        AdvAutonomous on;\n        AdvValidLifetime 0;",
-            "RDNSS 2001:db8:53::53 { };",
-            "DNSSL example.com { };",
-        ] {
-            assert!(text.contains(part), "{part} is not in\n{text}");
-        }
-        let over = wish.radvd(&Plan::default(), &Lease::default(), &gone);
-        assert!(over.contains("AdvDefaultLifetime 0;") && !over.contains("RDNSS"), "{over}");
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl State {
 
     fn write_radvd(&self, plan: &Plan) {
         let Some(file) = &self.wish.radvd else { return };
-        let text = self.wish.radvd(plan, &self.lease, &self.gone);
+        let text = self.wish.radvd(plan, &self.lease, &self.gone, link_mtu);
         if let Err(why) = replace(file, &text) {
             tracing::warn!("cannot write radvd's configuration to {}: {why}", file.display());
         }
@@ -164,6 +164,12 @@ impl State {
             tracing::warn!("{why:#}");
         }
     }
+}
+
+/// The MTU of an interface, if it is there.
+fn link_mtu(interface: &str) -> Option<u32> {
+    let text = std::fs::read_to_string(Path::new("/sys/class/net").join(interface).join("mtu"));
+    text.ok()?.trim().parse().ok()
 }
 
 /// Puts a file in its place, whole or not at all.

@@ -571,6 +571,11 @@ impl Name {
         (wire.len() <= 255).then(|| Self(wire.into()))
     }
 
+    /// Whether it is one that people could have written: others have no place in files and scripts.
+    pub fn is_plain(&self) -> bool {
+        Self::from_text(&self.to_string()).is_some_and(|name| name.0.eq_ignore_ascii_case(&self.0))
+    }
+
     /// Reads names that stand one behind the other. Compressed ones are refused (RFC 8415 section 10).
     fn parse_all(mut octets: &[u8]) -> Result<Vec<Self>, Malformed> {
         let mut names = Vec::new();
@@ -672,6 +677,10 @@ mod tests {
         let name = Name::from_text("6Bone.Example.").unwrap();
         assert_eq!(&name.0[..], b"\x056bone\x07example\0");
         assert_eq!(name.to_string(), "6bone.example.");
+        assert!(name.is_plain() && Name(b"\x04LAN1\0"[..].into()).is_plain());
+        for odd in [&b"\x03};x\0"[..], b"\0", b"\x03a b\0", b"\x02\xc3\xa9\0", b"\x02-a\0"] {
+            assert!(!Name(odd.into()).is_plain(), "{odd:?}");
+        }
         for wrong in
             ["", ".", "a..b", "-a.b", "a-.b", "a b", "*.b", &"x".repeat(64), &["abcdefg"; 40].join(".")]
         {

@@ -1,6 +1,7 @@
 //! What a client takes from answers besides what it holds: whether the link is the same (Confirm, RFC 8415 section 18.2.3),
 //! information (section 18.2.6), how often servers want to be asked, and why they give nothing. Pure.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use dhcproto::v6::{DhcpOption, MessageType, Status};
@@ -82,9 +83,9 @@ impl<R: Rng> Client<R> {
     pub(super) fn inform(&mut self, message: &Message) {
         for option in &message.options {
             if let Opt::Addresses(code::DNS_SERVERS, all) = option {
-                self.dns.clone_from(all);
+                self.dns = all.iter().filter(|addr| is_somebodys(addr)).copied().collect();
             } else if let Opt::Names(code::DOMAIN_LIST, all) = option {
-                self.domains.clone_from(all);
+                self.domains = all.iter().filter(|name| name.is_plain()).cloned().collect();
             }
         }
     }
@@ -99,6 +100,11 @@ impl<R: Rng> Client<R> {
         let text: String = text.chars().filter(|c| !c.is_control()).take(MOST_WORDS).collect();
         self.out.push_back(Output::Refused(words(code, &text)));
     }
+}
+
+/// Whether a server for names can have it.
+fn is_somebodys(addr: &Ipv6Addr) -> bool {
+    !addr.is_unspecified() && !addr.is_loopback() && !addr.is_multicast() && addr.to_ipv4_mapped().is_none()
 }
 
 /// When information is to be asked for anew; `None`: never.
