@@ -1,12 +1,17 @@
 //! What has changed is written down, then routed, then told; while it cannot be written, nothing is told.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use sixway_dataplane::update::Ipv6Prefix;
+
 use super::backlog::ended;
+use super::routes::way;
 use super::scribe::Done;
 use super::shelf::{Change, Lease};
-use super::{Server, hex};
-use crate::broker::BindKey;
+use super::socket::Answer;
+use super::{Letter, Server, hex};
+use crate::broker::{BindKey, BindKind};
 
 impl Server {
     /// Has written down what has changed, unless something is being written already: then it is written after that.
@@ -57,6 +62,70 @@ impl Server {
             }
         }
         self.submit();
+    }
+
+    /// Has routed what answers tell of for which nothing had to be written, as far as it has no route. Returns what has none
+    /// after that.
+    pub(super) async fn lead(&mut self, letters: &[Letter]) -> BTreeSet<Ipv6Prefix> {
+        let told = letters.iter().flat_map(|letter| &letter.tells);
+        let leases = told.filter_map(|(_, prefix)| self.shelf.get(*prefix));
+        let leads = |prefix| self.ports.iter().any(|port| port.routes.leads(prefix));
+        let lacks = |lease: &&Lease| way(lease).is_some() && !leads(lease.prefix);
+        let changes: Vec<Change> = leases.filter(lacks).cloned().map(Change::Has).collect();
+        self.route(&changes).await
+    }
+
+    /// Sends answers, as far as what they tell of is still so and can be reached.
+    pub(super) async fn send(&mut self, mut letters: Vec<Letter>, unrouted: &BTreeSet<Ipv6Prefix>) {
+        let holds = |(key, prefix): &(BindKey, Ipv6Prefix)| {
+            !unrouted.contains(prefix) && self.shelf.get(*prefix).is_some_and(|lease| lease.key == *key)
+        };
+        let before = letters.len();
+        letters.retain(|letter| letter.tells.iter().all(holds));
+        self.not_kept += (before - letters.len()) as u64;
+        for (n, port) in self.ports.iter().enumerate() {
+            let own = letters.iter().filter(|letter| letter.port == n);
+            let own: Vec<Answer<'_>> = own.map(Letter::answer).collect();
+            port.send(&own).await;
+        }
+        self.send_here(&letters).await;
+    }
+
+    /// Routes come and go with leases. A new lease that cannot be routed is taken back; one that had its route keeps it, or
+    /// has it when that can be. Returns what has no route now that should have.
+    pub(super) async fn route(&mut self, changes: &[Change]) -> BTreeSet<Ipv6Prefix> {
+        let prefixes = changes.iter().map(Change::lease).filter(|lease| lease.key.kind == BindKind::Prefix);
+        // The last change of each counts.
+        let last: BTreeMap<Ipv6Prefix, &Lease> = prefixes.map(|lease| (lease.prefix, lease)).collect();
+        if last.is_empty() {
+            return BTreeSet::new();
+        }
+        let leads = |prefix: &Ipv6Prefix| self.ports.iter().any(|port| port.routes.leads(*prefix));
+        let new: BTreeSet<Ipv6Prefix> = last.keys().copied().filter(|prefix| !leads(prefix)).collect();
+        // The kernel has room for one: that of the link which the client has left goes first.
+        for port in &mut self.ports {
+            let elsewhere = last.values().filter(|lease| *lease.key.tunnel != *port.name);
+            let none: Vec<_> = elsewhere.map(|lease| (lease.prefix, None)).collect();
+            for (_, why) in port.routes.put_all(&none).await {
+                tracing::warn!("{why}");
+            }
+        }
+        let mut failed = BTreeSet::new();
+        for port in &mut self.ports {
+            let here = last.values().filter(|lease| *lease.key.tunnel == *port.name);
+            let is_there =
+                |lease: &Lease| self.shelf.get(lease.prefix).is_some_and(|now| now.key == lease.key);
+            let wanted: Vec<_> =
+                here.map(|lease| (lease.prefix, way(lease).filter(|_| is_there(lease)))).collect();
+            for (prefix, why) in port.routes.put_all(&wanted).await {
+                tracing::warn!("{why}");
+                self.unrouted += 1;
+                let is_wanted = wanted.iter().any(|(one, via)| *one == prefix && via.is_some());
+                failed.extend(Some(prefix).filter(|_| is_wanted));
+            }
+        }
+        failed.intersection(&new).for_each(|prefix| self.shelf.refuse(*prefix));
+        failed
     }
 
     /// When the disk is tried again, if it does not work.

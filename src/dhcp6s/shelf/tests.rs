@@ -6,6 +6,7 @@ use crate::dhcp6s::plan::Site;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 /// A host where every interface is there.
 struct Anywhere;
