@@ -12,7 +12,7 @@ use std::time::Duration;
 use dhcproto::v6::{DhcpOption, MessageType, Status};
 use netns_tests::dtcp::{Dtcp, popauth};
 use netns_tests::{
-    C4, C4_OTHER, Client, Ends, PATIENCE, PYTHON, Rig, Router, S4, U6, device, pings, wait_for,
+    C4, C4_OTHER, Client, Ends, PATIENCE, PYTHON, ROUTER6, Rig, Router, S4, U6, device, pings, wait_for,
 };
 use nix::sys::signal::Signal;
 use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Value};
@@ -280,7 +280,9 @@ fn a_real_client_s_prefix_is_routed() {
 
 /// The configuration with a second tunnel, and more keys in `[dhcpv6]`.
 fn two_tunnels(rig: &Rig, keys: &str) -> String {
-    let other = format!("[[tunnel]]\nname = \"d\"\nencap = \"proto41\"\nremote = \"{C4_OTHER}\"\n");
+    let other = format!(
+        "[[tunnel]]\nname = \"d\"\nencap = \"proto41\"\nremote = \"{C4_OTHER}\"\nprefixes = [\"fd00:2:66::/64\"]\n"
+    );
     config(rig, &other).replace("[dhcpv6]\n", &format!("[dhcpv6]\n{keys}\n"))
 }
 
@@ -329,7 +331,7 @@ fn what_is_declined_in_one_tunnel_is_given_in_no_other_for_a_while() {
 #[test]
 fn who_has_what_is_told_in_a_tunnel_to_those_who_may_ask() {
     let Some(rig) = Rig::new_or_skip("DHCPv6: lease queries inside tunnels") else { return };
-    let keys = format!("lease_query = [\"{OTHER_LINK_LOCAL}\"]");
+    let keys = format!("lease_query = [\"{OTHER_LINK_LOCAL}\", \"fd00:2:66::9\", \"::1\"]");
     let server = Router::start(&rig.lab, &rig.s, &two_tunnels(&rig, &keys));
     let mut client = Asker::new(&rig);
     let (address, prefix) = client.ask();
@@ -351,9 +353,28 @@ fn who_has_what_is_told_in_a_tunnel_to_those_who_may_ask() {
         assert_eq!((data.client, values.as_slice()), (client.duid.clone(), &both[..]));
         assert!(data.heard.is_some_and(|seconds| seconds < 30) && data.options.len() == 1);
     }
+    // To the router's own address, which its kernel has; and on its host.
+    let query = Query { sought: Sought::Address(address), link: None, wanted: Vec::new() };
+    let question = Question { duid: vec![0, 4, 1], xid: [9, 9, 8], query };
+    let ends = Ends::new("fd00:2:66::9", ROUTER6);
+    station.peer.send(&ends.udp(40_548, 547, &question.message()));
+    let heard = station.peer.wait(PATIENCE, |got| {
+        let is_back =
+            got.next == 17 && got.src.to_string() == ROUTER6 && got.dst.to_string() == "fd00:2:66::9";
+        got.payload.get(8..).filter(|_| is_back).and_then(|octets| question.hear(octets))
+    });
+    assert!(matches!(heard, Some(Heard { found: Found::Client(_), .. })), "{heard:?}");
+    let said = rig.s.run(&format!("{} lease-query {address}", netns_tests::program().display()));
+    assert!(said.contains(&prefix.to_string()), "{said}");
     let refused = ask(&client, Sought::Address(address)).map(|heard| heard.status.0);
     assert_eq!(refused, Some(Status::NotAllowed));
     let counts = server.status()["dhcpv6"].clone();
-    assert_eq!((&counts["lease_query"], &counts["lease_query_not_allowed"]), (&3.into(), &1.into()));
+    assert_eq!((&counts["lease_query"], &counts["lease_query_not_allowed"]), (&5.into(), &1.into()));
+    // What the configuration no longer says, nobody is told; the port is free again.
+    assert!(rig.s.run("ss -lun sport = :547 | tail -n +2").contains(":547"));
+    assert!(server.reload(&two_tunnels(&rig, "")).ok);
+    let done = rig.s.attempt(&format!("{} lease-query {address} --wait 1", netns_tests::program().display()));
+    assert!(!done.ok && done.text.contains("has not answered"), "{}", done.text);
+    assert_eq!(rig.s.run("ss -lun sport = :547 | tail -n +2"), "");
     server.stop();
 }

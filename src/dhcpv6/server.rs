@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::net::Ipv6Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,6 +28,9 @@ use crate::registry::{Live, Registry};
 
 /// The most answers that wait for the disk.
 pub const MOST_WAITING: usize = 8192;
+
+/// LEASEQUERY (RFC 5007 section 4.1.1).
+const LEASE_QUERY: u8 = 14;
 
 /// Counts beside those of the session, by name.
 pub const COUNTS: [&str; 5] = ["damaged", "too_big", "busy", "not_kept", "waiting"];
@@ -195,6 +199,35 @@ impl Server {
         }
         self.post.wait(self.next, Letter { id, tunnel: live.config.name.clone(), packets, tells });
         Vec::new()
+    }
+
+    /// Answers a lease query (RFC 5007) of somebody who is in no tunnel, or has sent it to an address of ours. An answer with a
+    /// number may leave when the office has acted upon that.
+    pub fn look_up(
+        &mut self,
+        office: &mut Office,
+        (addr, port): (Ipv6Addr, u16),
+        octets: &[u8],
+    ) -> Option<(Vec<u8>, Option<u64>)> {
+        if octets.first() != Some(&LEASE_QUERY) {
+            return None;
+        }
+        let from = Some(addr);
+        let origin =
+            Origin { tunnel: "", user: None, fixed: &[], on_link: &[], is_unicast: true, from, port };
+        self.next += 1;
+        self.tick();
+        let session = &mut self.session;
+        let acted = office.act(self.next, |broker, now| {
+            let mut grants = Grants::new(broker, now);
+            (session.handle(&origin, octets, &mut grants), grants.outcome)
+        });
+        let Ok((answer, _)) = acted else {
+            self.busy += 1;
+            return None;
+        };
+        let octets = answer?.octets;
+        Some((octets, office.after_all(self.next).then_some(self.next)))
     }
 
     fn reply(&mut self, live: &Live, asked: &Datagram<'_>, answer: &Answer) -> Vec<Vec<u8>> {

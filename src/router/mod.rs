@@ -45,12 +45,14 @@ use crate::watch::Watchers;
 
 mod answers;
 mod handle;
+mod queries;
 mod reload;
 mod signals;
 mod voice;
 mod waits;
 
 pub use handle::{Reading, Reread, Router, Start};
+use queries::Queries;
 use signals::{Signals, Wish};
 pub use signals::{hold_signals, release_signals};
 pub use voice::Voice;
@@ -141,6 +143,8 @@ struct Control {
     client: Option<Port>,
     /// The DHCPv6 servers on links, if there are any.
     links: Option<LinkServers>,
+    /// Lease queries that come through the kernel.
+    queries: Queries,
     counters: CounterReader,
     facts: Facts,
     started: Instant,
@@ -197,6 +201,7 @@ async fn live(
         dhcpv6: None,
         client,
         links: None,
+        queries: Queries::default(),
         counters: plane.counters,
         facts: plane.facts,
         started: plane.started,
@@ -324,6 +329,7 @@ impl Control {
             (None, _) => self.dhcpv6 = None,
         }
         self.withdraw_bindings();
+        self.serve_queries();
         Ok(())
     }
 
@@ -417,6 +423,7 @@ impl Control {
             for (id, packet) in server.settled(&self.registry, office.broker(), &settled.acted) {
                 self.dispatch.send(id, packet);
             }
+            self.queries.settled(&settled.acted).await;
         }
         office.answer(settled);
     }
@@ -510,6 +517,7 @@ impl Control {
                     self.keep_moves();
                 }
                 () = sleep_until(call) => self.call_clients(),
+                nth = self.queries.ready() => self.take_queries(nth).await,
                 _ = health.tick() => {
                     self.check_health(workers)?;
                     self.end_stale_churn();
