@@ -7,7 +7,7 @@
 
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dhcproto::v6::{DhcpOption, MessageType};
 use netns_tests::{Job, Lab, Router, Space, program, wait_for};
@@ -503,6 +503,68 @@ fn a_reload_is_told_through_a_relay_and_to_those_who_only_asked_for_information(
     assert!(wants(&said, MessageType::Renew) && said.client() == Some(&near.duid[..]), "{said:?}");
     let (_, another) = near.ask();
     assert!(another.to_string().starts_with("fd00:5") && another.to_string() != new, "{another}");
+    server.stop();
+}
+
+/// Answers for neighbours that nobody is wait in the queue of their link: the other link is served as ever.
+#[test]
+fn a_link_whose_neighbours_do_not_answer_stops_no_other_one() {
+    let Some(links) =
+        Links::new_or_skip("sixway run on links: neighbours that nobody is, interfaces that are not ours")
+    else {
+        return;
+    };
+    let (conf, store) = (links.conf(""), links.lab.path("store.db"));
+    let server = Router::start(&links.lab, &links.s, &Links::router(&conf, &store));
+    let mut other = Asker::on(&links.b, "b0", 546, 2);
+    links.a.run("sysctl -qw net.ipv6.ip_nonlocal_bind=1");
+    let crowd: Vec<UdpSocket> = links.a.inside(|| {
+        let nobody = (0..64).map(|n| Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0xdead, n));
+        nobody.filter_map(|addr| UdpSocket::bind((addr, 546)).ok()).collect()
+    });
+    assert_eq!(crowd.len(), 64);
+    let scope = Asker::on(&links.a, "a0", 5546, 9).scope;
+    let began = Instant::now();
+    for round in 0..160 {
+        let duid = vec![7; 30 + round % 90];
+        let options = vec![Opt::Leaf(DhcpOption::ClientId(duid))];
+        let asked = Message { kind: MessageType::InformationRequest, xid: [9; 3], options }.emit();
+        let Ok(to) = GROUP.parse() else { panic!("{GROUP}") };
+        for socket in &crowd {
+            assert!(socket.send_to(&asked, SocketAddrV6::new(to, 547, 0, scope)).is_ok());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // They are given up after three seconds; before that its queue is full.
+    let flooded = began.elapsed();
+    let asks = Instant::now();
+    other.ask();
+    println!("    after {flooded:?} of that, four messages on the other link: {:?}", asks.elapsed());
+    assert!(asks.elapsed() < Duration::from_secs(1), "{:?}", asks.elapsed());
+    let counts = || server.status()["dhcpv6_links"].clone();
+    let now = counts();
+    assert!(now["s2"]["unsent"].as_u64() > Some(0) && now["s3"]["unsent"] == 0, "{now}");
+    drop(crowd);
+    let here = Asker::on(&links.a, "a0", 546, 1);
+    wait_for("the link to come to itself", PATIENCE, || {
+        here.send(&here.message(MessageType::Solicit, &[]).emit(), GROUP);
+        here.hear().map(drop)
+    });
+
+    // Whatever becomes of interfaces that are not ours, nobody looks at ours for that.
+    let looks = || counts()["s2"]["looks"].as_u64().unwrap_or_default();
+    let before = looks();
+    for n in 0..20 {
+        links.s.run(&format!(
+            "ip link add x{n} type veth peer name y{n}; ip link set x{n} up; ip link set y{n} up"
+        ));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // But for the one that comes every half minute.
+    assert!(looks() <= before + 1, "{before}, {}", looks());
+    let before = looks();
+    links.s.run("ip addr add fd00:2::2/64 dev s2 nodad");
+    wait_for("the address to be seen", Duration::from_secs(5), || (looks() > before).then_some(()));
     server.stop();
 }
 

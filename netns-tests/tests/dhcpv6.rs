@@ -102,6 +102,15 @@ impl Asker {
         (address.addr(), prefix)
     }
 
+    /// Asks for information alone, and lets itself be told of changes.
+    #[track_caller]
+    fn inform(&self) {
+        let client = DhcpOption::ClientId(vec![0, 3, 0, 1, 9]);
+        let options = vec![Opt::Leaf(client), Opt::Leaf(DhcpOption::ReconfAccept)];
+        let message = Message { kind: MessageType::InformationRequest, xid: [9; 3], options }.emit();
+        self.peer.send(&Ends::new(LINK_LOCAL, ALL_SERVERS).udp(546, 547, &message));
+    }
+
     /// Whether an echo request from this address reaches the host behind the router and is answered.
     fn reaches(&self, from: Ipv6Addr) -> bool {
         let Ok(host) = U6.parse() else { return false };
@@ -130,6 +139,12 @@ fn host(prefix: Ipv6Prefix, n: u128) -> Ipv6Addr {
 
 fn bindings(server: &Router) -> u64 {
     server.status()["broker"]["bindings"].as_u64().unwrap_or(99)
+}
+
+fn listeners(server: &Router, expected: u64) {
+    wait_for("who is to be told", PATIENCE, || {
+        (server.status()["dhcpv6"]["listeners"] == expected).then_some(())
+    });
 }
 
 /// RFC: X4, V28, V32, V38, V39 (RFC 8415 sections 7.2 and 18.3, RFC 8987 section 4)
@@ -200,6 +215,13 @@ fn what_the_configuration_takes_back_is_gone() {
     assert!(kicked.ok, "{}", kicked.text);
     wait_for("the other to go", PATIENCE, || (bindings(&server) == 0).then_some(()));
     wait_for("its route to go", PATIENCE, || (!client.reaches(address)).then_some(()));
+    // Who is to be told of changes is forgotten with its tunnel, and not before.
+    client.inform();
+    listeners(&server, 1);
+    assert!(server.reload(&config(&rig, mine)).ok);
+    listeners(&server, 1);
+    assert!(server.reload(&config(&rig, "").replace("name = \"c\"", "name = \"d\"")).ok);
+    listeners(&server, 0);
     server.stop();
 }
 
@@ -216,9 +238,12 @@ fn a_leased_tunnel_s_client_is_known_by_its_account() {
     let (_, prefix) = client.ask();
     assert!(client.reaches(host(prefix, 1)));
     assert_eq!(bindings(&server), 2);
+    client.inform();
+    listeners(&server, 1);
     drop(line);
     wait_for("the bindings to go with the tunnel", PATIENCE, || (bindings(&server) == 0).then_some(()));
     wait_for("the route to go", PATIENCE, || (!client.reaches(host(prefix, 1))).then_some(()));
+    listeners(&server, 0);
     // The same account is given the same prefix again.
     let mut line = Dtcp::connect(&rig.c, C4, S4);
     assert_eq!(line.tunnel("foo", "bar", "tunnelonly"), format!("+OK {C4} {S4}"));

@@ -120,16 +120,18 @@ impl Server {
         }
     }
 
-    pub(super) async fn send_calls(&mut self) {
+    pub(super) fn send_calls(&mut self) {
         let now = self.began.elapsed();
         for port in &mut self.ports {
-            if !port.keep_ring() {
+            port.tick(now);
+            let calls: Vec<_> = (0..BATCH).map_while(|_| port.session.poll_call(now)).collect();
+            // What cannot be kept is said again, with another number.
+            if calls.is_empty() || !port.keep_ring() {
                 continue;
             }
-            for _ in 0..BATCH {
-                let Some((_, (to, at), octets)) = port.session.poll_call(now) else { break };
-                port.send(&[Answer { octets: &octets, to, port: at, from: None }]).await;
-            }
+            let calls = calls.iter().map(|(_, (to, at), octets)| (to, at, octets));
+            let calls = calls.map(|(to, at, octets)| Answer { octets, to: *to, port: *at, from: None });
+            port.send(&calls.collect::<Vec<_>>());
         }
     }
 }

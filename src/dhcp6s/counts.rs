@@ -10,8 +10,8 @@ impl Server {
     /// What has happened, by name: messages, answers, what was not answered and why, and commands. Of all links together.
     pub fn counts(&self) -> BTreeMap<String, u64> {
         let mut all: BTreeMap<String, u64> = BTreeMap::new();
-        for (name, n) in self.ports.iter().flat_map(|port| port.session.counts()) {
-            *all.entry((*name).to_owned()).or_default() += n;
+        for (name, n) in self.ports.iter().flat_map(counts_of) {
+            *all.entry(name).or_default() += n;
         }
         let commands = self.control.as_ref().map(Control::counts).unwrap_or_default();
         all.extend(commands.into_iter().map(|(name, n)| (format!("control_{name}"), n)));
@@ -20,8 +20,9 @@ impl Server {
         all
     }
 
-    fn own_counts(&self) -> [(String, u64); 2] {
-        [("not_kept".to_owned(), self.not_kept), ("unrouted".to_owned(), self.unrouted)]
+    fn own_counts(&self) -> [(String, u64); 3] {
+        [("not_kept", self.not_kept), ("unrouted", self.unrouted), ("looks", self.looks)]
+            .map(|(name, n)| (name.to_owned(), n))
     }
 
     /// The same of each link; what is counted for all of them stands with each.
@@ -29,7 +30,7 @@ impl Server {
         let mut leases: BTreeMap<&str, u64> = BTreeMap::new();
         self.shelf.iter().for_each(|lease| *leases.entry(&*lease.key.tunnel).or_default() += 1);
         let of = |port: &Port| {
-            let own = port.session.counts().iter().map(|(name, n)| ((*name).to_owned(), *n));
+            let own = counts_of(port);
             let here = leases.get(&*port.name).copied().unwrap_or_default();
             (port.name.clone(), own.chain(self.own_counts()).chain([("leases".to_owned(), here)]).collect())
         };
@@ -43,4 +44,10 @@ impl Server {
             counts.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
         tracing::info!(event = "counts", leases = self.leases(), "{}", some.join(", "));
     }
+}
+
+fn counts_of(port: &Port) -> impl Iterator<Item = (String, u64)> {
+    let own = [("unsent", port.unsent()), ("listeners", port.session.listeners() as u64)];
+    let all = port.session.counts().iter().map(|(name, n)| (*name, *n));
+    all.chain(own).map(|(name, n)| (name.to_owned(), n))
 }

@@ -55,7 +55,7 @@ impl Server {
             // All links are served by the same leases, so any of them can say.
             letters.extend(self.handle(0, octets, arrived, behind));
         }
-        self.send(letters, &BTreeSet::new()).await;
+        self.send(letters, &BTreeSet::new());
         // What is over by now has ended meanwhile.
         self.submit();
     }
@@ -72,10 +72,10 @@ impl Server {
     }
 
     /// Sends the letters that are for this host itself.
-    pub(super) async fn send_here(&self, letters: &[Letter]) {
-        let Some(ear) = &self.ear else { return };
+    pub(super) fn send_here(&mut self, letters: &[Letter]) {
+        let Some(ear) = &mut self.ear else { return };
         let own = letters.iter().filter(|letter| letter.port == self.ports.len());
         let own: Vec<Answer<'_>> = own.map(Letter::answer).collect();
-        ear.send(&own).await;
+        ear.send(&own);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::backlog::ended;
-use super::routes::way;
+use super::routes::{say_all, way};
 use super::scribe::Done;
 use super::shelf::{Change, Lease};
 use super::socket::Answer;
@@ -46,7 +46,7 @@ impl Server {
                 letters.retain(|letter| letter.tells.iter().all(holds));
                 self.not_kept += (before - letters.len()) as u64;
                 let failed = self.route(&page.changes).await;
-                self.send(letters, &failed).await;
+                self.send(letters, &failed);
             }
             Err(why) => {
                 if self.backlog.failed(page, self.began.elapsed(), &mut self.shelf) {
@@ -76,19 +76,19 @@ impl Server {
     }
 
     /// Sends answers, as far as what they tell of is still so and can be reached.
-    pub(super) async fn send(&mut self, mut letters: Vec<Letter>, unrouted: &BTreeSet<Ipv6Prefix>) {
+    pub(super) fn send(&mut self, mut letters: Vec<Letter>, unrouted: &BTreeSet<Ipv6Prefix>) {
         let holds = |(key, prefix): &(BindKey, Ipv6Prefix)| {
             !unrouted.contains(prefix) && self.shelf.get(*prefix).is_some_and(|lease| lease.key == *key)
         };
         let before = letters.len();
         letters.retain(|letter| letter.tells.iter().all(holds));
         self.not_kept += (before - letters.len()) as u64;
-        for (n, port) in self.ports.iter().enumerate() {
+        for (n, port) in self.ports.iter_mut().enumerate() {
             let own = letters.iter().filter(|letter| letter.port == n);
             let own: Vec<Answer<'_>> = own.map(Letter::answer).collect();
-            port.send(&own).await;
+            port.send(&own);
         }
-        self.send_here(&letters).await;
+        self.send_here(&letters);
     }
 
     /// Routes come and go with leases. A new lease that cannot be routed is taken back; one that had its route keeps it, or
@@ -106,9 +106,7 @@ impl Server {
         for port in &mut self.ports {
             let elsewhere = last.values().filter(|lease| *lease.key.tunnel != *port.name);
             let none: Vec<_> = elsewhere.map(|lease| (lease.prefix, None)).collect();
-            for (_, why) in port.routes.put_all(&none).await {
-                tracing::warn!("{why}");
-            }
+            say_all(&port.routes.put_all(&none).await);
         }
         let mut failed = BTreeSet::new();
         for port in &mut self.ports {
@@ -117,12 +115,10 @@ impl Server {
                 |lease: &Lease| self.shelf.get(lease.prefix).is_some_and(|now| now.key == lease.key);
             let wanted: Vec<_> =
                 here.map(|lease| (lease.prefix, way(lease).filter(|_| is_there(lease)))).collect();
-            for (prefix, why) in port.routes.put_all(&wanted).await {
-                tracing::warn!("{why}");
-                self.unrouted += 1;
-                let is_wanted = wanted.iter().any(|(one, via)| *one == prefix && via.is_some());
-                failed.extend(Some(prefix).filter(|_| is_wanted));
-            }
+            let refused = port.routes.put_all(&wanted).await;
+            say_all(&refused);
+            self.unrouted += refused.len() as u64;
+            failed.extend(refused.iter().filter(|one| one.is_wanted).map(|one| one.prefix));
         }
         failed.intersection(&new).for_each(|prefix| self.shelf.refuse(*prefix));
         failed

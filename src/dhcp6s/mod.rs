@@ -17,6 +17,7 @@ mod counts;
 pub mod crc;
 mod ear;
 pub mod files;
+mod following;
 pub mod front;
 pub mod here;
 pub mod index;
@@ -41,6 +42,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use sixway_dataplane::update::Ipv6Prefix;
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
@@ -52,9 +55,8 @@ use self::clock::Epoch;
 use self::files::Files;
 use self::here::{now, uptime};
 use self::ledger::Ledger;
-use self::plan::{Plan, Site};
+use self::plan::Plan;
 use self::port::Port;
-use self::routes::way;
 use self::scribe::{Done, Scribe};
 use self::shelf::Shelf;
 use self::socket::{ALL_SERVERS_OF_SITE, Answer, Arrived, Inbox, LinkSocket};
@@ -78,10 +80,6 @@ const MOST_WAITING: usize = 16_384;
 const SHORT_LOOK: Duration = Duration::from_millis(50);
 /// How often interfaces and routes are looked at, whatever is heard of them.
 const LOOK: Duration = Duration::from_secs(30);
-/// Looking at many takes one part in so many of the time, at most.
-const SHARE: u32 = 100;
-/// How long after news of an interface or a route they are looked at: news come in swarms.
-const SETTLING: Duration = Duration::from_millis(500);
 
 /// What a server is started with.
 #[derive(Debug)]
@@ -125,12 +123,14 @@ pub struct Server {
     turn: usize,
     closing: bool,
     unrouted: u64,
+    looks: u64,
     began: Instant,
     watch: Watch,
     /// What others have come to have since the configuration was read, and is nobody's here.
     contested: BTreeSet<Ipv6Prefix>,
-    /// When interfaces and routes are looked at next.
+    /// When interfaces and routes are looked at next, and when at the earliest, whatever is heard of them.
     due: Instant,
+    earliest: Instant,
     /// When anything was looked at last.
     looked: Instant,
     control: Option<Control>,
@@ -162,6 +162,8 @@ enum Event {
     Message(usize),
     /// From this host itself.
     Query,
+    /// There is room for answers on the link with this number, or behind them on this host itself.
+    Room(usize),
     /// A page is on the disk, or is not.
     Written(Done),
     /// Nothing will be written any more.
@@ -230,7 +232,7 @@ impl Server {
         let scribe = Scribe::start(ledger).context("there is no thread for the leases")?;
         let (began, watch) = (Instant::now(), Watch::open()?);
         let (collected, writing) = (Vec::new(), None);
-        let (not_kept, unrouted, due, looked) = (0, 0, began + LOOK, began);
+        let (not_kept, due, looked) = (0, began + LOOK, began);
         let mut server = Self {
             start,
             duid,
@@ -246,11 +248,13 @@ impl Server {
             not_kept_before: 0,
             turn: 0,
             closing: false,
-            unrouted,
+            unrouted: 0,
+            looks: 0,
             began,
             watch,
             contested: BTreeSet::new(),
             due,
+            earliest: began,
             looked,
             control,
             orders,
@@ -282,6 +286,10 @@ impl Server {
             match self.event(own).await {
                 Event::Message(port) => self.answer(port, &mut inbox).await,
                 Event::Query => self.answer_here(&mut inbox).await,
+                Event::Room(n) => {
+                    let mut sockets = self.ports.iter_mut().map(|port| &mut port.socket).chain(&mut self.ear);
+                    sockets.nth(n).into_iter().for_each(LinkSocket::flush);
+                }
                 Event::Written(done) => self.written(done).await,
                 Event::Broken => return Ended::Broken,
                 Event::Order(Order::Stop, _) => return Ended::Told,
@@ -332,6 +340,10 @@ impl Server {
                 None => None,
             }
         };
+        let sockets = ports.iter().map(|port| &port.socket).chain(&*ear).enumerate();
+        let unsent = sockets.filter(|(_, socket)| socket.has_unsent());
+        let room = unsent.map(|(n, socket)| async move { socket.writable().await.map(|()| n) });
+        let mut room: FuturesUnordered<_> = room.collect();
         let in_turn = ports.iter().cycle().skip(first).take(ports.len());
         let readable = in_turn.map(|port| Box::pin(port.socket.readable()));
         tokio::select! {
@@ -340,6 +352,7 @@ impl Server {
                 Event::Message((first + nth) % ports.len())
             }
             Ok(()) = ear::hears(ear.as_ref()), if !is_full => Event::Query,
+            Some(Ok(n)) = room.next() => Event::Room(n),
             Some(Ordered { order, done }) = ordered => Event::Order(order, done),
             Some(own) = own.recv() => Event::Own(own),
             news = watch.next() => Event::News(news),
@@ -358,17 +371,6 @@ impl Server {
         [lease, call, disk].into_iter().flatten().fold(look, Duration::min)
     }
 
-    /// Interfaces and routes are looked at soon, when something has happened to them that was not our doing.
-    fn hear(&mut self, news: &News) {
-        let touches = match news {
-            News::Links => true,
-            News::Unled(prefix, via) => self.shelf.get(*prefix).and_then(way) == Some(*via),
-        };
-        if touches {
-            self.due = self.due.min(Instant::now() + SETTLING);
-        }
-    }
-
     /// Ends leases that are over, writes what could not be written, and follows interfaces, addresses and routes.
     async fn look(&mut self) {
         self.looked = Instant::now();
@@ -378,41 +380,9 @@ impl Server {
             self.backlog.set(ahead);
         }
         self.submit();
-        self.send_calls().await;
-        let begin = Instant::now();
-        if begin < self.due {
-            return;
-        }
-        for port in &mut self.ports {
-            port.look().await;
-        }
-        let sites = self.sites();
-        if !sites.iter().eq(self.shelf.plan().sites()) {
-            self.lay_out();
-        }
-        self.route_all().await;
-        self.due = Instant::now() + LOOK.max(begin.elapsed() * SHARE);
-    }
-
-    /// The links as they are now. One that has no address at the moment is as it was: it is down, and will come again.
-    fn sites(&self) -> Vec<Site> {
-        let known = |name: &str| self.shelf.plan().sites().find(|site| *site.name == *name).cloned();
-        let names = self.ports.iter().map(|port| &*port.name).collect::<BTreeSet<&str>>();
-        let now = names.into_iter().map(here::site);
-        now.map(|site| match known(&site.name) {
-            Some(before) if site.own.is_empty() => before,
-            _ => site,
-        })
-        .collect()
-    }
-
-    /// All routes are as the leases say.
-    async fn route_all(&mut self) {
-        for port in &mut self.ports {
-            port.routes.set(self.shelf.iter()).await;
-        }
-        if let Some(first) = self.ports.first_mut() {
-            first.routes.sink(self.shelf.spaces()).await;
+        self.send_calls();
+        if Instant::now() >= self.due {
+            self.follow_links().await;
         }
     }
 
@@ -441,7 +411,7 @@ impl Server {
                 return;
             }
             let unrouted = self.lead(&letters).await;
-            self.send(letters, &unrouted).await;
+            self.send(letters, &unrouted);
             if !more || self.collected.len() >= MOST_WAITING {
                 break;
             }

@@ -25,6 +25,8 @@ pub(super) struct Port {
     pub(super) socket: LinkSocket,
     pub(super) routes: Routes,
     ring: RingFile,
+    /// What sockets before this one have not sent.
+    unsent: u64,
 }
 
 impl Port {
@@ -45,7 +47,7 @@ impl Port {
         session.trust(own);
         let socket = LinkSocket::open(name, index).map_err(|why| anyhow!(unopened(&why, name)))?;
         let routes = Routes::open(name, index).await?;
-        Ok(Self { name: name.to_owned(), terms, session, socket, routes, ring })
+        Ok(Self { name: name.to_owned(), terms, session, socket, routes, ring, unsent: 0 })
     }
 
     /// From now on this is told; says whether it is other information than before.
@@ -63,12 +65,20 @@ impl Port {
         self.session.set_uptime(now);
     }
 
+    /// Whether it is this interface, or would be it: it has the number or the name.
+    pub(super) fn is(&self, index: u32, name: Option<&str>) -> bool {
+        index == self.socket.index() || name == Some(&*self.name)
+    }
+
     /// Follows an interface that has come again, and finds out which routes there are.
     pub(super) async fn look(&mut self) {
         let Some(index) = here::index(&self.name) else { return };
         if index != self.socket.index() {
             match LinkSocket::open(&self.name, index) {
-                Ok(socket) => self.socket = socket,
+                Ok(socket) => {
+                    self.unsent += self.socket.unsent();
+                    self.socket = socket;
+                }
                 Err(why) => {
                     tracing::warn!("{}", unopened(&why, &self.name));
                     return;
@@ -90,8 +100,13 @@ impl Port {
     }
 
     /// Sends answers.
-    pub(super) async fn send(&self, all: &[Answer<'_>]) {
-        self.socket.send(all).await;
+    pub(super) fn send(&mut self, all: &[Answer<'_>]) {
+        self.socket.send(all);
+    }
+
+    /// How many answers could not be sent since the start.
+    pub(super) fn unsent(&self) -> u64 {
+        self.unsent + self.socket.unsent()
     }
 }
 

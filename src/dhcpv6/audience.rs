@@ -2,7 +2,7 @@
 //! for information alone (RFC 8415 section 18.3.11). Pure; in memory only: after a restart they are known when they ask again.
 //!
 //! Bounded in all and in each tunnel, where the one that was heard least recently makes room; who is not heard in time is
-//! forgotten. `now` is the time since any beginning.
+//! forgotten, and whose tunnel is gone. `now` is the time since any beginning.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv6Addr;
@@ -123,6 +123,17 @@ impl Audience {
         self.forget(who).is_some()
     }
 
+    /// A tunnel is gone, and nobody is in it any more.
+    pub fn leave(&mut self, tunnel: &str) {
+        self.len -= self.rooms.remove(tunnel).map_or(0, |room| room.all.len());
+    }
+
+    /// The same of all tunnels that are not `there`.
+    pub fn leave_all_but(&mut self, there: impl Fn(&str) -> bool) {
+        self.rooms.retain(|name, _| there(name));
+        self.len = self.rooms.values().map(|room| room.all.len()).sum();
+    }
+
     fn forget(&mut self, who: &Called) -> Option<Listener> {
         let room = self.rooms.get_mut(&who.tunnel)?;
         let old = room.take(&who.client)?;
@@ -208,6 +219,19 @@ mod tests {
         assert!(all.place(S * 99, &who("t", 0)).is_some() && all.place(S * 100, &who("t", 0)).is_none());
         assert!(all.drop_out(&who("u", 1)) && !all.drop_out(&who("u", 1)));
         assert_eq!(all.len(), 3);
+    }
+
+    #[test]
+    fn who_is_in_a_tunnel_goes_with_it() {
+        let mut all = Audience::default();
+        for n in 0..6 {
+            all.hear(S, &who(["t", "u", "v"][n as usize % 3], n), (here(), true), S * 100, 9);
+        }
+        all.leave("t");
+        all.leave("t");
+        assert_eq!((all.len(), all.knows(&who("t", 0)), all.knows(&who("u", 1))), (4, false, true));
+        all.leave_all_but(|name| name == "v");
+        assert_eq!((all.len(), all.knows(&who("u", 1)), all.knows(&who("v", 2))), (2, false, true));
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! Reconfigure messages on their way (RFC 8415 sections 18.3.11 and 15): to whom, how often, and when the next is due. Pure.
 //!
-//! One message for each client, sent again after about 2, 4, 8 ... seconds, eight times in all, until the client has asked. `now`
-//! is the time since any beginning. What a message says is not looked at.
+//! One message for each client, sent again after about 2, 4, 8 ... seconds, eight times in all, until the client has sent what it
+//! was called for, and nothing else will do. `now` is the time since any beginning. How a message is made is not known here.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use dhcproto::v6::MessageType;
+
+use super::audience::Place;
 
 /// The time to the second try (REC_TIMEOUT, RFC 8415 section 7.6).
 pub const FIRST: Duration = Duration::from_secs(2);
@@ -27,11 +30,11 @@ pub struct Called {
     pub client: Arc<[u8]>,
 }
 
-/// What is sent to a client again and again.
+/// What a client is sent again and again.
 #[derive(Debug)]
 struct Call {
-    to: (Ipv6Addr, u16),
-    octets: Vec<u8>,
+    place: Place,
+    wanted: MessageType,
     tries: u32,
     due: Duration,
 }
@@ -49,22 +52,32 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// From now on this client is called with this message, sent to this address and port, in the place of one before. Says no
-    /// where there are [`MOST`].
-    pub fn call(&mut self, now: Duration, who: Called, to: (Ipv6Addr, u16), octets: Vec<u8>) -> bool {
-        self.handle_answer(&who);
+    /// From now on this client is called at this place for a message of this type, and for none that it was called for before.
+    /// Says no where there are [`MOST`].
+    pub fn call(&mut self, now: Duration, who: Called, place: Place, wanted: MessageType) -> bool {
+        self.call_off(&who);
         if self.all.len() >= MOST {
             return false;
         }
         let due = self.next.max(now);
         self.next = due + APART;
         self.due.insert((due, who.clone()));
-        self.all.insert(who, Call { to, octets, tries: 0, due });
+        self.all.insert(who, Call { place, wanted, tries: 0, due });
         true
     }
 
-    /// The client has asked; says whether it had been called.
-    pub fn handle_answer(&mut self, who: &Called) -> bool {
+    /// What a client is being called for.
+    pub fn wanted(&self, who: &Called) -> Option<MessageType> {
+        self.all.get(who).map(|call| call.wanted)
+    }
+
+    /// The client has sent a message of this type; says whether that was what it had been called for.
+    pub fn handle_message(&mut self, who: &Called, kind: MessageType) -> bool {
+        self.wanted(who) == Some(kind) && self.call_off(who)
+    }
+
+    /// The client is not called any more; says whether it was.
+    pub fn call_off(&mut self, who: &Called) -> bool {
         let Some(call) = self.all.remove(who) else { return false };
         self.due.remove(&(call.due, who.clone()));
         true
@@ -90,8 +103,8 @@ impl Calls {
         std::mem::take(&mut self.given_up)
     }
 
-    /// The next message that is due: for whom, to which address and port, and what.
-    pub fn poll_call(&mut self, now: Duration) -> Option<(Called, (Ipv6Addr, u16), Vec<u8>)> {
+    /// The next message that is due: for whom, where that is, and what it is to ask for.
+    pub fn poll_call(&mut self, now: Duration) -> Option<(Called, Place, MessageType)> {
         loop {
             self.due.first().filter(|(due, _)| *due <= now)?;
             let (_, who) = self.due.pop_first()?;
@@ -105,7 +118,7 @@ impl Calls {
             call.due = now + after(&who, call.tries);
             call.tries += 1;
             self.due.insert((call.due, who.clone()));
-            return Some((who, call.to, call.octets.clone()));
+            return Some((who, call.place.clone(), call.wanted));
         }
     }
 }
@@ -130,13 +143,13 @@ mod tests {
     /// RFC: V34 (RFC 8415 sections 15 and 18.3.11)
     #[test]
     fn a_client_is_called_eight_times_and_each_time_later() {
-        let (mut calls, to) = (Calls::default(), ("fe80::1".parse().unwrap(), 546));
-        calls.call(Duration::from_secs(10), who(1), to, vec![10]);
+        let (mut calls, to) = (Calls::default(), Place::on_link("fe80::1".parse().unwrap()));
+        calls.call(Duration::from_secs(10), who(1), to.clone(), MessageType::Renew);
         let mut times = Vec::new();
         while let Some(due) = calls.poll_timeout() {
             assert_eq!(calls.poll_call(due.saturating_sub(Duration::from_millis(1))), None);
-            if let Some((called, at, octets)) = calls.poll_call(due) {
-                assert_eq!((called, at, octets), (who(1), to, vec![10]));
+            if let Some(call) = calls.poll_call(due) {
+                assert_eq!(call, (who(1), to.clone(), MessageType::Renew));
                 times.push(due.as_secs_f64());
             }
         }
@@ -151,24 +164,30 @@ mod tests {
 
     #[test]
     fn who_has_asked_is_not_called_again() {
-        let (mut calls, to) = (Calls::default(), ("fe80::1".parse().unwrap(), 546));
-        calls.call(Duration::ZERO, who(1), to, vec![10]);
-        calls.call(Duration::ZERO, who(2), to, vec![10]);
+        let (mut calls, to) = (Calls::default(), Place::on_link("fe80::1".parse().unwrap()));
+        calls.call(Duration::ZERO, who(1), to.clone(), MessageType::Rebind);
+        calls.call(Duration::ZERO, who(2), to.clone(), MessageType::Renew);
         assert!(calls.poll_call(Duration::ZERO).is_some());
         assert!(calls.poll_call(Duration::ZERO).is_none(), "not all at once");
-        assert!(calls.handle_answer(&who(1)) && !calls.handle_answer(&who(1)));
+        assert!(!calls.handle_message(&who(1), MessageType::Renew), "it was called for something else");
+        assert!(calls.handle_message(&who(1), MessageType::Rebind));
+        assert!(!calls.handle_message(&who(1), MessageType::Rebind));
         assert_eq!(calls.len(), 1);
         assert_eq!(calls.poll_call(APART).map(|(who, ..)| who), Some(who(2)));
-        calls.call(Duration::from_secs(1), who(2), to, vec![11]);
-        assert_eq!(calls.poll_call(Duration::from_secs(1)).map(|(.., octets)| octets), Some(vec![11]));
-        assert_eq!(calls.len(), 1, "a new message takes the place of the one before");
+        calls.call(Duration::from_secs(1), who(2), to, MessageType::Rebind);
+        assert_eq!(
+            calls.poll_call(Duration::from_secs(1)).map(|(.., wanted)| wanted),
+            Some(MessageType::Rebind)
+        );
+        assert_eq!(calls.len(), 1, "a new call takes the place of the one before");
     }
 
     #[test]
     fn there_are_bounds() {
-        let (mut calls, to) = (Calls::default(), ("fe80::1".parse().unwrap(), 546));
+        let (mut calls, to) = (Calls::default(), Place::on_link("fe80::1".parse().unwrap()));
         let who = |n: u32| Called { tunnel: "t".into(), client: n.to_be_bytes().into() };
-        let all = (0..MOST as u32 + 3).filter(|n| calls.call(Duration::ZERO, who(*n), to, Vec::new()));
-        assert_eq!((all.count(), calls.len()), (MOST, MOST));
+        let mut call = |n: &u32| calls.call(Duration::ZERO, who(*n), to.clone(), MessageType::Renew);
+        let all = (0..MOST as u32 + 3).filter(|n| call(n)).count();
+        assert_eq!((all, calls.len()), (MOST, MOST));
     }
 }

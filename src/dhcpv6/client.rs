@@ -353,12 +353,13 @@ impl<R: Rng> Client<R> {
         }
     }
 
-    /// A server says that something has changed. While something else is out, that will bring it to light.
+    /// A server says that something has changed. While something else is out this waits: it will be said again.
     fn summoned(&mut self, message: &Message, server: &[u8], now: Duration) -> Result<(), Ignored> {
         if server != self.server || message.xid != [0; 3] {
             return Err(Ignored::NotOurs);
         }
-        let kind = self.trust.summons(message).ok_or(Ignored::Unproven)?;
+        let summons = self.trust.summons(message).ok_or(Ignored::Unproven)?;
+        let kind = summons.kind;
         match (&self.stage, kind) {
             (Stage::Bound, MessageType::Renew) => self.begin(kind, Pace::RENEW, None, now),
             (Stage::Bound, MessageType::Rebind) => self.begin(kind, Pace::REBIND, None, now),
@@ -367,6 +368,7 @@ impl<R: Rng> Client<R> {
             }
             _ => return Err(Ignored::Unexpected),
         }
+        self.trust.obeyed(&summons);
         Ok(())
     }
 

@@ -33,7 +33,7 @@ pub const MOST_WAITING: usize = 8192;
 const LEASE_QUERY: u8 = 14;
 
 /// Counts beside those of the session, by name.
-pub const COUNTS: [&str; 5] = ["damaged", "too_big", "busy", "not_kept", "waiting"];
+pub const COUNTS: [&str; 6] = ["damaged", "too_big", "busy", "not_kept", "waiting", "listeners"];
 
 /// The server for all tunnels.
 #[derive(Debug)]
@@ -105,6 +105,16 @@ impl Server {
         self.session.call_bound(now, &all, true) + self.session.call_informed(now, tunnel, &all)
     }
 
+    /// A tunnel is gone, and whoever was in it cannot be told of anything.
+    pub fn leave(&mut self, tunnel: &str) {
+        self.session.leave(tunnel);
+    }
+
+    /// The same of all tunnels that are not there any more.
+    pub fn leave_gone(&mut self, registry: &Registry) {
+        self.session.leave_all_but(|name| registry.by_name(name).is_some());
+    }
+
     fn tick(&mut self) {
         self.session.set_clock(clock());
         self.session.set_uptime(self.began.elapsed());
@@ -118,15 +128,17 @@ impl Server {
     /// The Reconfigure messages that are due, and their tunnels.
     pub fn poll_calls(&mut self, registry: &Registry, now: Duration) -> Vec<(TunnelId, Vec<u8>)> {
         let mut out = Vec::new();
-        if !self.keep_ring() {
-            return out;
-        }
+        self.tick();
         while let Some((who, at, octets)) = self.session.poll_call(now) {
             let live = registry.by_name(&who.tunnel).and_then(|id| Some((id, registry.tunnel(id)?)));
-            let Some((id, live)) = live else { continue };
+            let Some((id, live)) = live else {
+                self.session.call_off(&who);
+                continue;
+            };
             out.push((id, wrap((link_local(&live.outer), SERVER_PORT), at, &octets)));
         }
-        out
+        // What cannot be kept is said again, with another number.
+        if out.is_empty() || self.keep_ring() { out } else { Vec::new() }
     }
 
     /// Numbers are on the disk before they are used; says whether that worked.
@@ -286,7 +298,8 @@ impl Server {
 
     /// What has happened, by name.
     pub fn counts(&self) -> BTreeMap<String, u64> {
-        let own = [self.damaged, self.too_big, self.busy, self.post.not_kept, self.post.len() as u64];
+        let (waiting, listeners) = (self.post.len() as u64, self.session.listeners() as u64);
+        let own = [self.damaged, self.too_big, self.busy, self.post.not_kept, waiting, listeners];
         let own = COUNTS.into_iter().zip(own);
         own.chain(self.session.counts().iter().map(|(name, n)| (*name, *n)))
             .map(|(name, n)| (name.to_owned(), n))

@@ -378,8 +378,7 @@ impl Session {
             () => None,
         };
         self.count(name);
-        let asks_again = matches!(kind, M::Renew | M::Rebind | M::InformationRequest);
-        if asks_again && !self.calls.is_empty() && self.calls.handle_answer(&case.called()) {
+        if !self.calls.is_empty() && self.calls.handle_message(&case.called(), kind) {
             self.count("reconfigure_heard");
         }
         let reply = self.reply(case, ias, status, rapid);

@@ -24,7 +24,7 @@ impl Session {
         let mut many = 0;
         for (who, reach) in bound {
             let Some(place) = reach.map(Place::on_link).or_else(|| known(self, who)) else { continue };
-            self.call(now, who.clone(), &place, wanted);
+            self.call(now, who.clone(), place, wanted);
             many += 1;
         }
         many
@@ -38,15 +38,27 @@ impl Session {
         let many = strangers.len();
         for who in strangers {
             if let Some(place) = self.audience.place(self.uptime, &who).cloned() {
-                self.call(now, who, &place, MessageType::InformationRequest);
+                self.call(now, who, place, MessageType::InformationRequest);
             }
         }
         many
     }
 
-    fn call(&mut self, now: Duration, who: Called, place: &Place, wanted: MessageType) {
+    fn call(&mut self, now: Duration, who: Called, place: Place, wanted: MessageType) {
+        if self.ring.is_none() {
+            return;
+        }
+        // Who has not renewed yet, as it was told to, hears of everything else by that.
+        let renews = self.calls.wanted(&who) == Some(MessageType::Renew);
+        let called = self.calls.call(now, who, place, if renews { MessageType::Renew } else { wanted });
+        self.count(if called { "reconfigure" } else { "reconfigure_too_many" });
+    }
+
+    /// What asks a client for a message of this type. Each has a number of its own: what the client has been told since may
+    /// have one that is larger than the last one's.
+    fn reconfigure(&mut self, who: &Called, wanted: MessageType) -> Option<Vec<u8>> {
         let clock = self.clock;
-        let Some(ring) = &mut self.ring else { return };
+        let ring = self.ring.as_mut()?;
         let (key, replay) = (ring.key(&who.tunnel, &who.client), ring.next(clock));
         let options = vec![
             Opt::Leaf(DhcpOption::ClientId(who.client.to_vec())),
@@ -56,18 +68,40 @@ impl Session {
         ];
         let mut octets = Message { kind: MessageType::Reconfigure, xid: [0; 3], options }.emit();
         auth::sign(&mut octets, &key);
-        let called = self.calls.call(now, who, (place.to, place.port), place.wrap(octets));
-        self.count(if called { "reconfigure" } else { "reconfigure_too_many" });
+        Some(octets)
     }
 
-    /// The next Reconfigure message that is due: for whom, to which address and port, and what.
+    /// The next Reconfigure message that is due: for whom, to which address and port, and what. It leaves once
+    /// [`Self::keep_ring`] has been asked.
     pub fn poll_call(&mut self, now: Duration) -> Option<(Called, (Ipv6Addr, u16), Vec<u8>)> {
         let next = self.calls.poll_call(now);
         self.counts.insert("reconfigure_unheard", self.calls.unheard);
         for who in self.calls.poll_given_up() {
             self.audience.drop_out(&who);
         }
-        next
+        let (who, place, wanted) = next?;
+        let octets = self.reconfigure(&who, wanted)?;
+        Some((who, (place.to, place.port), place.wrap(octets)))
+    }
+
+    /// A client is not told any more: its tunnel is gone.
+    pub fn call_off(&mut self, who: &Called) {
+        self.calls.call_off(who);
+    }
+
+    /// A tunnel or link is gone, and with it all that is known of where its clients are.
+    pub fn leave(&mut self, tunnel: &str) {
+        self.audience.leave(tunnel);
+    }
+
+    /// The same of all tunnels and links that are not `there`.
+    pub fn leave_all_but(&mut self, there: impl Fn(&str) -> bool) {
+        self.audience.leave_all_but(there);
+    }
+
+    /// How many clients are known that no binding leads to.
+    pub fn listeners(&self) -> usize {
+        self.audience.len()
     }
 
     /// When the next is due.

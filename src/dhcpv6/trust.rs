@@ -22,6 +22,14 @@ pub(super) struct Trust {
     last: u64,
 }
 
+/// A Reconfigure that our server has made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Summons {
+    /// What it asks for.
+    pub(super) kind: MessageType,
+    number: u64,
+}
+
 impl std::fmt::Debug for Trust {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Trust(key: {}, last {})", self.key.is_some(), self.last)
@@ -38,8 +46,9 @@ impl Trust {
         }
     }
 
-    /// What a Reconfigure asks for, if it is our server's: Renew, Rebind or Information-request.
-    pub(super) fn summons(&mut self, message: &Message) -> Option<MessageType> {
+    /// What a Reconfigure asks for, if it is our server's: Renew, Rebind or Information-request. It may be heard again until it
+    /// has been [obeyed](Self::obeyed).
+    pub(super) fn summons(&self, message: &Message) -> Option<Summons> {
         let found = auth(message).filter(|auth| is_by_key(auth))?;
         let digest = found.info.strip_prefix(&[HOLDS_DIGEST]).filter(|digest| digest.len() == DIGEST)?;
         let blank: Vec<Opt> = message.options.iter().map(blanked).collect();
@@ -50,13 +59,16 @@ impl Trust {
         mac.verify_slice(digest).ok()?;
         // After the digest: who has no key moves nothing.
         let is_later = found.replay_detection.wrapping_sub(self.last) as i64 > 0;
-        if !is_later {
-            return None;
-        }
-        self.last = found.replay_detection;
-        message.options.iter().find_map(|option| {
+        let mut kinds = message.options.iter().filter_map(|option| {
             if let Opt::Leaf(DhcpOption::ReconfMsg(kind)) = option { Some(*kind) } else { None }
-        })
+        });
+        let kind = kinds.next().filter(|_| is_later)?;
+        Some(Summons { kind, number: found.replay_detection })
+    }
+
+    /// This one is done, and none of before is heard any more.
+    pub(super) fn obeyed(&mut self, summons: &Summons) {
+        self.last = summons.number;
     }
 
     /// Another server will be asked.
@@ -121,7 +133,10 @@ mod tests {
         let mut forged = good.clone();
         forged.options[1] = Opt::Leaf(DhcpOption::ReconfMsg(MessageType::Rebind));
         assert_eq!(trust.summons(&forged), None);
-        assert_eq!(trust.summons(&good), Some(MessageType::Renew));
+        let summons = trust.summons(&good).unwrap();
+        assert_eq!(summons.kind, MessageType::Renew);
+        assert_eq!(trust.summons(&good), Some(summons), "it has not been obeyed yet");
+        trust.obeyed(&summons);
         assert_eq!(trust.summons(&good), None, "it has been here before");
         trust.forget();
         assert_eq!(trust.summons(&reconfigure(9, &KEY)), None);

@@ -105,18 +105,22 @@ pub enum LinkError {
 impl LinkError {
     /// What the kernel's refusal means; `device` is the one the request was about.
     pub(crate) fn from_kernel(what: String, device: &str, error: rtnetlink::Error) -> Self {
-        let cause = match errno(&error) {
-            Some(code) => io::Error::from_raw_os_error(code as i32),
-            None => return Self::Answer { what, answer: error.to_string() },
-        };
+        match errno(&error) {
+            Some(code) => Self::from_errno(what, device, code),
+            None => Self::Answer { what, answer: error.to_string() },
+        }
+    }
+
+    /// The same of an error number.
+    pub(crate) fn from_errno(what: String, device: &str, code: Errno) -> Self {
         let device = device.to_owned();
-        match cause.raw_os_error().map(Errno::from_raw) {
+        match Some(code) {
             Some(Errno::EPERM) => Self::Denied { what },
             Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => Self::Unsupported { what },
             Some(Errno::ENODEV) => Self::NoDevice { what, device },
             // The kernel answers EACCES for an address on a device with disable_ipv6=1.
             Some(Errno::EACCES) => Self::Ipv6Off { what, device },
-            Some(_) | None => Self::Refused { what, cause },
+            Some(_) | None => Self::Refused { what, cause: code.into() },
         }
     }
 }

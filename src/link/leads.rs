@@ -3,18 +3,18 @@
 //! Both carry a protocol number of our own, so that whoever comes after a crash can tell them from an operator's. Refuses
 //! to know who gives what to whom.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::pin::pin;
 
 use futures_util::StreamExt;
-use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use sixway_dataplane::update::Ipv6Prefix;
 
-use super::answer::output_device;
-use super::error::{LinkError, errno};
+use super::answer::{is_route_of, output_device};
+use super::error::LinkError;
 use super::netlink::{Links, gone};
 
 /// The routing protocol that these routes say they come from; nobody has registered it.
@@ -25,39 +25,6 @@ const LAST: u32 = u32::MAX - 1;
 const USUAL: u32 = 1024;
 
 impl Links {
-    /// Routes a prefix to a neighbour on the device, in the place of any route of the same prefix to that device.
-    ///
-    /// # Errors
-    /// [`LinkError::RouteTaken`] when an equal route leads elsewhere, [`LinkError::NoDevice`], [`LinkError::Denied`],
-    /// or the kernel's refusal.
-    pub async fn lead(&self, prefix: Ipv6Prefix, via: Ipv6Addr, dev: (&str, u32)) -> Result<(), LinkError> {
-        let what = format!("route {prefix} to {via} on '{}'", dev.0);
-        let failed = |error| LinkError::from_kernel(what.clone(), dev.0, error);
-        match self.kernel.route().add(led(prefix, Some(via), dev.1)).execute().await {
-            Ok(()) => Ok(()),
-            Err(error) if errno(&error) == Some(Errno::EEXIST) => {
-                self.expect_route_to(prefix, dev.0, dev.1, None).await?;
-                self.kernel
-                    .route()
-                    .add(led(prefix, Some(via), dev.1))
-                    .replace()
-                    .execute()
-                    .await
-                    .map_err(failed)
-            }
-            Err(error) => Err(failed(error)),
-        }
-    }
-
-    /// Takes such a route back; that it is not there (any more) is fine.
-    ///
-    /// # Errors
-    /// [`LinkError::Denied`], or the kernel's refusal.
-    pub async fn unlead(&self, prefix: Ipv6Prefix, dev: (&str, u32)) -> Result<(), LinkError> {
-        let what = format!("remove the route of {prefix} to '{}'", dev.0);
-        gone(what, dev.0, self.kernel.route().del(led(prefix, None, dev.1)).execute()).await
-    }
-
     /// What has been led to neighbours on the device, by this process or one before it.
     ///
     /// # Errors
@@ -75,6 +42,34 @@ impl Links {
             }
         }
         Ok(found)
+    }
+
+    /// By which devices just these prefixes are routed, with the metric that ours have: their names, for those that have any.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn holders(
+        &self,
+        prefixes: &BTreeSet<Ipv6Prefix>,
+    ) -> Result<BTreeMap<Ipv6Prefix, Vec<String>>, LinkError> {
+        let failed = |error| LinkError::from_kernel("list the routes".to_owned(), "", error);
+        let question = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let mut answers = pin!(self.kernel.route().get(question).execute());
+        let mut found: Vec<(Ipv6Prefix, Option<u32>)> = Vec::new();
+        while let Some(answer) = answers.next().await {
+            let route = answer.map_err(failed)?;
+            let prefix = destination_of(&route).filter(|prefix| prefixes.contains(prefix));
+            let prefix = prefix.filter(|prefix| is_route_of(&route, *prefix, USUAL));
+            found.extend(prefix.map(|prefix| (prefix, output_device(&route))));
+        }
+        let (mut names, mut holders) = (BTreeMap::new(), BTreeMap::<Ipv6Prefix, Vec<String>>::new());
+        for (prefix, device) in found {
+            if let Entry::Vacant(unknown) = names.entry(device) {
+                unknown.insert(self.name_of(device).await?);
+            }
+            holders.entry(prefix).or_default().extend(names.get(&device).cloned());
+        }
+        Ok(holders)
     }
 
     /// Lets packets to a prefix go nowhere, unless another route leads them.
@@ -118,6 +113,13 @@ fn sunk(prefix: Ipv6Prefix) -> RouteMessage {
 
 /// Where a route leads, if that is to a neighbour.
 pub(super) fn route_of(route: &RouteMessage) -> Option<(Ipv6Prefix, Ipv6Addr)> {
+    let via = route.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Gateway(RouteAddress::Inet6(addr)) = attribute { Some(*addr) } else { None }
+    });
+    Some((destination_of(route)?, via?))
+}
+
+fn destination_of(route: &RouteMessage) -> Option<Ipv6Prefix> {
     let destination = route.attributes.iter().find_map(|attribute| {
         if let RouteAttribute::Destination(RouteAddress::Inet6(addr)) = attribute {
             Some(*addr)
@@ -125,40 +127,37 @@ pub(super) fn route_of(route: &RouteMessage) -> Option<(Ipv6Prefix, Ipv6Addr)> {
             None
         }
     });
-    let via = route.attributes.iter().find_map(|attribute| {
-        if let RouteAttribute::Gateway(RouteAddress::Inet6(addr)) = attribute { Some(*addr) } else { None }
-    });
-    Some((Ipv6Prefix::new(destination?, route.header.destination_prefix_length)?, via?))
+    Ipv6Prefix::new(destination?, route.header.destination_prefix_length)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::bulk::Bulk;
     use crate::link::netlink::tests::{cable, in_fresh_namespace, run};
 
     #[test]
-    fn routes_to_neighbours_move_and_are_found_again() {
+    fn routes_to_neighbours_are_found_again_and_so_is_who_has_them() {
         in_fresh_namespace(|| {
             run(async |links| {
                 let index = cable(&links).await;
-                let (dev, prefix) = (("a", index), "2001:db8:1::/48".parse().unwrap());
-                let (one, two) = ("fe80::1".parse().unwrap(), "fe80::2".parse().unwrap());
-                links.lead(prefix, one, dev).await.unwrap();
-                assert_eq!(links.led(index).await.unwrap(), BTreeMap::from([(prefix, one)]));
-                links.lead(prefix, two, dev).await.unwrap();
-                assert_eq!(links.led(index).await.unwrap(), BTreeMap::from([(prefix, two)]));
+                let prefix: Ipv6Prefix = "2001:db8:1::/48".parse().unwrap();
+                let via: Ipv6Addr = "fe80::1".parse().unwrap();
+                let mut bulk = Bulk::open().unwrap();
+                assert!(bulk.lead(&[(prefix, Some(via))], index).is_empty());
                 // What leads nowhere comes after what leads somewhere, also for the same prefix.
                 links.sink(prefix).await.unwrap();
                 links.sink(prefix).await.unwrap();
-                assert_eq!(links.led(index).await.unwrap(), BTreeMap::from([(prefix, two)]));
-                links.unlead(prefix, dev).await.unwrap();
-                links.unlead(prefix, dev).await.unwrap();
+                assert_eq!(links.led(index).await.unwrap(), BTreeMap::from([(prefix, via)]));
+                let other = "2001:db8:2::/48".parse().unwrap();
+                let all = BTreeSet::from([prefix, other, "2001:db8:3::/48".parse().unwrap()]);
+                let _added = links.add_route(other, "b", None).await.unwrap();
+                let expected = [(prefix, vec!["a".to_owned()]), (other, vec!["b".to_owned()])];
+                assert_eq!(links.holders(&all).await.unwrap(), expected.into());
+                assert!(bulk.lead(&[(prefix, None)], index).is_empty());
                 assert!(links.led(index).await.unwrap().is_empty());
                 links.unsink(prefix).await.unwrap();
                 links.unsink(prefix).await.unwrap();
-                // An operator's route to another device is left alone.
-                let _added = links.add_route(prefix, "b", None).await.unwrap();
-                assert!(matches!(links.lead(prefix, one, dev).await, Err(LinkError::RouteTaken { .. })));
             });
         });
     }

@@ -382,7 +382,7 @@ impl Links {
         Err(LinkError::RouteTaken { prefix, wanted: dev.to_owned(), held })
     }
 
-    async fn name_of(&self, index: Option<u32>) -> Result<String, LinkError> {
+    pub(super) async fn name_of(&self, index: Option<u32>) -> Result<String, LinkError> {
         let Some(index) = index else { return Ok("another device".to_owned()) };
         let link = self.link_by_index(index).await?;
         Ok(link.and_then(|link| link_name(&link)).unwrap_or_else(|| format!("device {index}")))
@@ -502,7 +502,7 @@ const LOCAL_TABLE: u32 = 255;
 const WORST_METRIC: u32 = 0x7fff_ffff;
 /// The metric the kernel gives to an IPv6 route without one (IP6_RT_PRIO_USER).
 const KERNEL_METRIC: u32 = 1024;
-const GONE: [Errno; 4] = [Errno::ENODEV, Errno::ESRCH, Errno::EADDRNOTAVAIL, Errno::ENOENT];
+pub(super) const GONE: [Errno; 4] = [Errno::ENODEV, Errno::ESRCH, Errno::EADDRNOTAVAIL, Errno::ENOENT];
 const UNREACHABLE: [Errno; 4] = [Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EACCES, Errno::EINVAL];
 
 #[cfg(test)]

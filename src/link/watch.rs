@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::sys::AsyncSocket;
 use sixway_dataplane::update::Ipv6Prefix;
@@ -23,8 +24,13 @@ const WAITING: usize = 256;
 /// What has happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// Something about interfaces or IPv6 addresses: up, down, there, gone.
-    Links,
+    /// Something about an interface or its IPv6 addresses: up, down, there, gone.
+    Link {
+        /// Its number.
+        index: u32,
+        /// Its name, where that was said.
+        name: Option<Box<str>>,
+    },
     /// A route to a neighbour that carries our number is gone.
     Unled(Ipv6Prefix, Ipv6Addr),
 }
@@ -99,19 +105,22 @@ fn news_of(message: RouteNetlinkMessage) -> Option<News> {
         let ours = route.header.protocol == RouteProtocol::Other(PROTOCOL);
         return route_of(&route).filter(|_| ours).map(|(prefix, via)| News::Unled(prefix, via));
     }
-    let is_link = matches!(
-        message,
-        RouteNetlinkMessage::NewLink(_)
-            | RouteNetlinkMessage::DelLink(_)
-            | RouteNetlinkMessage::NewAddress(_)
-            | RouteNetlinkMessage::DelAddress(_)
-    );
-    is_link.then_some(News::Links)
+    if let RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) = message {
+        let mut names = link.attributes.into_iter().filter_map(|attribute| {
+            if let LinkAttribute::IfName(name) = attribute { Some(name.into()) } else { None }
+        });
+        return Some(News::Link { index: link.header.index, name: names.next() });
+    }
+    if let RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) = message {
+        return Some(News::Link { index: address.header.index, name: None });
+    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::bulk::Bulk;
     use crate::link::netlink::tests::{in_fresh_namespace, run};
 
     #[test]
@@ -122,11 +131,11 @@ mod tests {
                 let mut watch = Watch::open().unwrap();
                 links.set_up("a", None).await.unwrap();
                 links.set_up("b", None).await.unwrap();
-                assert_eq!(watch.next().await, News::Links);
                 let index = links.index("a").await.unwrap().unwrap();
+                assert_eq!(watch.next().await, News::Link { index, name: Some("a".into()) });
                 let (prefix, via) = ("2001:db8:1::/48".parse().unwrap(), "fe80::1".parse().unwrap());
-                links.lead(prefix, via, ("a", index)).await.unwrap();
-                links.unlead(prefix, ("a", index)).await.unwrap();
+                let mut bulk = Bulk::open().unwrap();
+                assert!(bulk.lead(&[(prefix, Some(via)), (prefix, None)], index).is_empty());
                 while watch.next().await != News::Unled(prefix, via) {}
             });
         });

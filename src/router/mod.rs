@@ -313,7 +313,10 @@ impl Control {
     /// Opens, changes or closes the DHCPv6 server as the configuration says.
     fn serve_dhcpv6(&mut self) -> anyhow::Result<()> {
         match (&self.config.dhcpv6, &mut self.dhcpv6) {
-            (Some(terms), Some(server)) => server.configure(terms.clone()),
+            (Some(terms), Some(server)) => {
+                server.configure(terms.clone());
+                server.leave_gone(&self.registry);
+            }
             (Some(terms), None) => {
                 let path = self.config.store.path.with_extension("duid");
                 let duid = dhcpv6::own_duid(&path, rand::random())
@@ -412,7 +415,10 @@ impl Control {
         for moved in &settled.moves {
             match moved {
                 Move::Up(grant) => self.network.lend(grant).await,
-                Move::Down(grant, _) => self.network.take_back(grant).await,
+                Move::Down(grant, _) => {
+                    self.network.take_back(grant).await;
+                    self.dhcpv6.iter_mut().for_each(|server| server.leave(&grant.name));
+                }
                 Move::Bound(binding) => self.network.lend_route(binding.prefix).await,
                 Move::Unbound(binding, _) => self.network.take_route_back(binding.prefix).await,
             }

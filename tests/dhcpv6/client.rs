@@ -294,6 +294,32 @@ fn a_server_that_proves_itself_may_say_that_something_has_changed() {
     assert_eq!(pair.said(), [M::InformationRequest]);
     assert_eq!((pair.prefixes().len(), pair.client.view().doing), (1, "bound"), "what is held is held");
 
+    // One that comes while it asks for something else is said again, whatever it has been told since.
+    let said = summons(&mut pair, false);
+    pair.client.renew(pair.now);
+    assert_eq!(pair.client.handle_message(&said, pair.now), Err(Ignored::Unexpected));
+    pair.wait(s(1));
+    assert_eq!((pair.said(), pair.client.view().doing), (vec![M::Renew], "bound"));
+    assert_eq!(pair.client.handle_message(&said, pair.now), Err(Ignored::Unproven), "an answer was later");
+    let again = pair.lab.session.poll_call(pair.now + s(60)).unwrap().2;
+    assert_eq!(pair.client.handle_message(&again, pair.now), Ok(()));
+    pair.wait(s(1));
+    assert_eq!(
+        (pair.said(), pair.lab.session.poll_call(pair.now + s(600))),
+        (vec![M::InformationRequest], None)
+    );
+    // Where the answer proves nothing, the same message is good for that.
+    pair.lab.change(|terms| terms.reconfigure = false);
+    let said = summons(&mut pair, true);
+    pair.client.renew(pair.now);
+    assert_eq!(pair.client.handle_message(&said, pair.now), Err(Ignored::Unexpected));
+    pair.wait(s(1));
+    assert_eq!(pair.client.handle_message(&said, pair.now), Ok(()));
+    pair.wait(s(1));
+    assert_eq!(pair.said(), [M::Renew, M::Renew]);
+    assert_eq!(pair.client.handle_message(&said, pair.now), Err(Ignored::Unproven), "once");
+    pair.lab.change(|terms| terms.reconfigure = true);
+
     // Nobody answers: it is asked until what is held must be renewed, which brings information as well.
     let said = summons(&mut pair, false);
     assert_eq!(pair.client.handle_message(&said, pair.now), Ok(()));

@@ -97,6 +97,37 @@ fn a_client_behind_relays_is_told_through_the_same_relays() {
     assert_eq!(lab.session.call_bound(S * 3000, &bound(1), true), 0);
 }
 
+/// RFC: V34 (RFC 8415 section 18.3.11)
+#[test]
+fn a_client_is_told_until_it_sends_what_it_was_told_to_and_nothing_else_will_do() {
+    use MessageType as M;
+    let mut lab = telling();
+    let say = |lab: &mut Lab, kind| {
+        let held = if kind == M::InformationRequest { Vec::new() } else { vec![pd(1, &[])] };
+        let asked = message(kind, 1, [vec![accept()], held].concat());
+        lab.ask_from(&from_here(), &asked).unwrap();
+        lab.session.counts()["reconfigure_heard"]
+    };
+    let wants = |lab: &mut Lab, at: u32| {
+        let (.., octets) = lab.session.poll_call(S * at)?;
+        let kinds = [M::Renew, M::InformationRequest];
+        kinds.into_iter().find(|kind| parsed(&octets).options[2] == Opt::Leaf(DhcpOption::ReconfMsg(*kind)))
+    };
+    say(&mut lab, M::Request);
+    let here = Bound::from([(who(1), Some(HERE.parse().unwrap()))]);
+    lab.session.call_bound(S, &here, true);
+    assert_eq!([M::InformationRequest, M::Rebind, M::Solicit].map(|kind| say(&mut lab, kind)), [0; 3]);
+    assert_eq!(wants(&mut lab, 10), Some(M::Renew), "it is told still");
+    // News of less do not make it less.
+    lab.session.call_bound(S * 20, &here, false);
+    assert_eq!(wants(&mut lab, 30), Some(M::Renew));
+    assert_eq!((say(&mut lab, M::Renew), wants(&mut lab, 1000)), (1, None));
+    lab.session.call_bound(S * 1000, &here, false);
+    assert_eq!([M::Renew, M::Rebind].map(|kind| say(&mut lab, kind)), [1, 1]);
+    assert_eq!(wants(&mut lab, 1010), Some(M::InformationRequest));
+    assert_eq!((say(&mut lab, M::InformationRequest), wants(&mut lab, 2000)), (2, None));
+}
+
 /// RFC: V45 (RFC 8415 section 18.3.11)
 #[test]
 fn ways_that_are_long_or_old_are_not_kept() {
@@ -149,6 +180,13 @@ fn who_has_asked_for_information_alone_is_told_to_ask_again() {
     }
     assert_eq!(lab.session.poll_call(S * 20_000), None);
     assert_eq!(lab.session.call_informed(S * 20_000, None, &Bound::new()), 1);
+    assert_eq!(lab.session.listeners(), 1);
+    lab.session.leave("u");
+    assert_eq!(lab.session.call_informed(S * 20_000, None, &Bound::new()), 1);
+    // Nor whose tunnel is gone.
+    lab.session.leave("t");
+    assert_eq!(lab.session.call_informed(S * 20_000, None, &Bound::new()), 0);
+    ask(&mut lab, 546, &inform(1, vec![accept()]));
     lab.session.set_uptime(S * 172_800);
     assert_eq!(lab.session.call_informed(S * 20_000, None, &Bound::new()), 0);
 }

@@ -1,0 +1,69 @@
+//! Interfaces, addresses and routes as they are: looked at when something has happened to them, and now and then anyway.
+//!
+//! However many news there are, and however many leases, looking takes but a part of the time.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::plan::Site;
+use super::routes::way;
+use super::{LOOK, Server, here};
+use crate::link::watch::News;
+
+/// Looking at many takes one part in so many of the time, at most.
+const SHARE: u32 = 100;
+/// How long after news of an interface or a route they are looked at: news come in swarms.
+const SETTLING: Duration = Duration::from_millis(500);
+/// Looking at many because of news takes one part in so many of the time, at most.
+const NEWS_SHARE: u32 = 10;
+
+impl Server {
+    /// Interfaces and routes are looked at soon, when something has happened to ours that was not our doing.
+    pub(super) fn hear(&mut self, news: &News) {
+        let touches = match news {
+            News::Link { index, name } => self.ports.iter().any(|port| port.is(*index, name.as_deref())),
+            News::Unled(prefix, via) => self.shelf.get(*prefix).and_then(way) == Some(*via),
+        };
+        if touches {
+            self.due = self.due.min(self.earliest.max(Instant::now() + SETTLING));
+        }
+    }
+
+    /// Follows interfaces, addresses and routes.
+    pub(super) async fn follow_links(&mut self) {
+        let begin = Instant::now();
+        self.looks += 1;
+        for port in &mut self.ports {
+            port.look().await;
+        }
+        let sites = self.sites();
+        if !sites.iter().eq(self.shelf.plan().sites()) {
+            self.lay_out();
+        }
+        self.route_all().await;
+        let (took, now) = (begin.elapsed(), Instant::now());
+        (self.due, self.earliest) = (now + LOOK.max(took * SHARE), now + LOOK.min(took * NEWS_SHARE));
+    }
+
+    /// The links as they are now. One that has no address at the moment is as it was: it is down, and will come again.
+    pub(super) fn sites(&self) -> Vec<Site> {
+        let known = |name: &str| self.shelf.plan().sites().find(|site| *site.name == *name).cloned();
+        let names = self.ports.iter().map(|port| &*port.name).collect::<BTreeSet<&str>>();
+        let now = names.into_iter().map(here::site);
+        now.map(|site| match known(&site.name) {
+            Some(before) if site.own.is_empty() => before,
+            _ => site,
+        })
+        .collect()
+    }
+
+    /// All routes are as the leases say.
+    pub(super) async fn route_all(&mut self) {
+        for port in &mut self.ports {
+            port.routes.set(self.shelf.iter()).await;
+        }
+        if let Some(first) = self.ports.first_mut() {
+            first.routes.sink(self.shelf.spaces()).await;
+        }
+    }
+}
