@@ -118,10 +118,10 @@ fn endpoint_counts() -> BTreeSet<String> {
 
 /// The DHCPv6 server's counts.
 fn dhcpv6_counts() -> BTreeSet<String> {
-    sixway::dhcpv6::server::Server::new(sixway::dhcpv6::session::Terms::default(), 0)
-        .counts()
-        .into_keys()
-        .collect()
+    let in_tunnels =
+        sixway::dhcpv6::server::Server::new(sixway::dhcpv6::session::Terms::default(), 0).counts();
+    let on_links = sixway::dhcp6s::LINK_COUNTS.map(str::to_owned);
+    in_tunnels.into_keys().chain(on_links).collect()
 }
 
 /// The fields of path MTU discovery's counters, and the two counts beside them.

@@ -6,6 +6,9 @@ use super::Server;
 use super::port::Port;
 use crate::dhcp6ctl::server::Control;
 
+/// What is counted beside what a session counts, by name.
+pub const LINK_COUNTS: [&str; 4] = ["unsent", "unrouted", "looks", "leases"];
+
 impl Server {
     /// What has happened, by name: messages, answers, what was not answered and why, and commands. Of all links together.
     pub fn counts(&self) -> BTreeMap<String, u64> {
@@ -15,24 +18,23 @@ impl Server {
         }
         let commands = self.control.as_ref().map(Control::counts).unwrap_or_default();
         all.extend(commands.into_iter().map(|(name, n)| (format!("control_{name}"), n)));
-        all.extend(self.own_counts());
-        all.insert("leases".to_owned(), self.shelf.len() as u64);
+        all.extend(self.own_counts(self.ports.iter().map(Port::unsent).sum(), self.shelf.len()));
         all
     }
 
-    fn own_counts(&self) -> [(String, u64); 3] {
-        [("not_kept", self.not_kept), ("unrouted", self.unrouted), ("looks", self.looks)]
-            .map(|(name, n)| (name.to_owned(), n))
+    fn own_counts(&self, unsent: u64, leases: usize) -> impl Iterator<Item = (String, u64)> {
+        let own = LINK_COUNTS.into_iter().zip([unsent, self.unrouted, self.looks, leases as u64]);
+        own.chain([("not_kept", self.not_kept)]).map(|(name, n)| (name.to_owned(), n))
     }
 
     /// The same of each link; what is counted for all of them stands with each.
     pub(super) fn counts_of_links(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
-        let mut leases: BTreeMap<&str, u64> = BTreeMap::new();
+        let mut leases: BTreeMap<&str, usize> = BTreeMap::new();
         self.shelf.iter().for_each(|lease| *leases.entry(&*lease.key.tunnel).or_default() += 1);
         let of = |port: &Port| {
-            let own = counts_of(port);
             let here = leases.get(&*port.name).copied().unwrap_or_default();
-            (port.name.clone(), own.chain(self.own_counts()).chain([("leases".to_owned(), here)]).collect())
+            let all = counts_of(port).chain(self.own_counts(port.unsent(), here));
+            (port.name.clone(), all.collect())
         };
         self.ports.iter().map(of).collect()
     }
@@ -47,7 +49,6 @@ impl Server {
 }
 
 fn counts_of(port: &Port) -> impl Iterator<Item = (String, u64)> {
-    let own = [("unsent", port.unsent()), ("listeners", port.session.listeners() as u64)];
     let all = port.session.counts().iter().map(|(name, n)| (*name, *n));
-    all.chain(own).map(|(name, n)| (name.to_owned(), n))
+    all.chain([("listeners", port.session.listeners() as u64)]).map(|(name, n)| (name.to_owned(), n))
 }

@@ -52,6 +52,7 @@ use self::backlog::Backlog;
 pub use self::changes::only_one_says_dns;
 use self::changes::put_dns;
 use self::clock::Epoch;
+pub use self::counts::LINK_COUNTS;
 use self::files::Files;
 use self::here::{now, uptime};
 use self::ledger::Ledger;
