@@ -429,7 +429,7 @@ impl Control {
             for (id, packet) in server.settled(&self.registry, office.broker(), &settled.acted) {
                 self.dispatch.send(id, packet);
             }
-            self.queries.settled(&settled.acted).await;
+            self.queries.settled(&settled.acted);
         }
         office.answer(settled);
     }
@@ -523,7 +523,7 @@ impl Control {
                     self.keep_moves();
                 }
                 () = sleep_until(call) => self.call_clients(),
-                nth = self.queries.ready() => self.take_queries(nth).await,
+                nth = self.queries.ready() => self.take_queries(nth),
                 _ = health.tick() => {
                     self.check_health(workers)?;
                     self.end_stale_churn();

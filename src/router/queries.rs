@@ -59,19 +59,20 @@ impl Queries {
         nth
     }
 
-    async fn send(&self, (nth, asked): Asked, octets: &[u8]) {
+    /// What finds no room leaves with the next answer.
+    fn send(&mut self, (nth, asked): Asked, octets: &[u8]) {
         let from = Some(asked.to).filter(|to| !to.is_multicast());
         let answer = Answer { octets, to: *asked.from.ip(), port: asked.from.port(), from };
-        if let Some(ear) = self.ears.get(nth) {
-            ear.send(&[answer]).await;
+        if let Some(ear) = self.ears.get_mut(nth) {
+            ear.send(&[answer]);
         }
     }
 
     /// Sends what has waited for this.
-    pub(super) async fn settled(&mut self, acted: &[(u64, bool)]) {
+    pub(super) fn settled(&mut self, acted: &[(u64, bool)]) {
         for (ticket, kept) in acted {
             if let Some((asked, octets)) = self.waiting.remove(ticket).filter(|_| *kept) {
-                self.send(asked, &octets).await;
+                self.send(asked, &octets);
             }
         }
     }
@@ -87,25 +88,25 @@ impl Control {
     }
 
     /// Answers what has come to a socket.
-    pub(super) async fn take_queries(&mut self, nth: usize) {
+    pub(super) fn take_queries(&mut self, nth: usize) {
         let mut inbox = self.queries.inbox.take().unwrap_or_default();
         let heard = self.queries.ears.get(nth).is_some_and(|ear| ear.take(&mut inbox).is_ok());
         if heard {
             for (octets, arrived) in inbox.messages() {
-                self.answer_query((nth, *arrived), octets).await;
+                self.answer_query((nth, *arrived), octets);
             }
         }
         self.queries.inbox = Some(inbox);
     }
 
-    async fn answer_query(&mut self, asked: Asked, octets: &[u8]) {
+    fn answer_query(&mut self, asked: Asked, octets: &[u8]) {
         let (Some(server), Some(office)) = (&mut self.dhcpv6, &mut self.office) else { return };
         let from = asked.1.from;
         let Some((answer, ticket)) = server.look_up(office, (*from.ip(), from.port()), octets) else {
             return;
         };
         match ticket {
-            None => self.queries.send(asked, &answer).await,
+            None => self.queries.send(asked, &answer),
             Some(ticket) if self.queries.waiting.len() < MOST_WAITING => {
                 self.queries.waiting.insert(ticket, (asked, answer));
             }
