@@ -283,11 +283,11 @@ impl Plan {
         self.name("", Some(addr))
     }
 
-    /// An address on a link, which finds it again; `None`: nothing is known of any.
+    /// An address on a link, or of its pools; `None`: nothing is known of any.
     pub fn address_on(&self, link: &str) -> Option<Ipv6Addr> {
         let own = self.sites.get(link).and_then(|site| site.own.first()).copied();
         let pools = || self.links.get(link)?.address();
-        own.or_else(pools).filter(|addr| self.link_at(*addr) == Some(link))
+        own.or_else(pools)
     }
 
     /// Whether an address is on a link, in a pool, or set aside for somebody.

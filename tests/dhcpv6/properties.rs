@@ -1,6 +1,7 @@
 //! Whatever clients say, in whatever order, across restarts and clock steps: no two bindings have an address in common, none
 //! outlives its time, the tables have exactly what is bound, and what is on disk is what was told.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use crate::lab::{Lab, SERVER};
@@ -8,6 +9,8 @@ use dhcproto::v6::{DhcpOption, MessageType};
 use proptest::prelude::*;
 use sixway::broker::{Account, Binding, Mechanisms, Secret, UserName};
 use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Value};
+use sixway::dhcpv6::query::{Query, Sought};
+use sixway::dhcpv6::requestor::{Found, Question};
 use sixway::dhcpv6::server::parse_duid;
 use sixway_dataplane::update::Ipv6Prefix;
 use zeroize::Zeroizing;
@@ -19,6 +22,7 @@ valid     = 100
 decline_time = 50
 bindings_per_tunnel = 5
 rapid_commit = true
+lease_query = ["2001:db8:77::/64"]
 
 [[pool]]
 prefix = "2001:db8:100::/61"
@@ -157,6 +161,38 @@ fn check_answer(lab: &Lab, tunnel: &str, client: u8, answer: &[u8]) {
     }
 }
 
+/// Who may ask is told what is bound, and nothing else: by what it is, and of its client, tunnel by tunnel.
+fn check_told(lab: &mut Lab) {
+    let all: Vec<Binding> = lab.broker.bindings().cloned().collect();
+    for binding in &all {
+        let sought = Sought::Address(Ipv6Addr::from(binding.prefix.bits() | 1));
+        let sought =
+            if binding.prefix.prefix_len() == 128 { Sought::Address(binding.prefix.addr()) } else { sought };
+        let question = Question {
+            duid: vec![7],
+            xid: [3, 2, 1],
+            query: Query { sought, link: None, wanted: Vec::new() },
+        };
+        let answer = lab.look_up("2001:db8:77::1", true, &question.message()).unwrap();
+        let found = question.hear(&answer.octets).unwrap().found;
+        if binding.key.client.is_empty() {
+            assert_eq!(found, Found::Nothing, "what rests is nobody's");
+            continue;
+        }
+        let Found::Client(data) = found else { panic!("{found:?} of {binding:?}") };
+        let alike = |other: &&Binding| {
+            other.key.client == binding.key.client && other.key.tunnel == binding.key.tunnel
+        };
+        let bound: Vec<_> =
+            all.iter().filter(alike).map(|b| (b.prefix.addr(), b.prefix.prefix_len())).collect();
+        let told: Vec<_> = data.values.iter().map(|value| (value.addr, value.len)).collect();
+        assert_eq!((&data.client[..], told), (&*binding.key.client, bound));
+        let own = data.values.iter().find(|value| value.addr == binding.prefix.addr()).unwrap();
+        assert_eq!(u64::from(own.valid), binding.expires.since(lab.now).as_secs());
+        assert!(own.preferred <= own.valid && data.heard.unwrap() <= 100);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -189,6 +225,7 @@ proptest! {
                 Step::Restart => lab.restart(),
             }
             check(&lab);
+            check_told(&mut lab);
         }
     }
 

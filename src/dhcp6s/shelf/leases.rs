@@ -128,12 +128,14 @@ impl Leases for Shelf {
     }
 
     fn link_at(&self, addr: Ipv6Addr) -> Option<Arc<str>> {
-        let by_lease = || self.whose(addr).map(|known| known.link);
-        self.plan.link_at(addr).map(Arc::from).or_else(by_lease)
+        // Links may have pools in common: whoever has the address knows best.
+        let by_lease = self.whose(addr).map(|known| known.link);
+        by_lease.or_else(|| self.plan.link_at(addr).map(Arc::from))
     }
 
     fn address_on(&self, known: &Known) -> Ipv6Addr {
-        self.plan.address_on(&known.link).unwrap_or(known.prefix.addr())
+        let found = |addr: &Ipv6Addr| self.link_at(*addr).as_ref() == Some(&known.link);
+        self.plan.address_on(&known.link).filter(found).unwrap_or(known.prefix.addr())
     }
 
     fn is_configured(&self, addr: Ipv6Addr) -> bool {

@@ -621,6 +621,18 @@ proptest! {
                 let client = &one.key.client;
                 prop_assert!(client.is_empty() || !shelf.plan.is_anothers(one.prefix, client), "{one:?}");
             }
+            // Who may ask is told the same, whichever way it is asked for.
+            shelf.handle_timeout(now);
+            for one in shelf.iter() {
+                let known = shelf.whose(one.prefix.addr());
+                prop_assert_eq!(known.is_some(), !one.key.client.is_empty());
+                let Some(known) = known else { continue };
+                prop_assert_eq!((known.prefix, &known.client), (one.prefix, &one.key.client));
+                prop_assert_eq!(known.left.map(u64::from), (one.until != NEVER).then(|| one.until - now));
+                let at = shelf.address_on(&known);
+                prop_assert_eq!(shelf.link_at(at), Some(known.link.clone()), "{} is on {:?}", at, known);
+                prop_assert!(shelf.is_configured(at) && shelf.all_of(&one.key.client).contains(&known));
+            }
             let mut anew = Shelf::new(shelf.plan.clone(), shelf.iter().cloned().collect(), now);
             anew.lay_out();
             for (extent, vacancy) in &anew.vacancies {
