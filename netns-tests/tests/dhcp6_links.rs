@@ -713,3 +713,66 @@ fn who_has_what_is_told_to_those_who_may_ask() {
     });
     server.end(Signal::SIGTERM, PATIENCE);
 }
+
+#[test]
+fn who_has_what_is_listed_of_a_router_and_of_a_file() {
+    let Some(links) = Links::new_or_skip("DHCPv6: `sixway leases`, and the end of what it lists") else {
+        return;
+    };
+    let listed = |args: &str| links.s.attempt(&format!("{} leases {args}", program().display()));
+    let (conf, store) = (links.conf(""), links.lab.path("store.db"));
+    let server = Router::start(&links.lab, &links.s, &Links::router(&conf, &store));
+    let (mut one, mut two) = (Asker::on(&links.a, "a0", 546, 1), Asker::on(&links.b, "b0", 546, 2));
+    let ((here, first), (there, second)) = (one.ask(), two.ask());
+    let at = format!("--socket {}", server.socket().display());
+    let all = listed(&at);
+    println!("{}", all.text);
+    assert_eq!(all.text.lines().count(), 5, "{}", all.text);
+    let line = |text: &str, prefix: Ipv6Prefix| {
+        let shown = if prefix.prefix_len() == 128 { prefix.addr().to_string() } else { prefix.to_string() };
+        let found = text.lines().find(|line| line.split_whitespace().next() == Some(&shown));
+        let found = found.unwrap_or_else(|| panic!("no {shown} in\n{text}"));
+        found.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    for (prefix, kind, link, duid) in [
+        (here, "IA_NA", "s2", "00:03:00:01:02:00:00:00:53:01"),
+        (first, "IA_PD", "s2", "00:03:00:01:02:00:00:00:53:01"),
+        (there, "IA_NA", "s3", "00:03:00:01:02:00:00:00:53:02"),
+        (second, "IA_PD", "s3", "00:03:00:01:02:00:00:00:53:02"),
+    ] {
+        let line = line(&all.text, prefix);
+        assert!(line.contains(&format!("{kind} 7 {duid} ")), "{line}");
+        assert!(line.contains(&format!(" {link} fe80::")), "{line}");
+    }
+    // An address that was declined is nobody's.
+    one.say(MessageType::Decline, &[here]);
+    let some = listed(&format!("{at} --on s2 --json"));
+    let rows: Vec<serde_json::Value> =
+        some.text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let declined = rows.iter().find(|row| row["state"] == "declined");
+    assert!(declined.is_some_and(|row| row["prefix"] == here.addr().to_string()), "{}", some.text);
+    assert_eq!(rows.len(), 2, "{}", some.text);
+    let of_one = listed(&format!("{at} --duid 00:03:00:01:02:00:00:00:53:02 --prefix fd00:300::/40"));
+    assert_eq!(of_one.text.lines().count(), 2, "{}", of_one.text);
+    let nothing = listed(&format!("{at} --duid 00:99"));
+    assert!(nothing.ok && nothing.text.contains("nobody has anything"), "{}", nothing.text);
+    links.s.run(&format!("{} kick {second} {at}", program().display()));
+    assert!(!listed(&at).text.contains(&second.to_string()));
+    server.stop();
+
+    // A server without a socket: its file is read while it runs, and when it does not.
+    let server = links.dhcp6s(&conf);
+    let (here, first) = one.ask();
+    let file = links.lab.path("leases.db");
+    let of_file = format!("--lease-file {}", file.display());
+    let running = listed(&of_file);
+    assert!(running.ok, "{}", running.text);
+    assert!(line(&running.text, first).contains("IA_PD 7 00:03:00:01:02:00:00:00:53:01"));
+    server.end(Signal::SIGKILL, PATIENCE);
+    let left = std::fs::read(&file).unwrap_or_default();
+    let dead = listed(&of_file);
+    assert!(line(&dead.text, here).contains("IA_NA 7 00:03"), "{}", dead.text);
+    assert_eq!(std::fs::read(&file).unwrap_or_default(), left, "nothing was done to it");
+    let none = listed("--lease-file /nonexistent.db");
+    assert!(!none.ok && none.text.contains("--lease-file names another"), "{}", none.text);
+}

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod delegated;
+pub mod leases;
 pub mod packet;
 pub mod pcapng;
 pub mod remedy;
@@ -68,6 +69,8 @@ pub enum Request {
         #[serde(default)]
         tunnel: Option<String>,
     },
+    /// Who has what by DHCPv6, some at a time.
+    Leases(leases::Wish),
     /// What would become of a packet.
     Explain(crate::explain::Wish),
     /// The last packet that each reason has dropped.
@@ -121,6 +124,8 @@ pub enum Response {
         /// How many in tunnels; those on links are not waited for.
         clients: usize,
     },
+    /// Who has what, some of it.
+    Leases(leases::Page),
     /// What would become of the packet.
     Explained(Box<crate::explain::Explained>),
     /// What each reason has dropped.

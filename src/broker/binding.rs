@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv6Addr;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -211,6 +212,12 @@ impl Broker {
     /// All bindings in order of their prefixes.
     pub fn bindings(&self) -> impl Iterator<Item = &Binding> {
         self.bindings.all.values()
+    }
+
+    /// All behind this one, in the same order.
+    pub fn bindings_after(&self, last: Option<Ipv6Prefix>) -> impl Iterator<Item = &Binding> {
+        let first = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.bindings.all.range((first, Bound::Unbounded)).map(|(_, binding)| binding)
     }
 
     /// The binding that an address lies in; what rests is nobody's.

@@ -107,9 +107,13 @@ pub fn run(args: &Dhcp6sArgs) -> anyhow::Result<()> {
 
 /// The file of leases, from the root.
 fn leases(args: &Dhcp6sArgs) -> PathBuf {
-    let default = || Path::new(STATE).join(format!("dhcp6s_leases_{}.db", args.interface));
-    let file = args.lease_file.clone().unwrap_or_else(default);
+    let file = args.lease_file.clone().unwrap_or_else(|| usual_leases(&args.interface));
     std::path::absolute(&file).unwrap_or(file)
+}
+
+/// The file of the leases on an interface, unless another is named.
+pub(super) fn usual_leases(interface: &str) -> PathBuf {
+    Path::new(STATE).join(format!("dhcp6s_leases_{interface}.db"))
 }
 
 /// Says what has become of a damaged file of leases.

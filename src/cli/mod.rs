@@ -20,6 +20,7 @@ pub mod explain;
 mod fixed;
 pub mod kick;
 pub mod lease_query;
+pub mod leases;
 mod password;
 mod pd;
 mod pinger;
@@ -82,6 +83,8 @@ enum Command {
     Snippet(snippet::SnippetArgs),
     /// End a user's tunnels, one tunnel, or the binding of a prefix; the user may come back
     Kick(kick::KickArgs),
+    /// Who has what by DHCPv6: in tunnels, on links, and in the file of a dhcp6s
+    Leases(leases::LeasesArgs),
     /// Send new clients to other brokers: tunnels that are up stay
     Drain(drain::DrainArgs),
     /// Have DHCPv6 clients ask anew, in one tunnel or everywhere
@@ -121,6 +124,7 @@ pub fn main() -> ExitCode {
         Command::User(args) => user::run(&args),
         Command::Snippet(args) => snippet::run(&args),
         Command::Kick(args) => kick::run(&args),
+        Command::Leases(args) => leases::run(&args),
         Command::Drain(args) => drain::run(&args),
         Command::Reconfigure(args) => reconfigure::run(&args),
         Command::LeaseQuery(args) => lease_query::run(&args),

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::files::Files;
 use super::{Elsewhere, Ended, Own, Server, Start, plan};
+use crate::admin::leases::{Held, Sieve};
 
 /// Orders that wait for the server.
 const WAITING: usize = 4;
@@ -91,6 +92,15 @@ impl Front {
     /// What has happened on each link, by name; nothing if the server does not answer at once.
     pub async fn counts(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
         self.ask(Own::Count).await.unwrap_or_default()
+    }
+
+    /// Who has what behind this prefix, some of it, and where to go on; `None` if the server does not answer at once.
+    pub async fn leases(
+        &self,
+        sieve: Sieve,
+        after: Option<Ipv6Prefix>,
+    ) -> Option<(Vec<Held>, Option<Ipv6Prefix>)> {
+        self.ask(|tell| Own::Find(sieve, after, tell)).await
     }
 
     /// Ends the lease of this prefix; says whether there was one.

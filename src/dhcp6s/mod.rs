@@ -19,6 +19,7 @@ mod ear;
 pub mod files;
 mod following;
 pub mod front;
+pub mod glance;
 pub mod here;
 pub mod index;
 mod keeping;
@@ -61,6 +62,7 @@ use self::port::Port;
 use self::scribe::{Done, Scribe};
 use self::shelf::Shelf;
 use self::socket::{ALL_SERVERS_OF_SITE, Answer, Arrived, Inbox, LinkSocket};
+use crate::admin::leases::{Held, Sieve};
 use crate::broker::{BindKey, BindKind};
 use crate::compat::dhcp6sconf::{Duid, ServerConf};
 use crate::dhcp6ctl::codec::{IaKind, Order};
@@ -189,6 +191,8 @@ pub enum Own {
     Stop,
     /// Say what has happened on each link, and how many leases there are.
     Count(oneshot::Sender<BTreeMap<String, BTreeMap<String, u64>>>),
+    /// Say who has what behind this prefix, some at a time, and where to go on.
+    Find(Sieve, Option<Ipv6Prefix>, oneshot::Sender<(Vec<Held>, Option<Ipv6Prefix>)>),
     /// End the lease of this prefix; whoever waits is told whether there was one.
     End(Ipv6Prefix, oneshot::Sender<bool>),
 }
@@ -318,6 +322,9 @@ impl Server {
             Own::Reconfigure => self.call_all(true),
             // Whoever asked may have gone.
             Own::Count(to) => drop(to.send(self.counts_of_links())),
+            Own::Find(sieve, after, to) => {
+                drop(to.send(glance::of_shelf(&self.shelf, &sieve, after, uptime())));
+            }
             Own::End(prefix, told) => {
                 let was = self.shelf.end(prefix);
                 self.submit();

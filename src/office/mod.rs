@@ -324,8 +324,8 @@ impl Office {
         }
     }
 
-    /// The time, whatever has been done to the calendar since it was looked at.
-    fn now(&self) -> Time {
+    /// The time that all ends by, whatever has been done to the calendar since it was looked at.
+    pub fn now(&self) -> Time {
         self.clock.now()
     }
 

@@ -59,6 +59,7 @@ impl Control {
             }
             Request::Kick { who } if self.end_on_link(&who).await => Response::Kicked { tunnels: 1 },
             Request::Kick { who } => self.kick(&who),
+            Request::Leases(wish) => self.leases(&wish).await,
             Request::Drain { on } => self.drain(on),
             Request::Reconfigure { tunnel } => self.reconfigure(tunnel.as_deref()).await,
         };
@@ -129,10 +130,9 @@ impl Control {
         let tunnels: Vec<&str> = leased.take(MOST_COMPARED).map(|live| &*live.config.name).collect();
         let users = tunnels.iter().filter_map(|name| Some(name.rsplit_once('@')?.0));
         let names: Vec<&str> = users.chain(tunnels.iter().copied()).collect();
-        let next = nearest(who, &names).map_or_else(
-            || "`sixway status` lists what is granted".to_owned(),
-            |near| format!("did you mean '{near}'?"),
-        );
+        let listed = "`sixway status` lists tunnels that are granted, `sixway leases` prefixes and addresses";
+        let next =
+            nearest(who, &names).map_or_else(|| listed.to_owned(), |near| format!("did you mean '{near}'?"));
         format!(
             "no leased tunnel '{who}', no user '{who}' who has one, and no binding of that prefix; {next}"
         )

@@ -45,6 +45,7 @@ use crate::watch::Watchers;
 
 mod answers;
 mod handle;
+mod holdings;
 mod queries;
 mod reload;
 mod signals;
