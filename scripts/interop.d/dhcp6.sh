@@ -212,8 +212,8 @@ real_ctl() {
     dhclient_runs C vc0 -P >/dev/null 2>&1 || return
     local duid=00:03:00:01:02:00:00:00:53:02 iaid bound
     bound=$(grep -o 'event="bound".*' "$WORK/dhcp6s.log" | tail -1)
-    duid=$(echo "$bound" | grep -o 'client="[^"]*' | cut -d'"' -f2)
-    iaid=$(echo "$bound" | grep -o 'number=[0-9]*' | cut -d= -f2)
+    duid=$(echo "$bound" | grep -o 'duid="[^"]*' | cut -d'"' -f2)
+    iaid=$(echo "$bound" | grep -o 'iaid=[0-9]*' | cut -d= -f2)
     S dhcp6ctl -S reload && logged 'event="reloaded"' || return
     S dhcp6ctl -S -k /etc/wide-dhcpv6/wrong stop && logged 'digest is not made with our key' || return
     S dhcp6ctl -S remove binding IA IA_NA "$iaid" "$duid" && logged "no such binding" && has_route || return

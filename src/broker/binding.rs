@@ -53,6 +53,22 @@ pub struct BindKey {
     pub number: u32,
 }
 
+impl BindKey {
+    /// The client's DUID as people write it: pairs of hexadecimal digits with colons between them.
+    pub fn duid(&self) -> String {
+        let pairs: Vec<String> = self.client.iter().map(|octet| format!("{octet:02x}")).collect();
+        pairs.join(":")
+    }
+
+    /// What is had by this key in the words of a log: an address, or a prefix.
+    pub fn shown(&self, prefix: Ipv6Prefix) -> (Option<String>, Option<String>) {
+        match self.kind {
+            BindKind::Address => (Some(prefix.addr().to_string()), None),
+            BindKind::Prefix => (None, Some(prefix.to_string())),
+        }
+    }
+}
+
 /// An address or a prefix in somebody's hands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {

@@ -10,8 +10,9 @@ use super::routes::{say_all, way};
 use super::scribe::Done;
 use super::shelf::{Change, Lease};
 use super::socket::Answer;
-use super::{Letter, Server, hex};
+use super::{Letter, Server};
 use crate::broker::{BindKey, BindKind};
+use crate::dhcpv6::codec::MAX_DUID;
 
 impl Server {
     /// Has written down what has changed, unless something is being written already: then it is written after that.
@@ -135,14 +136,32 @@ fn log(changes: &[Change]) {
         return;
     }
     for change in changes {
+        let Lease { key, prefix, life, .. } = change.lease();
+        let (interface, iaid, valid) = (&key.tunnel, key.number, life.valid);
+        let ((address, prefix), (duid, line)) = (key.shown(*prefix), named(key));
+        let is_nobodys = key.client.is_empty();
         match change {
-            Change::Has(Lease { key, prefix, life, .. }) => {
-                let (link, client, seconds) = (&key.tunnel, hex(&key.client), life.valid);
-                tracing::info!(event = "bound", %link, %prefix, number = key.number, client, seconds);
+            Change::Has(_) if is_nobodys => {
+                tracing::info!(event = "withheld", %interface, address, prefix, seconds = valid);
             }
-            Change::Gone(Lease { key, prefix, .. }) => {
-                tracing::info!(event = "unbound", %prefix, number = key.number, client = hex(&key.client));
+            Change::Gone(_) if is_nobodys => {
+                tracing::info!(event = "withheld_no_more", %interface, address, prefix);
+            }
+            Change::Has(_) => {
+                tracing::info!(event = "bound", %interface, address, prefix, iaid, duid, line, valid);
+            }
+            Change::Gone(_) => {
+                tracing::info!(event = "unbound", %interface, address, prefix, iaid, duid, line);
             }
         }
     }
+}
+
+/// Whose: a DUID, or the line that its client is on, as octets.
+fn named(key: &BindKey) -> (Option<String>, Option<String>) {
+    let Some(line) = key.client.get(MAX_DUID + 1..).filter(|line| !line.is_empty()) else {
+        return (Some(key.duid()), None);
+    };
+    let line = BindKey { client: line.into(), ..key.clone() };
+    (None, Some(line.duid()))
 }

@@ -43,6 +43,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use dhcproto::v6::MessageType;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use sixway_dataplane::update::Ipv6Prefix;
@@ -68,7 +69,7 @@ use crate::compat::dhcp6sconf::{Duid, ServerConf};
 use crate::dhcp6ctl::codec::{IaKind, Order};
 use crate::dhcp6ctl::server::{Control, Ordered};
 use crate::dhcp6ctl::session::Side;
-use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, MAX_DUID, SERVER_PORT};
+use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, SERVER_PORT};
 use crate::dhcpv6::session::Origin;
 use crate::link::watch::{News, Watch};
 
@@ -442,7 +443,8 @@ impl Server {
             Origin { tunnel, user: None, fixed: &[], on_link: &[], is_unicast, from, port: from_port };
         let before = self.shelf.changes();
         let answer = port.session.handle(&origin, octets, &mut self.shelf);
-        tracing::debug!(event = "message", kind = octets.first(), %sender, answered = answer.is_some());
+        let (interface, kind) = (&port.name, octets.first().copied().map(MessageType::from));
+        tracing::debug!(event = "message", interface, ?kind, from = %sender, answered = answer.is_some());
         if self.shelf.is_refused() {
             // Not even that nothing is there: another server may have something, and this one may have it again.
             self.not_kept += 1;
@@ -478,7 +480,7 @@ impl Server {
                     IaKind::Pd => BindKind::Prefix,
                 };
                 if !self.shelf.forget(kind, binding.iaid, &binding.duid) {
-                    tracing::warn!("there is no such binding to remove");
+                    tracing::warn!("dhcp6ctl: there is no such binding to remove");
                 }
                 self.submit();
             }
@@ -520,13 +522,3 @@ fn listen(at: Option<(std::net::SocketAddr, Zeroizing<Vec<u8>>)>) -> anyhow::Res
 
 /// Relay-forward (RFC 8415 section 7.3).
 const RELAY_FORWARD: u8 = 12;
-
-/// A DUID; what is longer is no DUID, and the end of it says on which line its client is.
-fn hex(octets: &[u8]) -> String {
-    let line = octets.get(MAX_DUID + 1..).map(hex);
-    if let Some(line) = line {
-        return format!("line {line}");
-    }
-    let pairs: Vec<String> = octets.iter().map(|octet| format!("{octet:02x}")).collect();
-    pairs.join(":")
-}

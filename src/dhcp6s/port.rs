@@ -91,11 +91,7 @@ impl Port {
     /// Numbers are on the disk before they are used; says whether that worked.
     pub(super) fn keep_ring(&mut self) -> bool {
         let kept = self.session.keep_ring(|ring| self.ring.keep(ring));
-        if let Err(why) = &kept {
-            tracing::error!(
-                "cannot keep what messages are proved with: {why}; nothing is said until this works"
-            );
-        }
+        let _once = self.ring.say(&kept, &format!("on {}", self.name));
         kept.is_ok()
     }
 

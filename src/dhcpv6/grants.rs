@@ -48,7 +48,9 @@ impl Leases for Grants<'_> {
 
     fn bind(&mut self, wish: &BindWish, lasts: Duration) -> Result<Vec<Ipv6Prefix>, Lack> {
         let (prefixes, outcome) = self.broker.bind(self.now, wish, lasts).map_err(|why| {
-            tracing::debug!(event = "not_bound", tunnel = %wish.key.tunnel, why = why.to_string());
+            let BindWish { key, .. } = wish;
+            let (tunnel, iaid, duid) = (&key.tunnel, key.number, key.duid());
+            tracing::debug!(event = "not_bound", %tunnel, iaid, duid, why = why.to_string());
             Lack
         })?;
         self.outcome.append(outcome);

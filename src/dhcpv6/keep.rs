@@ -10,6 +10,7 @@ use super::auth::{Ring, SECRET};
 #[derive(Debug)]
 pub struct RingFile {
     path: PathBuf,
+    fails: bool,
 }
 
 impl RingFile {
@@ -18,7 +19,7 @@ impl RingFile {
     /// # Errors
     /// It can be neither read nor made, or makes no sense.
     pub fn open(path: &Path, random: [u8; SECRET]) -> io::Result<(Self, Ring)> {
-        let file = Self { path: path.to_owned() };
+        let file = Self { path: path.to_owned(), fails: false };
         match std::fs::read_to_string(path) {
             Ok(text) => {
                 let why = "it is no ring of keys; delete it: clients then have to ask once before they are told of changes";
@@ -32,6 +33,27 @@ impl RingFile {
             }
             Err(why) => Err(why),
         }
+    }
+
+    /// Puts into the log that it cannot be kept, and that it can again: once each, however often it is tried for the server of
+    /// this `place`. Says whether there was anything to say.
+    pub fn say(&mut self, kept: &io::Result<()>, place: &str) -> bool {
+        if kept.is_err() == self.fails {
+            return false;
+        }
+        self.fails = kept.is_err();
+        let path = self.path.display();
+        match kept {
+            Ok(()) => tracing::warn!(
+                event = "keys_kept_again",
+                "DHCPv6 {place} answers again: {path} can be written"
+            ),
+            Err(why) => tracing::error!(
+                event = "keys_not_kept",
+                "{path} cannot be written: {why}; DHCPv6 {place} answers nobody until it can: make room on the disk"
+            ),
+        }
+        true
     }
 
     /// Puts it on the disk, whole or not at all.
@@ -77,6 +99,11 @@ mod tests {
         let (_, mut again) = RingFile::open(&path, [8; SECRET]).unwrap();
         assert_eq!(again.key("t", &[1]), ring.key("t", &[1]));
         assert!(again.next((1_700_000_000, 0)) > used);
+        // Each change is said once.
+        let mut file = file;
+        let failed = || Err(io::Error::other("no room"));
+        let said = [Ok(()), failed(), failed(), Ok(()), Ok(())].map(|kept| file.say(&kept, "here"));
+        assert_eq!(said, [false, true, false, true, false]);
         for wrong in ["", "zz\n1\n", "07\n1\n", &format!("{}\nx\n", "07".repeat(SECRET))] {
             std::fs::write(&path, wrong).unwrap();
             assert!(RingFile::open(&path, [8; SECRET]).is_err(), "{wrong:?}");

@@ -143,11 +143,9 @@ impl Server {
 
     /// Numbers are on the disk before they are used; says whether that worked.
     fn keep_ring(&mut self) -> bool {
-        let Some(file) = &self.ring else { return true };
+        let Some(file) = &mut self.ring else { return true };
         let kept = self.session.keep_ring(|ring| file.keep(ring));
-        if let Err(why) = &kept {
-            tracing::error!("DHCPv6: cannot keep what Reconfigure messages are made with: {why}");
-        }
+        let _once = file.say(&kept, "inside tunnels");
         kept.is_ok()
     }
 

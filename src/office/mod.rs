@@ -477,7 +477,9 @@ impl Office {
                 Route::Bind(binding) => {
                     let outcome = self.broker.unbind(self.now(), binding.prefix, End::Withdrawn);
                     self.open.add(outcome);
-                    tracing::warn!(event = "binding_refused", prefix = %binding.prefix, why = why.to_string());
+                    let (key, why) = (&binding.key, why.to_string());
+                    let (address, prefix) = key.shown(binding.prefix);
+                    tracing::warn!(event = "binding_refused", tunnel = %key.tunnel, address, prefix, why);
                 }
                 Route::Down(..) | Route::Unbind(..) => {}
             }
@@ -571,18 +573,14 @@ fn log(moved: &Move) {
             tracing::info!(event = "tunnel_down", tunnel = %name, %user, lease, why = why.name());
         }
         Move::Bound(Binding { key, prefix, .. }) => {
-            let (tunnel, kind) = (&key.tunnel, key.kind.name());
-            tracing::info!(event = "bound", %tunnel, %prefix, kind, client = hex(&key.client));
+            let (tunnel, iaid, (address, prefix)) = (&key.tunnel, key.number, key.shown(*prefix));
+            tracing::info!(event = "bound", %tunnel, address, prefix, iaid, duid = key.duid());
         }
         Move::Unbound(Binding { key, prefix, .. }, why) => {
-            let tunnel = &key.tunnel;
-            tracing::info!(event = "unbound", %tunnel, %prefix, client = hex(&key.client), why = why.name());
+            let (tunnel, iaid, (address, prefix)) = (&key.tunnel, key.number, key.shown(*prefix));
+            tracing::info!(event = "unbound", %tunnel, address, prefix, iaid, duid = key.duid(), why = why.name());
         }
     }
-}
-
-fn hex(octets: &[u8]) -> String {
-    octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
 async fn sleep_for(due: Option<Duration>) {
