@@ -311,6 +311,10 @@ impl Registry {
             if is_new {
                 self.seat(id, config, outer);
             } else if let Some(live) = self.live.get_mut(id.0 as usize).and_then(Option::as_mut) {
+                if live.config.outer != config.outer {
+                    // Whoever was heard is not who is there now.
+                    live.before.last_seen = self.counters.last_seen(id);
+                }
                 (live.config, live.outer, live.path) = (config, outer, None);
             }
         }

@@ -99,16 +99,7 @@ impl Lab {
 
     fn ask(&mut self, message: &[u8]) -> Option<Vec<u8>> {
         self.shelf.next(self.now, LINK, None);
-        let origin = Origin {
-            tunnel: LINK,
-            user: None,
-            fixed: &[],
-            on_link: &[],
-            is_unicast: false,
-            from: None,
-            port: 546,
-        };
-        self.session.handle(&origin, message, &mut self.shelf).map(|answer| answer.octets)
+        self.session.handle(&Origin::of(LINK), message, &mut self.shelf).map(|answer| answer.octets)
     }
 
     /// The only association of the answer.
@@ -345,8 +336,7 @@ fn an_authentication_statement_has_clients_told_of_changes() {
         let request = Message { kind: MessageType::Request, xid: [1, 2, 3], options }.emit();
         let from = Some("fe80::9".parse().unwrap());
         lab.shelf.next(lab.now, LINK, from);
-        let origin =
-            Origin { tunnel: LINK, user: None, fixed: &[], on_link: &[], is_unicast: false, from, port: 546 };
+        let origin = Origin { from, ..Origin::of(LINK) };
         let answer = lab.session.handle(&origin, &request, &mut lab.shelf).unwrap().octets;
         assert_eq!(number(&answer).is_some(), told);
         assert_eq!(lab.shelf.iter().all(|lease| lease.reach == from), told);
@@ -682,8 +672,7 @@ fn look_up(lab: &mut Lab, from: &str, sought: Sought, link: Option<&str>) -> Opt
     let question = Question { duid: vec![0, 4, 7], xid: [7, 8, 9], query };
     lab.shelf.next(lab.now, LINK, None);
     let from = Some(from.parse().unwrap());
-    let origin =
-        Origin { tunnel: LINK, user: None, fixed: &[], on_link: &[], is_unicast: true, from, port: 54_321 };
+    let origin = Origin { is_unicast: true, from, port: 54_321, ..Origin::of(LINK) };
     let answer = lab.session.handle(&origin, &question.message(), &mut lab.shelf)?;
     question.hear(&answer.octets)
 }

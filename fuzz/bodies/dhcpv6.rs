@@ -25,15 +25,7 @@ pub(super) fn dhcpv6(octets: &[u8]) {
     let terms = Terms { duid, preferred: 60, valid: 90, rapid_commit: true, most: 8, ..Terms::default() };
     let terms = Terms { requestors: vec![Ipv6Prefix::ALL], ..terms };
     let mut session = Session::new(Terms { decline: Duration::from_secs(9), ..terms }, 7);
-    let origin = Origin {
-        tunnel: "t",
-        user: None,
-        fixed: &[],
-        on_link: &[],
-        is_unicast: false,
-        from: Some(std::net::Ipv6Addr::LOCALHOST),
-        port: 546,
-    };
+    let origin = Origin { from: Some(std::net::Ipv6Addr::LOCALHOST), ..Origin::of("t") };
     // Said twice: what the first time has bound is there the second time.
     for now in [Time(0), Time(1000)] {
         let mut grants = Grants::new(&mut broker, now);

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::thread;
 use std::time::Duration;
 
-use netns_tests::{ALICE, Client, Ends, PATIENCE, Rig, U6, icmp, tunnel, wait_for};
+use netns_tests::{ALICE, C4, Client, Ends, PATIENCE, Rig, U6, icmp, tunnel, wait_for};
 use nix::sys::signal::Signal;
 
 const FLOOD: u16 = 3000;
@@ -96,6 +96,15 @@ fn tunnels_come_go_and_change() {
     let moved = Ends::new("fd00:2:3::2", U6).echo_request(3, 1, 64);
     bob.send(&moved);
     assert!(bob.wait(PATIENCE, |got| (got.echo() == Some((3, 1))).then_some(())).is_some());
+
+    // Another setting leaves what was seen of a peer; another peer has not been seen.
+    let seen = |name: &str| server.tunnel(name)["last_seen_s"].is_u64();
+    assert!(seen("alice") && seen("bob"));
+    assert!(server.reload(&changed.replacen("[[tunnel]]\n", "[[tunnel]]\nmtu = 1400\n", 2)).ok);
+    assert!(seen("alice") && seen("bob"));
+    let elsewhere = changed.replacen(&format!("remote = \"{C4}\""), "remote = \"10.71.0.77\"", 1);
+    assert!(server.reload(&elsewhere).ok);
+    assert!(!seen("alice") && seen("bob"), "{}", server.tunnel("alice"));
 
     let bob_only = Rig::server_config("", &Rig::bob(""));
     server.rewrite(&bob_only);

@@ -5,11 +5,10 @@
 
 # Afterwards dhcp6c, dhcpcd and dibbler-client have been given both, each anew, and have given it back.
 dhcp6_tunnel_checks() {
-    if ! command -v python3 >/dev/null; then
-        echo "SKIPPED clients in a tunnel: python3 is missing, which carries the packets of their TUN device"
-        SKIPPED=$((SKIPPED + 1))
+    command -v python3 >/dev/null || {
+        skip "clients in a tunnel: python3 is missing, which carries the packets of their TUN device"
         return
-    fi
+    }
     tunnel_rig
     check "in a tunnel: dhcp6c of WIDE, address and prefix" tunnel_wide
     check "in a tunnel: dhcpcd, address and prefix" tunnel_dhcpcd

@@ -5,11 +5,10 @@
 #   S: sixway run, [dhcpv6] on vs0 ──── protocol 41 ──── vc0 C: sixway connect --pd, radvd on lan0 ──── lan1 U: a host
 
 radvd_checks() {
-    if ! command -v radvd >/dev/null; then
-        echo "SKIPPED radvd: it is missing; scripts/setup test installs it, and does not start its service"
-        SKIPPED=$((SKIPPED + 1))
+    command -v radvd >/dev/null || {
+        skip "radvd is missing; scripts/setup test installs it, and does not start its service"
         return
-    fi
+    }
     radvd_rig
     check "radvd: the file that --pd-radvd writes is accepted" radvd_accepts
     check "radvd: a host behind --pd-to has an address, and reaches the router through the tunnel" host_reaches

@@ -10,6 +10,7 @@ use sixway_dataplane::update::Ipv6Prefix;
 use super::address::narrow_prefix;
 use super::schema;
 use super::source::{Complaint, Report, Section};
+use super::tunnel::called;
 use super::{Config, Dtcp, Hooks, MAX_POOLS, Store};
 use crate::broker::pool::MAX_PLACE_BITS;
 use crate::broker::{Limits, Pool, PoolKind};
@@ -206,7 +207,7 @@ pub(crate) fn together(report: &mut Report<'_>, config: &Config, read: &Pools) {
         }
         let around = |p: &Ipv6Prefix| *p != Ipv6Prefix::ALL && p.covers(*prefix);
         if let Some(tunnel) = config.tunnels.iter().find(|tunnel| tunnel.prefixes.iter().any(around)) {
-            let what = format!("pool {prefix} is behind tunnel '{}'", tunnel.name);
+            let what = format!("pool {prefix} is behind {}", called(&tunnel.name));
             let next = "give the tunnel a part of the pool instead: that part is not given out";
             report.add(*at, what, "all of its addresses belong to that tunnel already", next);
         }

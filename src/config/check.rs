@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use sixway_dataplane::update::{Ipv6Prefix, Outer, UdpRemote};
 
 use super::source::{Report, Section};
-use super::tunnel::{Block, NAMELESS};
+use super::tunnel::{Block, NAMELESS, called};
 use super::{Config, TunnelConfig};
 
 /// Reports everything that does not fit together. `is_short`: there are more tunnels than could be read.
@@ -86,7 +86,7 @@ impl Check<'_, '_> {
         for (clash, more) in self.by_table(clashes) {
             let at = self.block(clash.second).name_at;
             let first_line = self.report.line(self.block(clash.first).name_at);
-            let what = format!("tunnel name '{}' is used twice{more}", self.name(clash.second));
+            let what = format!("tunnel name '{}' is used twice{more}", self.tunnels[clash.second].name);
             let why = format!("`name` on line {first_line} makes a tunnel of that name");
             self.report.add(at, what, why, "give each tunnel a name of its own");
         }
@@ -107,9 +107,10 @@ impl Check<'_, '_> {
             let at = self.block(clash.second).prefix_at(clash.nth.1);
             let first_line = self.report.line(self.block(clash.first).prefix_at(clash.nth.0));
             let prefix = self.tunnels[clash.second].prefixes[clash.nth.1];
-            let (first, second) = (self.name(clash.first), self.name(clash.second));
-            let what = format!("tunnel '{second}' has prefix {prefix}, which is tunnel '{first}'s{more}");
-            let why = format!("'{first}' has it on line {first_line}, and a prefix leads into one tunnel");
+            let (first, second) = (self.called(clash.first), self.called(clash.second));
+            let what = format!("{second} has prefix {prefix}, which is {first}'s{more}");
+            let that = self.called_again(clash.first);
+            let why = format!("{that} has it on line {first_line}, and a prefix leads into one tunnel");
             self.report.add(
                 at,
                 what,
@@ -123,9 +124,10 @@ impl Check<'_, '_> {
         let own: HashSet<_> = config.router.address.iter().map(|own| Ipv6Prefix::host(own.addr)).collect();
         for (n, tunnel) in self.tunnels.iter().enumerate() {
             for (nth, prefix) in tunnel.prefixes.iter().enumerate().filter(|(_, p)| own.contains(p)) {
+                let called = self.called(n);
                 self.report.add(
                     self.block(n).prefix_at(nth),
-                    format!("prefix {prefix} of tunnel '{}' is the router's own", tunnel.name),
+                    format!("prefix {prefix} of {called} is the router's own"),
                     "it is in `address` in [router]",
                     "take it from one of them",
                 );
@@ -159,20 +161,22 @@ impl Check<'_, '_> {
     fn same_ends(&mut self, clash: Clash, more: &str, reason: &str, next: &str) {
         let at = self.block(clash.second).remote_at;
         let first_line = self.report.line(self.block(clash.first).remote_at);
-        let (first, second) = (self.name(clash.first), self.name(clash.second));
-        let what =
-            format!("`remote`: tunnels '{first}' and '{second}' run between the same outer endpoints{more}");
-        let why = format!("'{first}' has them on line {first_line}, and {reason}");
+        let both = match [clash.first, clash.second].map(|tunnel| self.name(tunnel)) {
+            [Some(first), Some(second)] => format!("tunnels '{first}' and '{second}'"),
+            [..] => format!("{} and {}", self.called(clash.first), self.called(clash.second)),
+        };
+        let what = format!("`remote`: {both} run between the same outer endpoints{more}");
+        let why = format!("{} has them on line {first_line}, and {reason}", self.called_again(clash.first));
         self.report.add(at, what, why, next);
     }
 
     fn default_routes(&mut self) {
         let mut wanting = self.tunnels.iter().enumerate().filter(|(_, tunnel)| tunnel.default_route);
         let Some((first, _)) = wanting.next() else { return };
-        for (second, tunnel) in wanting {
+        for (second, _) in wanting {
             let first_line = self.report.line(self.block(first).default_route_at);
-            let what = format!("`default_route` of tunnel '{}' is the second one", tunnel.name);
-            let why = format!("tunnel '{}' has the default route on line {first_line}", self.name(first));
+            let what = format!("`default_route` of {} is the second one", self.called(second));
+            let why = format!("{} has the default route on line {first_line}", self.called(first));
             let at = self.block(second).default_route_at;
             self.report.add(at, what, why, "write `default_route = false` in one of them");
         }
@@ -218,8 +222,25 @@ impl Check<'_, '_> {
         &self.blocks[self.blocks.partition_point(|block| block.tunnels.end <= tunnel)]
     }
 
-    fn name(&self, tunnel: usize) -> &str {
-        &self.tunnels[tunnel].name
+    /// A tunnel's name, if it could be read.
+    fn name(&self, tunnel: usize) -> Option<&str> {
+        Some(&*self.tunnels[tunnel].name).filter(|name| !name.starts_with(NAMELESS))
+    }
+
+    /// What a tunnel is called: by its name, or by where it stands.
+    fn called(&self, tunnel: usize) -> String {
+        let (block, name) = (self.block(tunnel), &*self.tunnels[tunnel].name);
+        let line = self.report.line(block.name_at);
+        match name.strip_prefix(NAMELESS) {
+            None => called(name),
+            Some("") => format!("the tunnel on line {line}"),
+            Some(n) => format!("tunnel {n} of the range on line {line}"),
+        }
+    }
+
+    /// The same where it has been spoken of just now.
+    fn called_again(&self, tunnel: usize) -> String {
+        self.name(tunnel).map_or_else(|| self.called(tunnel), |name| format!("'{name}'"))
     }
 
     /// The first clash between each two tables, with words for how many more there are.

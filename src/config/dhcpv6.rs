@@ -13,6 +13,7 @@ use super::Config;
 use super::address::narrow_prefix;
 use super::schema;
 use super::source::{At, Complaint, Report, Section};
+use super::tunnel::called;
 use crate::dhcpv6::codec::{INFINITY, Name, Opt, code};
 use crate::dhcpv6::server::parse_duid;
 use crate::dhcpv6::session::{Reserved, Terms};
@@ -171,7 +172,7 @@ impl Config {
         let mut all: Vec<(Ipv6Prefix, String)> = pools.chain(own).collect();
         for tunnel in &self.tunnels {
             let behind = tunnel.prefixes.iter().filter(|prefix| prefix.prefix_len() >= LEAST_OF_ITS_OWN);
-            all.extend(behind.map(|prefix| (*prefix, format!("tunnel '{}'", tunnel.name))));
+            all.extend(behind.map(|prefix| (*prefix, called(&tunnel.name))));
         }
         let sets = self.dhcpv6.iter().flat_map(|terms| terms.reserved.values().flatten());
         all.extend(sets.flat_map(|set| &set.prefixes).map(|prefix| (*prefix, "[[dhcpv6_host]]".to_owned())));

@@ -75,6 +75,15 @@ const UNREAD: Outer =
 /// Stands for a name that could not be read; no name has this character.
 pub(crate) const NAMELESS: &str = "?";
 
+/// What a tunnel of this name is called in a mistake.
+pub(crate) fn called(name: &str) -> String {
+    match name.strip_prefix(NAMELESS) {
+        None => format!("tunnel '{name}'"),
+        Some("") => "the tunnel whose name cannot be read".to_owned(),
+        Some(n) => format!("tunnel {n} of the range whose name cannot be read"),
+    }
+}
+
 /// Reads all tunnels, those with mistakes as far as they go.
 pub(crate) fn tunnels(report: &mut Report<'_>, root: &Section<'_, '_>, defaults: Defaults) -> Tunnels {
     let mut all = Tunnels::default();
@@ -188,7 +197,7 @@ impl Seed<'_> {
             return None;
         };
         if let Some(why) = special(prefix) {
-            let what = format!("`prefix` in [[tunnel_range]] counts up to {prefix} for tunnel '{name}'");
+            let what = format!("`prefix` in [[tunnel_range]] counts up to {prefix} for {}", called(&name));
             report.add(section.at("prefix"), what, why, "start lower, or lower `count`");
             return None;
         }
@@ -203,7 +212,7 @@ impl Seed<'_> {
 }
 
 fn overrun(report: &mut Report<'_>, section: &Section<'_, '_>, key: &str, name: &str, end: &str) {
-    let what = format!("`{key}` in [[tunnel_range]] cannot be counted up to tunnel '{name}'");
+    let what = format!("`{key}` in [[tunnel_range]] cannot be counted up to {}", called(name));
     report.add(section.at(key), what, format!("it would pass {end}"), "start lower, or lower `count`");
 }
 

@@ -439,8 +439,7 @@ impl Server {
         let (from, spoken_to) = (Some(sender), is_unicast.then_some(arrived.to));
         port.tick(self.began.elapsed());
         let (tunnel, from_port) = (&*port.name, arrived.from.port());
-        let origin =
-            Origin { tunnel, user: None, fixed: &[], on_link: &[], is_unicast, from, port: from_port };
+        let origin = Origin { is_unicast, from, port: from_port, ..Origin::of(tunnel) };
         let before = self.shelf.changes();
         let answer = port.session.handle(&origin, octets, &mut self.shelf);
         let (interface, kind) = (&port.name, octets.first().copied().map(MessageType::from));

@@ -88,6 +88,14 @@ pub struct Origin<'a> {
     pub port: u16,
 }
 
+impl<'a> Origin<'a> {
+    /// A message to all servers from a client that has nothing: nothing is known of where it is.
+    pub fn of(tunnel: &'a str) -> Self {
+        let (is_unicast, from, port) = (false, None, super::codec::CLIENT_PORT);
+        Self { tunnel, user: None, fixed: &[], on_link: &[], is_unicast, from, port }
+    }
+}
+
 /// Preferred and valid lifetime in seconds; [`INFINITY`](super::codec::INFINITY) for no end. Preferred is never above valid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Life {

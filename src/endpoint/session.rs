@@ -4,6 +4,9 @@
 //! Pure: `now` and the random numbers are given, packets to send and moves to make are fetched. Refuses to know
 //! tables, sockets and who owns a tunnel; it only ever says *this tunnel's peer has been proven to be there*.
 
+mod inquiry;
+mod tolls;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
@@ -11,7 +14,8 @@ use std::time::Duration;
 use rand::{CryptoRng, RngExt};
 use sixway_dataplane::update::TunnelId;
 
-use super::pace::Pace;
+use self::inquiry::{ASKED_AT, Contender, Inquiry, SETTLED};
+use self::tolls::{Toll, Tolls};
 use super::proof::{Nonce, Question, Sealer, Why};
 use crate::nd::codec::{self, Echo, Header, Message, Outgoing};
 
@@ -123,45 +127,6 @@ pub struct Prober<R> {
     asked: u64,
     answered: u64,
     counters: EndpointCounters,
-}
-
-/// How often candidates are asked.
-#[derive(Debug)]
-struct Tolls {
-    endpoint: Pace,
-    address: Pace,
-    sender: Pace,
-    tunnel: Pace,
-    all: Pace,
-}
-
-/// A tunnel with contenders, or with hold-offs to remember.
-#[derive(Debug)]
-struct Inquiry {
-    /// Those who have answered from other places than the tunnel's own, first come first.
-    contenders: Vec<Contender>,
-    /// Whom they would replace.
-    current: SocketAddrV4,
-    /// The peer's address by configuration.
-    echo: Option<Ipv6Addr>,
-    started: Duration,
-    /// How often the current endpoint was asked.
-    asked: usize,
-    listening: bool,
-    /// Contenders not heard until then; port 0: from no port.
-    held: Vec<(SocketAddrV4, Duration)>,
-    /// No other inquiry before this.
-    next: Duration,
-    /// Its key in `timers`.
-    deadline: Duration,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Contender {
-    sender: SocketAddrV4,
-    local: SocketAddrV4,
-    inner: Ipv6Addr,
-    source: Ipv6Addr,
 }
 
 /// An echo reply that carries our identifier and what may be a nonce.
@@ -522,106 +487,6 @@ impl Candidate {
     }
 }
 
-/// Why a candidate is not asked.
-enum Toll {
-    /// It was asked just now.
-    Again,
-    /// So are too many others.
-    TooMany,
-}
-
-impl Tolls {
-    fn new([a, b, c, d, e]: [u64; 5]) -> Self {
-        Self {
-            endpoint: Pace::new(1 << 16, 1, 1, a),
-            address: Pace::new(1 << 14, 20, 20, b),
-            sender: Pace::new(1 << 14, 200, 400, c),
-            tunnel: Pace::new(1 << 14, 100, 100, d),
-            all: Pace::new(1, 5000, 5000, e),
-        }
-    }
-
-    /// A candidate at the address of the endpoint in use, with another port, is more likely than others to be the same peer
-    /// behind a NAT; so it does not share a bucket with them.
-    fn refusal(&mut self, now: Duration, candidate: &Candidate) -> Option<Toll> {
-        let Candidate { tunnel: TunnelId(tunnel), sender, current, .. } = *candidate;
-        let addr: u32 = (*sender.ip()).into();
-        let stays = current.is_some_and(|at| at.ip() == sender.ip());
-        if !self.endpoint.allows(now, (tunnel, addr, sender.port()))
-            || !self.address.allows(now, (tunnel, addr))
-        {
-            return Some(Toll::Again);
-        }
-        let fits = self.sender.allows(now, addr)
-            && self.tunnel.allows(now, (tunnel, stays))
-            && (stays || self.all.allows(now, ()));
-        (!fits).then_some(Toll::TooMany)
-    }
-}
-
-impl Inquiry {
-    fn new(now: Duration, current: SocketAddrV4) -> Self {
-        Self {
-            contenders: Vec::new(),
-            current,
-            echo: None,
-            started: now,
-            asked: 0,
-            listening: false,
-            held: Vec::new(),
-            next: now,
-            deadline: now,
-        }
-    }
-
-    fn is_held(&self, now: Duration, sender: SocketAddrV4) -> bool {
-        let is_it = |held: SocketAddrV4| {
-            held.ip() == sender.ip() && (held.port() == 0 || held.port() == sender.port())
-        };
-        self.held.iter().any(|&(held, until)| is_it(held) && now < until)
-    }
-
-    /// Holds a refuted contender off: all of its address, unless that is the endpoint's own, whose port a NAT may change.
-    fn hold(&mut self, now: Duration, sender: SocketAddrV4) {
-        self.held.retain(|&(_, until)| until > now);
-        if self.held.len() >= HELD {
-            self.held.remove(0);
-        }
-        let is_neighbour = sender.ip() == self.current.ip();
-        let port = if is_neighbour { sender.port() } else { 0 };
-        self.held.push((SocketAddrV4::new(*sender.ip(), port), now + HOLD_OFF));
-    }
-
-    /// The contender that is most likely the same peer: behind the same NAT, or with an address inside that the peer has
-    /// shown; among equals the first.
-    fn best(&self, shown: &[Ipv6Addr]) -> usize {
-        let rank = |c: &Contender| (c.sender.ip() != self.current.ip(), !shown.contains(&c.inner));
-        let ranked = self.contenders.iter().enumerate().min_by_key(|(_, c)| rank(c));
-        ranked.map_or(0, |(at, _)| at)
-    }
-
-    /// When the endpoint in use has been silent for long enough.
-    fn decides_at(&self, shown: &[Ipv6Addr]) -> Duration {
-        let is_likely = |c: &Contender| c.sender.ip() == self.current.ip() && shown.contains(&c.inner);
-        let patience = if self.contenders.iter().any(is_likely) { PATIENCE_WITH_NAT } else { PATIENCE };
-        self.started + patience
-    }
-
-    /// When there is nothing left to remember.
-    fn rests_until(&self) -> Duration {
-        self.held.iter().map(|&(_, until)| until).fold(self.next, Duration::max)
-    }
-
-    fn next_deadline(&self, shown: &[Ipv6Addr]) -> Duration {
-        if self.contenders.is_empty() {
-            return self.rests_until();
-        }
-        let listens = Some(self.started + SETTLED).filter(|_| !self.listening);
-        let asks = ASKED_AT.get(self.asked).map(|at| self.started + *at);
-        [listens, asks].into_iter().flatten().fold(self.decides_at(shown), Duration::min)
-    }
-}
-
 fn reply_to(ident: u16, packet: &[u8]) -> Option<Reply> {
     let (header, Message::EchoReply(echo)) = codec::parse(packet).ok()? else {
         return None;
@@ -638,31 +503,12 @@ pub const MOST_TUNNELS: usize = 16_384;
 
 /// Contenders for one tunnel.
 const CONTENDERS: usize = 4;
-/// Held-off contenders remembered for each tunnel.
-const HELD: usize = 16;
 /// Inner addresses remembered for each tunnel.
 const SHOWN: usize = 3;
 /// Tunnels gone within the lifetime of a question.
 const MOST_GONE: usize = 8192;
-/// When the endpoint in use is asked, after the first contender has answered: a lost packet or two are no silence.
-const ASKED_AT: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_millis(500),
-    Duration::from_millis(1000),
-    Duration::from_millis(2000),
-    Duration::from_millis(3000),
-];
-/// What the old endpoint has sent may arrive for so long after the first packet from the new one.
-const SETTLED: Duration = Duration::from_millis(500);
-/// How long the endpoint in use may be silent. A router on its side that is asked for a host that is not there says so after
-/// 3 s (RFC 4861 section 10), which is a sign of life too.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// The same where only the port is another one and the inner address is known: a NAT has lost its mind.
-const PATIENCE_WITH_NAT: Duration = Duration::from_millis(1500);
 /// The least time between two inquiries into one tunnel.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long a contender whose tunnel's endpoint lives is not heard again.
-const HOLD_OFF: Duration = Duration::from_secs(10);
 /// The hop limit of questions.
 const PROBE_HOPS: u8 = 64;
 

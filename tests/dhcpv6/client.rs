@@ -97,8 +97,7 @@ impl Pair {
             return;
         }
         let from = Some("fe80::2".parse().unwrap());
-        let origin =
-            Origin { tunnel: "t", user: None, fixed: &[], on_link: &[], is_unicast: false, from, port: 546 };
+        let origin = Origin { from, ..Origin::of("t") };
         if let Some(answer) = self.lab.ask_from(&origin, octets) {
             let _changes_something = self.client.handle_message(&answer.octets, self.now);
         }

@@ -88,10 +88,7 @@ impl Lab {
         fixed: &[Ipv6Prefix],
         octets: &[u8],
     ) -> Option<Answer> {
-        self.ask_from(
-            &Origin { tunnel, user, fixed, on_link: &[], is_unicast: false, from: None, port: 546 },
-            octets,
-        )
+        self.ask_from(&Origin { user, fixed, ..Origin::of(tunnel) }, octets)
     }
 
     pub(crate) fn ask_from(&mut self, origin: &Origin<'_>, octets: &[u8]) -> Option<Answer> {
@@ -105,8 +102,7 @@ impl Lab {
     /// What is asked about leases, from this address in tunnel `t`.
     pub(crate) fn look_up(&mut self, from: &str, is_unicast: bool, octets: &[u8]) -> Option<Answer> {
         let from = Some(from.parse().unwrap());
-        let origin =
-            Origin { tunnel: "t", user: None, fixed: &[], on_link: &[], is_unicast, from, port: 54_321 };
+        let origin = Origin { is_unicast, from, port: 54_321, ..Origin::of("t") };
         self.ask_from(&origin, octets)
     }
 

@@ -25,7 +25,7 @@ pub(crate) fn parsed(octets: &[u8]) -> Message {
 
 pub(crate) fn from_here<'a>() -> Origin<'a> {
     let from = Some(HERE.parse().unwrap());
-    Origin { tunnel: "t", user: None, fixed: &[], on_link: &[], is_unicast: false, from, port: 546 }
+    Origin { from, ..Origin::of("t") }
 }
 
 pub(crate) fn accept() -> Opt {

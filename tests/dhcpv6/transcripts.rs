@@ -196,8 +196,7 @@ fn single_messages_are_answered_as_the_table_says() {
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let [name, expected, hex] = line.split('|').collect::<Vec<_>>()[..] else { panic!("{line}") };
         let is_unicast = name.contains("unicast");
-        let origin =
-            Origin { tunnel: "t", user: None, fixed: &[], on_link: &[], is_unicast, from: None, port: 546 };
+        let origin = Origin { is_unicast, ..Origin::of("t") };
         let answer = lab.ask_from(&origin, &octets(hex));
         let said = answer.map_or_else(|| "silence".to_owned(), |answer| words(&answer.octets));
         // An address out of the pool is random: only that it is one is compared.

@@ -191,3 +191,27 @@ fn clients_are_expected_in_tunnels_that_there_are() {
     good(&host("bob@tsp"));
     one_mistake(&host("alice"), 3, &["`tunnel` in [[dhcpv6_host]] is 'alice'", "USER@tsp"]);
 }
+
+#[test]
+fn tunnels_whose_names_cannot_be_read_are_called_by_where_they_stand() {
+    let sit = |name: &str, prefix: &str| {
+        let prefixes = format!("prefixes = [\"{prefix}\"]\n");
+        format!("[[tunnel]]\n{name}encap = \"proto41\"\nremote = \"10.0.0.2\"\n{prefixes}")
+    };
+    let own = "[router]\naddress = [\"2001:db8:9::/128\"]\n";
+    let range = "[[tunnel_range]]\ncount = 2\nencap = \"proto41\"\nremote = \"10.0.0.1\"\nprefix = \"2001:db8:7::/64\"\n";
+    let (nameless, wrong) = (sit("", "2001:db8:1::/48"), sit("name = \"b c\"\n", "2001:db8:1::/48"));
+    let named = sit("name = \"ok\"\n", "2001:db8:9::/128") + "local = \"10.0.0.9\"\n";
+    let all: Vec<String> =
+        bad(&(nameless + &wrong + range + &named + own)).iter().map(ToString::to_string).collect();
+    let said = all.join("\n");
+    for expected in [
+        "the tunnel on line 6 has prefix 2001:db8:1::/48, which is the tunnel on line 1's; the tunnel on line 1 has it on line 5",
+        "the tunnel on line 1 and the tunnel on line 6 run between the same outer endpoints",
+        "the tunnel on line 1 and tunnel 1 of the range on line 11 run between",
+        "prefix 2001:db8:9::/128 of tunnel 'ok' is the router's own",
+    ] {
+        assert!(said.contains(expected), "{expected}\n{said}");
+    }
+    assert!(!said.contains('?'), "{said}");
+}
