@@ -44,7 +44,9 @@ impl Server {
                 let (ended, before) = (ended(&page.changes), letters.len());
                 let holds =
                     |(key, prefix): &(BindKey, _)| ended.get(prefix).is_none_or(|who| *who == Some(key));
-                letters.retain(|letter| letter.tells.iter().all(holds));
+                if !ended.is_empty() {
+                    letters.retain(|letter| letter.tells.iter().all(holds));
+                }
                 self.not_kept += (before - letters.len()) as u64;
                 let failed = self.route(&page.changes).await;
                 self.send(letters, &failed);

@@ -4,6 +4,7 @@
 //! collected, to be written down before anybody is told. `now` is seconds of a clock that nobody sets; it, the link and the
 //! sender are set before each message.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -212,8 +213,10 @@ impl Shelf {
     /// These changes are on the disk; the last of them, or one that came with no other, had this number.
     pub fn kept(&mut self, changes: &[Change], last: u64) {
         for prefix in changes.iter().map(|change| change.lease().prefix) {
-            if self.unkept.get(&prefix).is_some_and(|number| *number <= last) {
-                self.unkept.remove(&prefix);
+            if let Entry::Occupied(own) = self.unkept.entry(prefix)
+                && *own.get() <= last
+            {
+                own.remove();
             }
         }
         // What a slow disk has made it need once it does not keep.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use rusqlite::{ErrorCode, OptionalExtension, Row};
+use rusqlite::{ErrorCode, Row};
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::{Ledger, LedgerError};
@@ -76,11 +76,11 @@ impl fmt::Display for Damage {
 type All = BTreeMap<Ipv6Prefix, Lease>;
 
 /// A page as it is in the file.
-struct Sheet {
+struct Sheet<'a> {
     number: i64,
     /// How many records there are; `None`: of an earlier version, and without sums.
     count: Option<i64>,
-    records: Vec<u8>,
+    records: &'a [u8],
 }
 
 impl Ledger {
@@ -110,55 +110,51 @@ impl Ledger {
 
     /// Does what the pages say, in their order; returns how many records that were.
     fn load_pages(&self, all: &mut All, uptime: u64) -> rusqlite::Result<(usize, Damage)> {
-        let (mut records, mut damage) = (0, Damage::default());
-        let (mut before, mut at, mut failures) = (None::<i64>, i64::MIN, 0);
+        let (mut records, mut damage, mut failures) = (0, Damage::default(), 0);
+        let (mut last, mut from) = (None::<i64>, i64::MIN);
         loop {
-            let sheet = match self.sheet_from(at) {
-                Ok(Some(sheet)) => sheet,
-                Ok(None) => break,
+            let read = self.sheets_from(from, |sheet| {
+                let expected = last.map_or(sheet.number, |last| last.saturating_add(1));
+                let gap = u64::try_from(sheet.number.saturating_sub(expected)).unwrap_or(0);
+                if gap > 0 {
+                    damage.misses(expected, gap);
+                }
+                records += self.follow(&sheet, all, uptime, &mut damage);
+                (last, failures) = (Some(sheet.number), 0);
+            });
+            match read {
+                Ok(()) => break,
                 // One page of SQLite's has several of ours; those behind it are found under their own numbers.
                 Err(why) if is_damage(&why) && failures < TRIES => {
                     failures += 1;
-                    at = at.max(before.unwrap_or(0)).saturating_add(1);
-                    continue;
+                    from = last.unwrap_or(0).saturating_add(failures);
                 }
                 Err(why) if is_damage(&why) => break,
                 Err(why) => return Err(why),
-            };
-            let expected = before.map_or(sheet.number, |before| before.saturating_add(1));
-            if let Some(gap) =
-                u64::try_from(sheet.number.saturating_sub(expected)).ok().filter(|gap| *gap > 0)
-            {
-                damage.misses(expected, gap);
             }
-            records += self.follow(&sheet, all, uptime, &mut damage);
-            (before, at, failures) = (Some(sheet.number), sheet.number.saturating_add(1), 0);
         }
         if failures > 0 {
-            damage.misses(before.map_or(1, |before| before.saturating_add(1)), 1);
+            damage.misses(last.map_or(1, |last| last.saturating_add(1)), 1);
         }
         Ok((records, damage))
     }
 
-    /// The first page from a number on.
-    fn sheet_from(&self, number: i64) -> rusqlite::Result<Option<Sheet>> {
-        let next = "SELECT number, count, records FROM page WHERE number >= ?1 ORDER BY number LIMIT 1";
+    /// All pages from a number on.
+    fn sheets_from(&self, number: i64, mut read: impl FnMut(Sheet<'_>)) -> rusqlite::Result<()> {
+        let next = "SELECT number, count, records FROM page WHERE number >= ?1 ORDER BY number";
         let mut question = self.store.prepare_cached(next)?;
-        let sheet = |row: &Row<'_>| {
-            Ok(Sheet {
-                number: row.get(0)?,
-                count: row.get(1)?,
-                records: row.get_ref(2)?.as_blob()?.to_vec(),
-            })
-        };
-        question.query_row([number], sheet).optional()
+        let mut rows = question.query([number])?;
+        while let Some(row) = rows.next()? {
+            read(Sheet { number: row.get(0)?, count: row.get(1)?, records: row.get_ref(2)?.as_blob()? });
+        }
+        Ok(())
     }
 
     /// Does what a page says; returns how many records that were.
-    fn follow(&self, sheet: &Sheet, all: &mut All, uptime: u64, damage: &mut Damage) -> usize {
+    fn follow(&self, sheet: &Sheet<'_>, all: &mut All, uptime: u64, damage: &mut Damage) -> usize {
         let mut records = match sheet.count {
-            Some(_) => Records::new(&sheet.records, sheet.number),
-            None => Records::unsealed(&sheet.records),
+            Some(_) => Records::new(sheet.records, sheet.number),
+            None => Records::unsealed(sheet.records),
         };
         let mut read = 0_usize;
         while let Some((prefix, lease)) =
