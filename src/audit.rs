@@ -25,6 +25,8 @@ use crate::registry::{Live, Registry};
 
 /// Tunnels that are tried, the first ones.
 const TRIED: usize = 1000;
+/// Prefixes of a tunnel that are looked at for addresses, the first ones.
+const INSIDE: usize = 16;
 /// More errors a second than any network needs.
 const MANY_ERRORS: u32 = 10_000;
 /// Addresses that nobody has (RFC 5737, RFC 9637).
@@ -115,14 +117,15 @@ impl<'a> Auditor<'a> {
 
     /// Two addresses that are this tunnel's by the longest match: not a nested tunnel's, not the router's own.
     fn inside(&mut self, id: TunnelId, live: &Live) -> Vec<Ipv6Addr> {
-        let prefixes = live.config.prefixes.iter().filter(|prefix| (1..127).contains(&prefix.prefix_len()));
-        let hosts = |prefix: &Ipv6Prefix| {
-            let room = u128::MAX >> prefix.prefix_len();
-            let bits = prefix.bits();
-            [2, 3, 0x5157, 0x51a9_33c7, u128::MAX - 1].map(|n| Ipv6Addr::from(bits | (n & room)))
-        };
-        let all = prefixes.flat_map(hosts);
-        let own = all.filter(
+        // What clients inside have been given is the tunnel's too. A single address is all there is of its prefix.
+        let prefixes = live.prefixes().filter(|prefix| prefix.prefix_len() > 0);
+        let mut all: Vec<Ipv6Addr> = Vec::new();
+        for addr in prefixes.take(INSIDE).flat_map(hosts) {
+            if !all.contains(&addr) {
+                all.push(addr);
+            }
+        }
+        let own = all.into_iter().filter(
             |addr| matches!(self.explainer.owner(*addr), Some((_, Belongs::Tunnel(whose))) if whose == id),
         );
         own.take(2).collect()
@@ -197,7 +200,8 @@ impl<'a> Auditor<'a> {
             .filter(|tried| !is_held(&self.verdict(tried.arrival, NOWHERE, tried.inside)))
             .map(|tried| tried.name)
             .collect();
-        let found = format!("{count} tunnels tried: sources outside their prefixes are dropped");
+        let tunnels = if count == 1 { "tunnel" } else { "tunnels" };
+        let found = format!("{count} {tunnels} tried: sources outside their prefixes are dropped");
         holds("ingress_filtering", &found, &passed)
     }
 
@@ -243,8 +247,9 @@ impl<'a> Auditor<'a> {
         let passed: Vec<_> = peers
             .into_iter()
             .filter(|tried| {
-                let back = tried.other.map(|other| self.verdict(tried.arrival, tried.inside, other));
-                back.is_some_and(|verdict| !is_held(&verdict))
+                // Where there is one address alone, it speaks to itself.
+                let other = tried.other.unwrap_or(tried.inside);
+                !is_held(&self.verdict(tried.arrival, tried.inside, other))
             })
             .map(|tried| tried.name)
             .collect();
@@ -257,8 +262,7 @@ impl<'a> Auditor<'a> {
             return skip("unassigned", "no [[pool]]");
         }
         // By what the registry knows, not by the table that is tried.
-        let taken: Vec<Ipv6Prefix> =
-            self.registry.iter().flat_map(|(_, live)| live.config.prefixes.iter().copied()).collect();
+        let taken: Vec<Ipv6Prefix> = self.registry.iter().flat_map(|(_, live)| live.prefixes()).collect();
         let is_free = |addr: &Ipv6Addr| {
             !taken.iter().any(|prefix| prefix.prefix_len() > 0 && prefix.contains(*addr))
                 && !self.registry.local().contains(addr)
@@ -426,10 +430,23 @@ fn stranger_udp(port: u16) -> Arrival {
     Arrival::Wire(Sender { encap: Encap::Udp, remote: SocketAddrV4::new(STRANGER, 9), local, tos: 0 })
 }
 
+/// Some addresses in a prefix; fewer where there are fewer.
+fn hosts(prefix: Ipv6Prefix) -> [Ipv6Addr; 5] {
+    let room = u128::MAX.checked_shr(prefix.prefix_len().into()).unwrap_or(0);
+    [2, 3, 0x5157, 0x51a9_33c7, u128::MAX - 1].map(|n| Ipv6Addr::from(prefix.bits() | (n & room)))
+}
+
 /// A header that nothing follows.
 fn packet(source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
     let head = [0x60, 0, 0, 0, 0, 0, 59, 64];
     [&head[..], &source.octets(), &destination.octets()].concat()
+}
+
+/// The TUN device `tun` is up, with all that is to be on it: `Err` says what is wrong.
+pub fn device(tun: &str, stands: Result<String, String>) -> Finding {
+    let next =
+        || format!("`ip link set {tun} down; ip link set {tun} up`: what is missing is put back then.");
+    stands.map_or_else(|found| fail("device", found, next()), |found| pass("device", found))
 }
 
 fn admin_socket(path: &Path) -> Finding {

@@ -3,7 +3,7 @@
 //! Brings what is there to what the configuration wants, remembers what was added, and takes exactly that away at
 //! the end. Knows the device by name only; who opened it is the data plane's business.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv6Addr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -13,12 +13,65 @@ use sixway_dataplane::update::{Ipv6Prefix, MIN_MTU};
 use crate::admin::client::peer_pid;
 use crate::broker::Grant;
 use crate::config::{Config, Forwarding as Wanted, Routes};
+use crate::link::device::DeviceWatch;
 use crate::link::{
     FORWARDING_COMMAND, Forwarding, LinkError, Links, Outcome, forwarding_state, set_forwarding,
 };
 
 /// Our ends of leased tunnels that are addresses of the device.
 const MOST_ADDRESSES: usize = 1024;
+/// Things that are put back in one turn of whoever calls.
+const TURN: usize = 512;
+
+/// Something of the kernel's on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Thing {
+    /// An address of the device, and the length of its network in bits.
+    Address(Ipv6Addr, u8),
+    /// An address that the kernel only answers for.
+    Local(Ipv6Addr),
+    Route(Ipv6Prefix),
+}
+
+impl std::fmt::Display for Thing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(addr, len) => write!(f, "the address {addr}/{len}"),
+            Self::Local(addr) => write!(f, "the address {addr}"),
+            Self::Route(prefix) => write!(f, "the route {prefix}"),
+        }
+    }
+}
+
+/// What is to be there, and whether it was us who have put it there: only that is taken away.
+type Things = HashMap<Thing, bool>;
+
+/// What has been put back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Back {
+    /// Addresses.
+    pub addresses: usize,
+    /// Routes.
+    pub routes: usize,
+    /// What the kernel has refused.
+    pub refused: usize,
+}
+
+impl Back {
+    fn count(&mut self, thing: Thing) {
+        match thing {
+            Thing::Address(..) | Thing::Local(_) => self.addresses += 1,
+            Thing::Route(_) => self.routes += 1,
+        }
+    }
+}
+
+impl std::fmt::Display for Back {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "addresses: {}, routes: {}", self.addresses, self.routes)?;
+        if self.refused > 0 { write!(f, ", refused: {}", self.refused) } else { Ok(()) }
+    }
+}
 
 /// What the router has changed about one device.
 pub struct Network {
@@ -27,20 +80,23 @@ pub struct Network {
     /// The MTU that the device had before us; `None`: there was no device.
     before: Option<u32>,
     _claim: Claim,
-    addresses: Vec<(Ipv6Addr, u8)>,
-    routes: Vec<Ipv6Prefix>,
     mtu: u16,
+    /// What the configuration wants.
+    own: Things,
+    /// What leased tunnels have brought with them.
+    lent: Things,
+    /// How many of those are addresses of the device.
+    lent_addresses: usize,
     /// Whether tunnels bring routes of their own; not where the operator lists all that there are to be.
     aggregate: bool,
-    /// What leased tunnels have brought with them.
-    lent_addresses: HashSet<Ipv6Addr>,
-    lent_locals: HashSet<Ipv6Addr>,
-    lent_routes: HashSet<Ipv6Prefix>,
+    /// What is gone and is to be put back.
+    owed: Vec<Thing>,
+    back: Back,
 }
 
 impl std::fmt::Debug for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Network({}: {:?} {:?})", self.tun, self.addresses, self.routes)
+        write!(f, "Network({}: {:?})", self.tun, self.own)
     }
 }
 
@@ -55,13 +111,13 @@ impl Network {
             tun: tun.to_owned(),
             before,
             _claim: claim,
-            addresses: Vec::new(),
-            routes: Vec::new(),
             mtu: 0,
+            own: HashMap::new(),
+            lent: HashMap::new(),
+            lent_addresses: 0,
             aggregate: true,
-            lent_addresses: HashSet::new(),
-            lent_locals: HashSet::new(),
-            lent_routes: HashSet::new(),
+            owed: Vec::new(),
+            back: Back::default(),
         })
     }
 
@@ -70,57 +126,148 @@ impl Network {
         self.links.set_up("lo", None).await
     }
 
-    /// Makes the device what `config` wants. Returns advice for the operator, a line each.
+    /// News of the device's ups and downs from now on.
+    pub async fn watch(&self) -> Result<DeviceWatch, LinkError> {
+        DeviceWatch::open(&self.links, &self.tun).await
+    }
+
+    /// Makes the device what `config` wants, as far as that differs from what was wanted before: what somebody has taken away
+    /// meanwhile [`Self::look_for_losses`] finds. Sets it up, whoever has set it down. Returns advice for the operator, a line
+    /// each.
     pub async fn apply(&mut self, config: &Config) -> Result<Vec<String>, LinkError> {
         let mtu = config.tunnels.iter().map(|t| t.mtu).max().unwrap_or(MIN_MTU);
-        if mtu != self.mtu {
-            self.links.set_up(&self.tun, Some(u32::from(mtu))).await?;
-            self.mtu = mtu;
-        }
+        self.links.set_up(&self.tun, Some(u32::from(mtu))).await?;
+        self.mtu = mtu;
         self.aggregate = matches!(config.router.routes, Routes::Aggregate);
-        self.apply_addresses(config).await?;
-        self.apply_routes(config).await?;
+        self.apply_things(config).await?;
         let mut notes = self.check_mtu(config).await;
         notes.extend(check_forwarding(config)?);
         Ok(notes)
     }
 
-    async fn apply_addresses(&mut self, config: &Config) -> Result<(), LinkError> {
-        let wanted: Vec<_> = config.router.address.iter().map(|a| (a.addr, a.prefix_len)).collect();
-        for (addr, len) in &wanted {
-            if !self.addresses.contains(&(*addr, *len))
-                && self.links.add_address(&self.tun, *addr, *len).await? == Outcome::Added
-            {
-                self.addresses.push((*addr, *len));
+    async fn apply_things(&mut self, config: &Config) -> Result<(), LinkError> {
+        let addresses = config.router.address.iter().map(|a| Thing::Address(a.addr, a.prefix_len));
+        let routes = config.kernel_routes().into_iter().map(Thing::Route);
+        let default = config.tunnels.iter().any(|t| t.default_route).then_some(Thing::Route(Ipv6Prefix::ALL));
+        let wanted: Vec<Thing> = addresses.chain(routes).chain(default).collect();
+        // First what is new: merged routes grow and shrink with their neighbours, and no moment may be without one.
+        for thing in &wanted {
+            if !self.own.contains_key(thing) {
+                let is_ours = self.add(*thing).await? == Outcome::Added;
+                self.own.insert(*thing, is_ours);
             }
         }
-        let gone: Vec<_> = self.addresses.iter().copied().filter(|a| !wanted.contains(a)).collect();
-        for (addr, len) in gone {
-            self.links.remove_address(&self.tun, addr, len).await?;
-            self.addresses.retain(|a| *a != (addr, len));
+        let wanted: HashSet<Thing> = wanted.into_iter().collect();
+        let over: Vec<(Thing, bool)> = self
+            .own
+            .iter()
+            .filter(|(thing, _)| !wanted.contains(thing))
+            .map(|(t, ours)| (*t, *ours))
+            .collect();
+        for (thing, is_ours) in over {
+            match self.lent.get_mut(&thing) {
+                Some(lent) => *lent |= is_ours,
+                None if is_ours => self.remove(thing).await?,
+                None => {}
+            }
+            self.own.remove(&thing);
         }
         Ok(())
     }
 
-    async fn apply_routes(&mut self, config: &Config) -> Result<(), LinkError> {
-        let mut wanted = config.kernel_routes();
-        if config.tunnels.iter().any(|t| t.default_route) {
-            wanted.push(Ipv6Prefix::ALL);
+    async fn add(&self, thing: Thing) -> Result<Outcome, LinkError> {
+        match thing {
+            Thing::Address(addr, len) => self.links.add_address(&self.tun, addr, len).await,
+            Thing::Local(addr) => self.links.add_local(&self.tun, addr).await,
+            Thing::Route(prefix) => self.links.add_route(prefix, &self.tun, None).await,
         }
-        // First what is new: merged routes grow and shrink with their neighbours, and no moment may be without one.
-        for prefix in &wanted {
-            if !self.routes.contains(prefix)
-                && self.links.add_route(*prefix, &self.tun, None).await? == Outcome::Added
-            {
-                self.routes.push(*prefix);
-            }
+    }
+
+    async fn remove(&self, thing: Thing) -> Result<(), LinkError> {
+        match thing {
+            Thing::Address(addr, len) => self.links.remove_address(&self.tun, addr, len).await,
+            Thing::Local(addr) => self.links.remove_local(&self.tun, addr).await,
+            Thing::Route(prefix) => self.links.remove_route(prefix, &self.tun, None).await,
         }
-        let gone: Vec<_> = self.routes.iter().copied().filter(|r| !wanted.contains(r)).collect();
-        for prefix in gone {
-            self.links.remove_route(prefix, &self.tun, None).await?;
-            self.routes.retain(|r| *r != prefix);
+    }
+
+    /// What is to be on the device and is not.
+    async fn missing(&self) -> Result<Vec<Thing>, LinkError> {
+        let Some((index, _)) = self.links.state(&self.tun).await? else { return Ok(Vec::new()) };
+        let standing = self.links.standing(index).await?;
+        let is_there = |thing: &Thing| match thing {
+            Thing::Address(addr, len) => standing.addresses.contains(&(*addr, *len)),
+            Thing::Local(addr) => standing.locals.contains(addr),
+            Thing::Route(prefix) => standing.routes.contains(prefix),
+        };
+        let mut missing: Vec<Thing> =
+            self.own.keys().chain(self.lent.keys()).filter(|thing| !is_there(thing)).copied().collect();
+        // A route may lead to what an address brings; and the same things are always told in the same order.
+        missing.sort_by_cached_key(|thing| (matches!(thing, Thing::Route(_)), thing.to_string()));
+        missing.dedup();
+        Ok(missing)
+    }
+
+    /// Finds what is gone: [`Self::put_back`] has it to do then. The MTU is put right here.
+    pub async fn look_for_losses(&mut self) -> Result<(), LinkError> {
+        self.owed = self.missing().await?;
+        self.owed.reverse();
+        self.back = Back::default();
+        if self.links.mtu(&self.tun).await?.is_some_and(|mtu| mtu != u32::from(self.mtu)) {
+            self.links.set_up(&self.tun, Some(u32::from(self.mtu))).await?;
         }
         Ok(())
+    }
+
+    /// Whether there is something to put back.
+    pub fn owes(&self) -> bool {
+        !self.owed.is_empty()
+    }
+
+    /// Puts back some of what is gone; what was, once that was the last of it. What the kernel refuses is left out.
+    pub async fn put_back(&mut self) -> Option<Back> {
+        for _ in 0..TURN {
+            let Some(thing) = self.owed.pop() else { break };
+            if self.own.contains_key(&thing) || self.lent.contains_key(&thing) {
+                self.put_thing_back(thing).await;
+            }
+        }
+        self.owed.is_empty().then_some(self.back)
+    }
+
+    async fn put_thing_back(&mut self, thing: Thing) {
+        match self.add(thing).await {
+            Ok(Outcome::Added) => {
+                self.back.count(thing);
+                let held = if self.own.contains_key(&thing) { &mut self.own } else { &mut self.lent };
+                held.insert(thing, true);
+            }
+            Ok(Outcome::AlreadyThere) => {}
+            Err(why) => {
+                if self.back.refused == 0 {
+                    tracing::warn!(why = why.to_string(), "{thing} is not put back");
+                }
+                self.back.refused += 1;
+            }
+        }
+    }
+
+    /// How the device stands, for `sixway audit`: what is there, or `Err` with what is wrong.
+    pub async fn judge(&self) -> Result<String, String> {
+        let tun = &self.tun;
+        let unknown = |why: LinkError| format!("it cannot be looked at: {why}");
+        match self.links.state(tun).await.map_err(unknown)? {
+            None => return Err(format!("{tun} is gone")),
+            Some((_, false)) => return Err(format!("{tun} is down, and without addresses and routes")),
+            Some((_, true)) => {}
+        }
+        let missing = self.missing().await.map_err(unknown)?;
+        if missing.is_empty() {
+            let count = self.own.len() + self.lent.len();
+            return Ok(format!("{tun} is up; its addresses and routes are there, {count} in all"));
+        }
+        let shown: Vec<_> = missing.iter().take(5).map(ToString::to_string).collect();
+        Err(format!("not on {tun}: {}; {} in all", shown.join(", "), missing.len()))
     }
 
     /// A tunnel MTU that the way to the peer cannot carry whole works, in fragments; its operator should know.
@@ -156,41 +303,47 @@ impl Network {
     /// The first ones are addresses of the device, which programs can be bound to. The kernel looks at all of these each
     /// time that one comes: where there are many, it only answers for the others.
     async fn lend_address(&mut self, addr: Ipv6Addr) {
-        let (lent, added) = if self.lent_addresses.len() < MOST_ADDRESSES {
-            (&mut self.lent_addresses, self.links.add_address(&self.tun, addr, 128).await)
-        } else {
-            (&mut self.lent_locals, self.links.add_local(&self.tun, addr).await)
-        };
-        match added {
-            Ok(Outcome::Added) => drop(lent.insert(addr)),
-            Ok(_) => {}
-            Err(why) => tracing::warn!(%addr, why = why.to_string(), "an address is missing"),
-        }
+        let is_address = self.lent_addresses < MOST_ADDRESSES;
+        self.lend_thing(if is_address { Thing::Address(addr, 128) } else { Thing::Local(addr) }).await;
     }
 
     async fn take_address_back(&mut self, addr: Ipv6Addr) {
-        let gone = if self.lent_addresses.remove(&addr) {
-            self.links.remove_address(&self.tun, addr, 128).await
-        } else if self.lent_locals.remove(&addr) {
-            self.links.remove_local(&self.tun, addr).await
-        } else {
-            Ok(())
-        };
-        if let Err(why) = gone {
-            tracing::warn!(%addr, why = why.to_string(), "an address stays");
+        for thing in [Thing::Address(addr, 128), Thing::Local(addr)] {
+            self.take_thing_back(thing).await;
+        }
+    }
+
+    /// What the kernel refuses is remembered all the same: a device that is down may be up later.
+    async fn lend_thing(&mut self, thing: Thing) {
+        let added = self.add(thing).await;
+        if let Err(why) = &added {
+            tracing::warn!(why = why.to_string(), "{thing} is missing");
+        }
+        let before = self.lent.get(&thing).copied();
+        self.lent.insert(thing, matches!(added, Ok(Outcome::Added)) || before == Some(true));
+        self.lent_addresses += usize::from(before.is_none() && matches!(thing, Thing::Address(..)));
+    }
+
+    async fn take_thing_back(&mut self, thing: Thing) {
+        let Some(is_ours) = self.lent.remove(&thing) else { return };
+        self.lent_addresses -= usize::from(matches!(thing, Thing::Address(..)));
+        if let Some(own) = self.own.get_mut(&thing) {
+            *own |= is_ours;
+            return;
+        }
+        if !is_ours {
+            return;
+        }
+        if let Err(why) = self.remove(thing).await {
+            tracing::warn!(why = why.to_string(), "{thing} stays");
         }
     }
 
     /// A route to what is behind a tunnel now, unless one of the configuration leads there.
     pub async fn lend_route(&mut self, prefix: Ipv6Prefix) {
-        let covered = self.routes.iter().any(|route| *route != Ipv6Prefix::ALL && route.covers(prefix));
-        if !self.aggregate || covered {
-            return;
-        }
-        match self.links.add_route(prefix, &self.tun, None).await {
-            Ok(Outcome::Added) => drop(self.lent_routes.insert(prefix)),
-            Ok(_) => {}
-            Err(why) => tracing::warn!(%prefix, why = why.to_string(), "a route is missing"),
+        let covers = |thing: &Thing| matches!(thing, Thing::Route(route) if *route != Ipv6Prefix::ALL && route.covers(prefix));
+        if self.aggregate && !self.own.keys().any(covers) {
+            self.lend_thing(Thing::Route(prefix)).await;
         }
     }
 
@@ -206,12 +359,7 @@ impl Network {
 
     /// Takes such a route away.
     pub async fn take_route_back(&mut self, prefix: Ipv6Prefix) {
-        if !self.lent_routes.remove(&prefix) || self.routes.contains(&prefix) {
-            return;
-        }
-        if let Err(why) = self.links.remove_route(prefix, &self.tun, None).await {
-            tracing::warn!(%prefix, why = why.to_string(), "a route stays");
-        }
+        self.take_thing_back(Thing::Route(prefix)).await;
     }
 
     /// Whether the device is still there: somebody may have deleted it. Where nobody can say, for lack of descriptors, it is.
@@ -226,20 +374,18 @@ impl Network {
         if let Err(why) = self.links.set_up(&self.tun, Some(mtu)).await {
             tracing::warn!(why = why.to_string(), "the device's MTU stays changed");
         }
-        let lent = self.lent_routes.drain();
-        for prefix in std::mem::take(&mut self.routes).into_iter().chain(lent) {
-            if let Err(why) = self.links.remove_route(prefix, &self.tun, None).await {
-                tracing::warn!(%prefix, why = why.to_string(), "a route stays");
-            }
-        }
-        let locals: Vec<Ipv6Addr> = self.lent_locals.iter().copied().collect();
-        for addr in locals {
-            self.take_address_back(addr).await;
-        }
-        let lent = self.lent_addresses.drain().map(|addr| (addr, 128));
-        for (addr, len) in std::mem::take(&mut self.addresses).into_iter().chain(lent) {
-            if let Err(why) = self.links.remove_address(&self.tun, addr, len).await {
-                tracing::warn!(%addr, why = why.to_string(), "an address stays");
+        let mut all: Vec<Thing> = self
+            .lent
+            .drain()
+            .chain(self.own.drain())
+            .filter(|(_, ours)| *ours)
+            .map(|(thing, _)| thing)
+            .collect();
+        // An address takes the routes with it that its network has brought.
+        all.sort_by_key(|thing| !matches!(thing, Thing::Route(_)));
+        for thing in all {
+            if let Err(why) = self.remove(thing).await {
+                tracing::warn!(why = why.to_string(), "{thing} stays");
             }
         }
     }

@@ -30,7 +30,7 @@ fn rig(story: &str) -> Option<(Rig, Space)> {
 }
 
 fn connect(rig: &Rig, words: &[&str]) -> Connected {
-    let duid = rig.lab.path("client/duid");
+    let duid = rig.lab.path("client.duid");
     Connected::start(rig, &[words, &["--pd-duid", &duid.to_string_lossy()]].concat())
 }
 
@@ -249,6 +249,100 @@ fn static_server(rig: &Rig) -> String {
     Rig::server_config("", &format!("{tunnel}[store]\npath = \"{}\"\n{DHCPV6}", store.display()))
 }
 
+/// Whether the client says that its address is on this interface, or why it is not.
+fn absent(rig: &Rig, interface: &str) -> Option<String> {
+    let client = shown(rig);
+    let given = client["given"].as_array().cloned().unwrap_or_default();
+    let one = given.iter().find(|one| one["interface"] == interface);
+    let one = one.unwrap_or_else(|| panic!("nothing for {interface}: {client}"));
+    one["absent"].as_str().map(str::to_owned)
+}
+
+#[test]
+fn interfaces_that_come_and_go_are_given_their_networks_again() {
+    let Some((rig, h)) = rig("delegation: interfaces go down, vanish, come late") else { return };
+    let server = Router::start(&rig.lab, &rig.s, &static_server(&rig));
+    let config = static_config(&rig);
+    let words = ["--config", &config, "--pd", "--pd-address", "--pd-to", "c1", "--pd-to", "late0:2"];
+    let client = connect(&rig, &words);
+    let router = given(&rig, &client, "fd00:2:4");
+    let host = settle(&h, &router);
+    reach(&rig, &h, &host);
+    client.says("is not on late0: there is no such interface");
+    assert_eq!(absent(&rig, "late0").as_deref(), Some("there is no such interface"));
+    let back = |interface: &str, begins: &str| {
+        wait_for(&format!("an address on {interface}: {}", client.said()), PATIENCE, || {
+            address(&rig, interface, begins)
+        })
+    };
+    let second = format!("{}1/64", link(delegated(&router), 2).addr());
+
+    rig.c.run("ip link add late0 type veth peer name late1");
+    wait_for("a word", PATIENCE, || {
+        (absent(&rig, "late0").as_deref() == Some("the interface is down")).then_some(())
+    });
+    rig.c.run("ip link set late0 up; ip link set late1 up");
+    assert_eq!(back("late0", "fd00:2:4"), second);
+    rig.c.run("ip link del late0");
+    wait_for("a word", PATIENCE, || absent(&rig, "late0").is_some().then_some(()));
+    rig.c.run("ip link add late0 type veth peer name late1; ip link set late0 up; ip link set late1 up");
+    assert_eq!(back("late0", "fd00:2:4"), second);
+
+    rig.c.run("ip link set c1 down");
+    wait_for("a word", PATIENCE, || {
+        (absent(&rig, "c1").as_deref() == Some("the interface is down")).then_some(())
+    });
+    let ask = format!("{} status --socket {}", program().display(), rig.lab.path("c.sock").display());
+    assert!(rig.c.run(&ask).contains(&format!("c1: {router} (not there: the interface is down)")));
+    rig.c.run("ip link set c1 up");
+    assert_eq!(back("c1", "fd00:2:4"), router);
+    wait_for("a word", PATIENCE, || absent(&rig, "c1").is_none().then_some(()));
+    reach(&rig, &h, &host);
+    rig.c.run("ip -6 addr flush dev c1 scope global");
+    assert_eq!(back("c1", "fd00:2:4"), router);
+    reach(&rig, &h, &host);
+
+    // The tunnel's own devices, at both ends: with them fall the way out, the address that was asked for, and the server's routes.
+    let own = address(&rig, "six0", "fd00:2:50:");
+    rig.c.run("ip link set six0 down; ip link set six0 up");
+    assert_eq!(Some(back("six0", "fd00:2:50:")), own);
+    reach(&rig, &h, &host);
+    rig.s.run("ip link set six0 down; sleep 1; ip link set six0 up");
+    reach(&rig, &h, &host);
+    client.stop();
+    is_clean(&rig);
+    server.stop();
+}
+
+#[test]
+fn who_is_not_answered_says_so() {
+    let Some((rig, _)) = rig("delegation: nobody answers; then somebody refuses, and is silent again") else {
+        return;
+    };
+    let deaf =
+        static_server(&rig).replace("[dhcpv6]\npreferred = 60\nvalid = 90\ndns = [\"fd00:1::2\"]\n", "");
+    assert!(!deaf.contains("dhcpv6"));
+    let poor = static_server(&rig).replace("[[pool]]\nprefix = \"fd00:2:4000::/36\"\nassign = 56\n", "");
+    assert!(!poor.contains("assign"));
+    let server = Router::start(&rig.lab, &rig.s, &deaf);
+    let config = static_config(&rig);
+    let client = connect(&rig, &["--config", &config, "--pd"]);
+    client.says("nobody answers DHCPv6 in the tunnel");
+    let status = shown(&rig);
+    assert!(status["unanswered"].as_u64() >= Some(3) && status["silent_s"].as_u64() >= Some(12), "{status}");
+    assert!(server.reload(&poor).ok);
+    client.says("delegates nothing");
+    wait_for("a refusal", PATIENCE, || shown(&rig)["refused"].is_string().then_some(()));
+    assert!(server.reload(&deaf).ok);
+    client.says_times("nobody answers DHCPv6 in the tunnel", 2);
+    assert!(shown(&rig)["refused"].is_null(), "{}", shown(&rig));
+    assert!(server.reload(&static_server(&rig)).ok);
+    client.says("delegated: fd00:2:4");
+    assert_eq!(shown(&rig)["unanswered"], 0);
+    client.stop();
+    server.stop();
+}
+
 #[test]
 fn dhcp6ctl_stops_and_starts_it() {
     let Some((rig, h)) = rig("delegation: a static tunnel, dhcp6ctl") else { return };
@@ -330,8 +424,7 @@ fn a_killed_client_comes_back_to_what_it_had() {
 fn a_prefix_that_the_server_takes_back_is_replaced_at_once() {
     let Some((rig, h)) = rig("delegation: renumbered by Reconfigure") else { return };
     let duid = "00:04:00:01:02:03:04:05:06:07:08:09:0a:0b:0c:0d:0e:0f";
-    fs::create_dir_all(rig.lab.path("client")).unwrap_or_else(|why| panic!("{why}"));
-    rig.lab.write("client/duid", duid);
+    rig.lab.write("client.duid", duid);
     let after = static_server(&rig);
     let before = format!("{after}[[dhcpv6_host]]\nduid = \"{duid}\"\nprefixes = [\"fd00:2:9::/48\"]\n");
     let server = Router::start(&rig.lab, &rig.s, &before);
@@ -461,8 +554,7 @@ fn wide_s_server_is_understood() {
     }
     let _device = sixs(&rig);
     let duid = "00:04:00:01:02:03:04:05:06:07:08:09:0a:0b:0c:0d:0e:0f";
-    fs::create_dir_all(rig.lab.path("client")).unwrap_or_else(|why| panic!("{why}"));
-    rig.lab.write("client/duid", duid);
+    rig.lab.write("client.duid", duid);
     let conf = format!("host c {{ duid {duid}; prefix fd00:2:9000::/48 10 20; }};\n");
     let conf = rig.lab.write("dhcp6s.conf", &conf);
     let log = rig.lab.path("dhcp6s.log");

@@ -36,6 +36,12 @@ pub struct ClientStatus {
     pub domains: Vec<String>,
     /// Why a server gives nothing, as it has said last; `null`: it has not since it gave something.
     pub refused: Option<String>,
+    /// Messages that nobody has answered; 0: nothing is asked, or it is answered.
+    #[serde(default)]
+    pub unanswered: u32,
+    /// Seconds since the first of them; `null`: there is none.
+    #[serde(default)]
+    pub silent_s: Option<u64>,
     /// Messages, by what became of them.
     pub counts: BTreeMap<String, u64>,
 }
@@ -58,6 +64,9 @@ pub struct GivenStatus {
     pub interface: String,
     /// The address with the length of its network.
     pub address: String,
+    /// Why it is not there; `null`: it is.
+    #[serde(default)]
+    pub absent: Option<String>,
 }
 
 impl ClientStatus {
@@ -71,9 +80,10 @@ impl ClientStatus {
             of_kind.map(|held| held_status(held, now)).collect()
         };
         let duid: Vec<String> = shown.view.server.iter().map(|octet| format!("{octet:02x}")).collect();
-        let given = shown.given.iter().map(|(interface, addr, len)| GivenStatus {
-            interface: interface.clone(),
-            address: format!("{addr}/{len}"),
+        let given = shown.given.iter().map(|given| GivenStatus {
+            interface: given.interface.clone(),
+            address: format!("{}/{}", given.addr, given.len),
+            absent: given.absent.as_ref().map(ToString::to_string),
         });
         Self {
             tunnel: tunnel.to_owned(),
@@ -87,6 +97,8 @@ impl ClientStatus {
             dns: shown.lease.dns.iter().map(ToString::to_string).collect(),
             domains: shown.lease.domains.iter().map(ToString::to_string).collect(),
             refused: Some(shown.refused).filter(|why| !why.is_empty()),
+            unanswered: shown.silence.tries,
+            silent_s: shown.silence.since.map(|since| now.saturating_sub(since).as_secs()),
             counts: shown.counts.into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
         }
     }

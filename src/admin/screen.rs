@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::delegated::{ClientStatus, HeldStatus};
+use super::delegated::{ClientStatus, GivenStatus, HeldStatus};
 use super::status::{BrokerStatus, Offload, PoolStatus, Status, TunnelStatus};
 use super::table::{columns, duration, short};
 
@@ -17,8 +17,9 @@ pub fn screen(s: &Status) -> Vec<String> {
             if s.listening.is_empty() { "off".to_owned() } else { s.listening.join(" ") }
         ),
         offloads(&s.offload),
-        String::new(),
     ];
+    lines.extend((!s.tun_is_up).then(|| down(&s.tun)));
+    lines.push(String::new());
     lines.extend(tunnels(&s.tunnels, s.broker.is_some()));
     if s.pages > 1 {
         lines.push(format!(
@@ -33,6 +34,12 @@ pub fn screen(s: &Status) -> Vec<String> {
     lines.extend(s.dhcpv6_client.iter().flat_map(client));
     lines.push(format!("all drops  {}", counts(&s.drops)));
     lines
+}
+
+fn down(tun: &str) -> String {
+    format!(
+        "{tun} is DOWN: nothing goes through; `ip link set {tun} up` brings it back, with addresses and routes"
+    )
 }
 
 /// Those that are on by name; then the others, and whatever there is to say about one.
@@ -98,7 +105,10 @@ fn client(c: &ClientStatus) -> Vec<String> {
     let at = |what: &str, left: Option<u64>| left.map(|s| format!(", {what} in {}", duration(s)));
     let (renew, rebind) = (at("renewed", c.renew_s), at("asked of all servers", c.rebind_s));
     let server = c.server.as_ref().map(|duid| format!(", server {duid}"));
-    let more: String = [server, renew, rebind].into_iter().flatten().collect();
+    // One that is out is nothing to speak of.
+    let silent = c.silent_s.filter(|_| c.unanswered > 1);
+    let silent = silent.map(|s| format!(", {} tries in {} unanswered", c.unanswered, duration(s)));
+    let more: String = [server, renew, rebind, silent].into_iter().flatten().collect();
     let mut lines = vec![format!("DHCPv6     asking in {}: {}{more}", c.tunnel, c.state)];
     let held = |h: &HeldStatus| {
         let left = |seconds: Option<u64>| seconds.map_or_else(|| "for ever".to_owned(), duration);
@@ -106,7 +116,11 @@ fn client(c: &ClientStatus) -> Vec<String> {
         format!("delegated  {}: preferred {preferred}, valid {valid}", h.prefix)
     };
     lines.extend(c.prefixes.iter().chain(&c.addresses).map(held));
-    lines.extend(c.given.iter().map(|given| format!("given      {}: {}", given.interface, given.address)));
+    let absent = |given: &GivenStatus| {
+        given.absent.as_ref().map_or_else(String::new, |why| format!(" (not there: {why})"))
+    };
+    let given = |g: &GivenStatus| format!("given      {}: {}{}", g.interface, g.address, absent(g));
+    lines.extend(c.given.iter().map(given));
     lines.extend(c.refused.iter().map(|why| format!("refused    {why}")));
     lines
 }
@@ -139,7 +153,6 @@ fn counts(all: &BTreeMap<String, u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::delegated::GivenStatus;
     use crate::admin::status::OffloadState;
 
     #[test]
@@ -169,7 +182,11 @@ mod tests {
             preferred_s: left,
             valid_s: left.map(|left: u64| left * 2),
         };
-        let given = GivenStatus { interface: "eth1".to_owned(), address: "2001:db8:200::1/64".to_owned() };
+        let given = |interface: &str, absent: Option<&str>| GivenStatus {
+            interface: interface.to_owned(),
+            address: "2001:db8:200::1/64".to_owned(),
+            absent: absent.map(str::to_owned),
+        };
         let mut client = ClientStatus {
             tunnel: "up".to_owned(),
             state: "bound".to_owned(),
@@ -178,10 +195,12 @@ mod tests {
             rebind_s: Some(61),
             prefixes: vec![held("2001:db8:200::/56", Some(3600)), held("2001:db8:300::/56", None)],
             addresses: vec![held("2001:db8:5::9/128", Some(7))],
-            given: vec![given],
+            given: vec![given("eth1", None), given("eth2", Some("the interface is down"))],
             dns: Vec::new(),
             domains: Vec::new(),
             refused: None,
+            unanswered: 0,
+            silent_s: None,
             counts: BTreeMap::new(),
         };
         assert_eq!(
@@ -192,6 +211,7 @@ mod tests {
                 "delegated  2001:db8:300::/56: preferred for ever, valid for ever",
                 "delegated  2001:db8:5::9/128: preferred 7s, valid 14s",
                 "given      eth1: 2001:db8:200::1/64",
+                "given      eth2: 2001:db8:200::1/64 (not there: the interface is down)",
             ]
         );
         (client.server, client.renew_s, client.rebind_s) = (None, None, None);
@@ -200,6 +220,11 @@ mod tests {
         assert_eq!(
             super::client(&client),
             ["DHCPv6     asking in up: soliciting", "refused    NoPrefixAvail"]
+        );
+        (client.refused, client.unanswered, client.silent_s) = (None, 5, Some(23));
+        assert_eq!(
+            super::client(&client),
+            ["DHCPv6     asking in up: soliciting, 5 tries in 23s unanswered"]
         );
     }
 }

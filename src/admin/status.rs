@@ -26,6 +26,9 @@ pub struct Status {
     pub pid: u32,
     /// The TUN device.
     pub tun: String,
+    /// Whether it is up; if not, nothing goes through.
+    #[serde(default = "yes")]
+    pub tun_is_up: bool,
     /// Seconds since the start.
     pub uptime_s: u64,
     /// Forwarding threads.
@@ -70,6 +73,11 @@ pub struct Status {
     /// The DHCPv6 client of `sixway connect --pd`; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhcpv6_client: Option<ClientStatus>,
+}
+
+/// What routers that do not say so mean.
+fn yes() -> bool {
+    true
 }
 
 /// What is granted to users.
@@ -217,6 +225,8 @@ pub struct Sources<'a> {
     pub facts: &'a Facts,
     /// The TUN device.
     pub tun: &'a str,
+    /// Whether it is up.
+    pub tun_is_up: bool,
     /// Seconds since the start.
     pub uptime_s: u64,
     /// Counts of neighbour discovery.
@@ -260,6 +270,7 @@ impl Sources<'_> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             tun: self.tun.to_owned(),
+            tun_is_up: self.tun_is_up,
             uptime_s: self.uptime_s,
             workers: self.facts.workers,
             offload: self.offload(),

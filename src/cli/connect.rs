@@ -44,13 +44,13 @@ const GOODBYE: Duration = Duration::from_secs(2);
 )]
 pub struct ConnectArgs {
     /// Server, user and what is asked for
-    #[arg(required_unless_present_any = ["gogoc_conf", "config"], conflicts_with_all = ["gogoc_conf", "config"])]
+    #[arg(required_unless_present_any = ["gogoc_conf", "config"], conflicts_with_all = ["gogoc_conf", "config"], value_parser = address)]
     pub(super) url: Option<String>,
     /// Ask as this configuration file of gogoc (gw6c) says
     #[arg(long, value_name = "FILE")]
     pub(super) gogoc_conf: Option<PathBuf>,
     /// Ask nobody for the tunnel: it is the one in this configuration file of `sixway run`
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["gogoc_conf", "script", "socket", "once", "no_route"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["gogoc_conf", "script", "socket", "once", "no_route", "tun", "password_file"])]
     pub(super) config: Option<PathBuf>,
     /// TSP: let this script give the device its addresses and routes; it is told by gogoc's TSP_* variables
     #[arg(long, value_name = "FILE")]
@@ -119,6 +119,20 @@ pub struct Job {
     pub background: bool,
     /// A prefix that is asked for inside the tunnel.
     pub pd: Option<delegation::Start>,
+}
+
+/// A word that is no address of any broker belongs to a flag before it, which takes it only behind `=`.
+fn address(text: &str) -> Result<String, String> {
+    let is_number = !text.is_empty() && text.trim_start_matches('/').bytes().all(|b| b.is_ascii_digit());
+    match () {
+        () if is_number => {
+            Err(format!("it is no broker's address; if it is a prefix's length, write --pd={text}"))
+        }
+        () if text.starts_with('/') => {
+            Err(format!("it is no broker's address; if it is the key file, write --pd-ctl={text}"))
+        }
+        () => Ok(text.to_owned()),
+    }
 }
 
 impl ConnectArgs {

@@ -1,12 +1,13 @@
 //! `sixway connect --pd`: what is asked for inside the tunnel, and what the keepers of tunnels do for it.
 
-use std::net::{Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
 use tokio::sync::Notify;
+use zeroize::Zeroizing;
 
 use super::print_line;
 use crate::compat::ctlkey;
@@ -20,6 +21,8 @@ use crate::script;
 
 /// The prefix length that is asked for if none is said.
 const USUAL: &str = "56";
+/// Where the DUID is kept if no place is said.
+const USUAL_DUID: &str = "/var/lib/sixway/connect.duid";
 /// The most interfaces.
 const MOST_PLACES: usize = 64;
 
@@ -45,14 +48,14 @@ pub(super) struct PdArgs {
     /// Run this script when the prefix comes, is renewed, changes or goes; it is told by SIXWAY_* variables
     #[arg(long, value_name = "FILE")]
     pd_script: Option<PathBuf>,
-    /// What the client calls itself is kept here
-    #[arg(long, value_name = "FILE", default_value = "/var/lib/sixway/connect.duid")]
-    pd_duid: PathBuf,
+    /// What the client calls itself is kept here [default: /var/lib/sixway/connect.duid]
+    #[arg(long, value_name = "FILE")]
+    pd_duid: Option<PathBuf>,
     /// Obey dhcp6ctl -C, with the key in this file [default: /etc/wide-dhcpv6/dhcp6cctlkey]
     #[arg(long, value_name = "KEYFILE", num_args = 0..=1, require_equals = true, default_missing_value = CLIENT_KEY)]
     pd_ctl: Option<PathBuf>,
     /// The port on ::1 for that
-    #[arg(long, value_name = "PORT", default_value_t = CLIENT_PORT)]
+    #[arg(long, value_name = "PORT", default_value_t = CLIENT_PORT, requires = "pd_ctl")]
     pd_ctl_port: u16,
 }
 
@@ -75,6 +78,7 @@ impl PdArgs {
             let idle = self.pd_address
                 || !self.pd_to.is_empty()
                 || self.pd_script.is_some()
+                || self.pd_duid.is_some()
                 || self.pd_ctl.is_some();
             anyhow::ensure!(
                 !idle,
@@ -82,7 +86,30 @@ impl PdArgs {
             );
             return Ok(None);
         }
+        self.check_places(tun)?;
+        let (duid, is_usual) = self.duid()?;
+        let wish = Wish {
+            len,
+            address: self.pd_address,
+            to: self.pd_to.clone(),
+            radvd: self.pd_radvd.as_ref().map(std::path::absolute).transpose()?,
+            script: self.pd_script.as_deref().map(script::find).transpose()?,
+            tun: tun.to_owned(),
+            mtu,
+        };
+        let control = self.pd_ctl.as_deref().map(secret).transpose()?;
+        let control = control.map(|secret| ((Ipv6Addr::LOCALHOST, self.pd_ctl_port).into(), secret));
+        Ok(Some(Start { wish, duid, is_usual, control }))
+    }
+
+    /// No two interfaces have the same network, and the tunnel itself has none.
+    fn check_places(&self, tun: &str) -> anyhow::Result<()> {
         anyhow::ensure!(self.pd_to.len() <= MOST_PLACES, "--pd-to can be said {MOST_PLACES} times");
+        anyhow::ensure!(
+            self.pd_to.iter().all(|place| place.interface != tun),
+            "--pd-to {tun}: that is the tunnel's own device, and hosts are behind other interfaces; --pd-address asks for an \
+             address for it"
+        );
         for (n, place) in self.pd_to.iter().enumerate() {
             let twice = self.pd_to[..n].iter().find(|other| other.number == place.number);
             if let Some(other) = twice {
@@ -103,25 +130,36 @@ impl PdArgs {
                 place.interface
             );
         }
-        let wish = Wish {
-            len,
-            address: self.pd_address,
-            to: self.pd_to.clone(),
-            radvd: self.pd_radvd.as_ref().map(std::path::absolute).transpose()?,
-            script: self.pd_script.as_deref().map(script::find).transpose()?,
-            tun: tun.to_owned(),
-            mtu,
-        };
-        let control = self.pd_ctl.as_ref().map(|file| {
-            let octets = std::fs::read(file)
-                .with_context(|| format!("cannot read the key file {}", file.display()))?;
-            let secret =
-                ctlkey::parse(&octets).with_context(|| format!("the key file {}", file.display()))?;
-            told_to_others(file).iter().for_each(|said| eprintln!("sixway: {said}"));
-            anyhow::Ok((SocketAddr::from((Ipv6Addr::LOCALHOST, self.pd_ctl_port)), secret))
-        });
-        Ok(Some(Start { wish, duid: self.pd_duid.clone(), control: control.transpose()? }))
+        Ok(())
     }
+
+    /// The DUID's file, and whether it is the usual one.
+    fn duid(&self) -> anyhow::Result<(PathBuf, bool)> {
+        let Some(file) = &self.pd_duid else { return Ok((USUAL_DUID.into(), true)) };
+        let file = std::path::absolute(file)?;
+        let folder = file.parent().unwrap_or(Path::new("/"));
+        anyhow::ensure!(
+            folder.is_dir(),
+            "--pd-duid {}: there is no folder {}; make it, or name another file",
+            file.display(),
+            folder.display()
+        );
+        Ok((file, false))
+    }
+}
+
+/// The secret in the key file for dhcp6ctl.
+fn secret(file: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    let octets = std::fs::read(file).with_context(|| {
+        let shown = file.display();
+        format!(
+            "cannot read the key file {shown}, which --pd-ctl needs; (umask 077; head -c 32 /dev/urandom | base64 > {shown}) \
+             makes one, and dhcp6ctl is given the same"
+        )
+    })?;
+    let secret = ctlkey::parse(&octets).with_context(|| format!("the key file {}", file.display()))?;
+    told_to_others(file).iter().for_each(|said| eprintln!("sixway: {said}"));
+    Ok(secret)
 }
 
 /// Shows what would be done, as comments in a configuration.
@@ -202,7 +240,11 @@ mod tests {
             ("x --pd --pd-to eth1 --pd-to eth2", "same network; write eth2:2"),
             ("x --pd --pd-radvd f", "--pd-to"),
             ("x --pd --pd-script /nowhere", "cannot read the script"),
-            ("x --pd --pd-ctl=/nowhere", "cannot read the key file"),
+            ("x --pd --pd-ctl=/nowhere", "head -c 32 /dev/urandom | base64 > /nowhere"),
+            ("x --pd --pd-ctl-port 7", "--pd-ctl"),
+            ("x --pd --pd-to eth1 --pd-to six0:2", "the tunnel's own device"),
+            ("x --pd --pd-duid /nowhere/duid", "there is no folder /nowhere"),
+            ("x --pd-duid /duid", "ask for one with --pd"),
         ] {
             let why = asked(wrong, None).unwrap_err();
             assert!(why.contains(word), "{wrong}: {why}");

@@ -13,6 +13,7 @@ pub mod line;
 pub mod plan;
 pub mod radvd;
 pub mod report;
+pub mod silence;
 mod state;
 
 use std::net::SocketAddr;
@@ -29,16 +30,22 @@ use zeroize::Zeroizing;
 use self::line::Line;
 use self::plan::Wish;
 use self::report::Report;
+use self::silence::Silence;
 use self::state::State;
 use crate::dhcp6ctl::codec::Order;
 use crate::dhcp6ctl::server::{Control, Ordered};
 use crate::dhcp6ctl::session::Side;
-use crate::dhcpv6::client::{Client, Output, Wish as Asked};
+use crate::dhcpv6::client::{Client, Ignored, Output, Wish as Asked};
 use crate::dhcpv6::server::own_duid;
+use crate::link::watch::Watch;
 use crate::link::{FORWARDING_COMMAND, Forwarding, forwarding_state};
 
 /// Words from whoever keeps the tunnel that may wait.
 const WAITING: usize = 16;
+/// News of interfaces come in twos and threes: so long is waited for the others.
+const SETTLE: Duration = Duration::from_millis(200);
+/// How often is looked after what is on interfaces, whether there is news or not.
+const LOOK: Duration = Duration::from_secs(15);
 /// How long a server may take to hear that its prefix comes back.
 const GOODBYE: Duration = Duration::from_secs(3);
 
@@ -49,6 +56,8 @@ pub struct Start {
     pub wish: Wish,
     /// The file with the client's DUID; made where there is none.
     pub duid: PathBuf,
+    /// Whether that is the usual place, whose folder is made as well.
+    pub is_usual: bool,
     /// Where dhcp6ctl is listened to, and the secret.
     pub control: Option<(SocketAddr, Zeroizing<Vec<u8>>)>,
 }
@@ -77,8 +86,8 @@ impl Delegation {
     /// # Errors
     /// The DUID's file, the control port or the kernel's configuration cannot be opened.
     pub fn start(start: Start, stop: Arc<Notify>) -> anyhow::Result<Self> {
-        let Start { wish, duid: file, control } = start;
-        if let Some(folder) = file.parent() {
+        let Start { wish, duid: file, is_usual, control } = start;
+        if let Some(folder) = file.parent().filter(|_| is_usual) {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         }
@@ -114,6 +123,9 @@ impl Delegation {
             is_wanted: true,
             again: false,
             refused: String::new(),
+            silence: Silence::default(),
+            watch: Watch::open()?,
+            look: LOOK,
             done: None,
         };
         tokio::spawn(keeper.run());
@@ -174,6 +186,11 @@ struct Keeper {
     again: bool,
     /// What a server has said last of why it has nothing: it is not logged twice.
     refused: String,
+    silence: Silence,
+    /// News of the interfaces that have something of it.
+    watch: Watch,
+    /// When they are looked after.
+    look: Duration,
     /// Who waits for the end, and how long.
     done: Option<(oneshot::Sender<()>, Instant)>,
 }
@@ -182,11 +199,14 @@ impl Keeper {
     async fn run(mut self) {
         loop {
             self.carry_out().await;
+            self.tell_of_silence();
             self.show();
             if self.done.as_ref().is_some_and(|(_, until)| *until <= Instant::now()) {
                 return self.end().await;
             }
-            let due = self.client.poll_timeout().map(|due| self.began + due);
+            let look = self.state.due().map_or(self.look, |due| due.min(self.look));
+            let due = self.client.poll_timeout().into_iter().chain(self.silence.due()).chain([look]).min();
+            let due = due.map(|due| self.began + due);
             let due = due.into_iter().chain(self.done.as_ref().map(|(_, until)| *until)).min();
             tokio::select! {
                 word = self.words.recv() => match word {
@@ -195,7 +215,8 @@ impl Keeper {
                 },
                 message = heard(&mut self.line) => self.hear(&message),
                 ordered = next_order(&mut self.orders) => self.obey(ordered).await,
-                () = until(due) => self.client.handle_timeout(self.now()),
+                _ = self.watch.next() => self.look = self.look.min(self.now() + SETTLE),
+                () = until(due) => self.handle_timeout(look).await,
             }
         }
     }
@@ -204,11 +225,49 @@ impl Keeper {
         self.began.elapsed()
     }
 
+    async fn handle_timeout(&mut self, look: Duration) {
+        let now = self.now();
+        if look <= now {
+            self.state.look(now).await;
+            self.look = now + LOOK;
+        }
+        self.client.handle_timeout(now);
+    }
+
+    /// Whoever asks in vain for a while says so, then rarely. What a server has said before is not why there is nothing now.
+    fn tell_of_silence(&mut self) {
+        let now = self.now();
+        if matches!(self.client.view().doing, "idle" | "bound" | "informed") {
+            return self.silence.end();
+        }
+        if !self.silence.tell(now) {
+            return;
+        }
+        self.refused.clear();
+        let (tries, since) = (self.silence.tries, self.silence.since.unwrap_or(now));
+        let seconds = now.saturating_sub(since).as_secs();
+        if self.client.lease().held.is_empty() {
+            tracing::warn!(
+                event = "unanswered",
+                "nobody answers DHCPv6 in the tunnel: {tries} tries in {seconds} s; does the other end have [dhcpv6]? It is \
+                 asked on"
+            );
+        } else {
+            tracing::warn!(
+                event = "unanswered",
+                "the DHCPv6 server is silent: {tries} tries in {seconds} s; it is asked on, and what is delegated stays until its \
+                 time is over"
+            );
+        }
+    }
+
     async fn take(&mut self, word: Word) {
         let now = self.now();
         match word {
             Word::Up(line) => {
                 self.line = Some(line);
+                // Nobody has been asked in this tunnel.
+                self.silence.end();
                 // A new device has none of our addresses.
                 self.state.forget_device();
                 let lease = self.client.lease();
@@ -233,7 +292,12 @@ impl Keeper {
 
     fn hear(&mut self, message: &[u8]) {
         self.report.count(report::heard(message));
-        if let Err(why) = self.client.handle_message(message, self.now()) {
+        let taken = self.client.handle_message(message, self.now());
+        // Who says that there is nothing has spoken, too.
+        if matches!(taken, Ok(()) | Err(Ignored::Empty)) {
+            self.silence.end();
+        }
+        if let Err(why) = taken {
             self.report.count(report::ignored(why));
             tracing::debug!("a DHCPv6 message is not taken: {why}");
         }
@@ -301,16 +365,21 @@ impl Keeper {
         }
     }
 
-    fn send(&self, message: Vec<u8>) {
+    fn send(&mut self, message: Vec<u8>) {
         self.report.count(report::sent(&message));
+        let now = self.now();
         match &self.line {
-            Some(line) => line.say(message),
+            Some(line) => {
+                self.silence.asked(now);
+                line.say(message);
+            }
             None => self.report.count(report::UNSENT),
         }
     }
 
     fn show(&self) {
-        self.report.show(self.client.view(), self.client.lease(), self.state.given(), &self.refused);
+        let asks = (self.client.view(), self.client.lease());
+        self.report.show(asks, self.state.given(), &self.refused, self.silence);
     }
 
     async fn end(mut self) {

@@ -9,10 +9,41 @@ use std::time::{Duration, Instant};
 
 use dhcproto::v6::MessageType;
 
+use super::silence::Silence;
 use crate::dhcpv6::client::{Ignored, Lease, View};
 
-/// An interface, the address that is put on it, and the length of its network in bits.
-pub type Given = (String, Ipv6Addr, u8);
+/// An address that is to be on an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Which interface.
+    pub interface: String,
+    /// The address.
+    pub addr: Ipv6Addr,
+    /// The length of its network in bits.
+    pub len: u8,
+    /// Why it is not there; `None`: it is.
+    pub absent: Option<Absent>,
+}
+
+/// Why an address is not on its interface.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Absent {
+    /// There is none of this name.
+    #[error("there is no such interface")]
+    NoInterface,
+    /// It is down.
+    #[error("the interface is down")]
+    Down,
+    /// Somebody takes it away again and again.
+    #[error("somebody has taken it away")]
+    Lost,
+    /// The kernel does not use it.
+    #[error("another host of the link has this address")]
+    Taken,
+    /// The kernel refuses it.
+    #[error("{0}")]
+    Refused(String),
+}
 
 /// A delegation as it is now.
 #[derive(Clone, Debug)]
@@ -25,6 +56,8 @@ pub struct Shown {
     pub given: Vec<Given>,
     /// Why a server gives nothing, as it has said last; empty: it has not.
     pub refused: String,
+    /// What nobody has answered.
+    pub silence: Silence,
     /// Messages, by what became of them.
     pub counts: BTreeMap<&'static str, u64>,
     began: Instant,
@@ -46,8 +79,9 @@ impl Report {
     pub(super) fn new(began: Instant) -> Self {
         let view = View { doing: "idle", server: Vec::new(), renew: None, rebind: None };
         let (lease, given, refused) = (Lease::default(), Vec::new(), String::new());
+        let silence = Silence::default();
         let counts = names().into_iter().map(|name| (name, 0)).collect();
-        Self(Arc::new(Mutex::new(Shown { view, lease, given, refused, counts, began })))
+        Self(Arc::new(Mutex::new(Shown { view, lease, given, refused, silence, counts, began })))
     }
 
     /// What there is to see now.
@@ -55,9 +89,15 @@ impl Report {
         self.lock().clone()
     }
 
-    pub(super) fn show(&self, view: View, lease: Lease, given: Vec<Given>, refused: &str) {
+    pub(super) fn show(
+        &self,
+        (view, lease): (View, Lease),
+        given: Vec<Given>,
+        refused: &str,
+        silence: Silence,
+    ) {
         let mut shown = self.lock();
-        (shown.view, shown.lease, shown.given) = (view, lease, given);
+        (shown.view, shown.lease, shown.given, shown.silence) = (view, lease, given, silence);
         refused.clone_into(&mut shown.refused);
     }
 

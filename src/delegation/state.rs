@@ -2,27 +2,37 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::time::Duration;
 
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::plan::{Event, Life, Plan, Wish};
-use super::report::Given;
+use super::report::{Absent, Given};
 use crate::dhcpv6::client::Lease;
+use crate::link::device::Found;
+use crate::link::pace::Pace;
 use crate::link::{Links, Outcome};
 use crate::script;
 
 /// Networks that hosts are told to let go of: the last ones.
 const MOST_GONE: usize = 8;
 
+/// An interface, an address and the length of its network in bits.
+type Key = (String, Ipv6Addr, u8);
+
 /// What is on this host because of a lease.
 pub(super) struct State {
     wish: Wish,
     links: Links,
     lease: Lease,
-    /// By interface, address and length.
-    addresses: BTreeMap<Given, Life>,
+    /// What is ours, and why it is not there if it is not.
+    addresses: BTreeMap<Key, Option<Absent>>,
+    /// How often is put back what somebody takes away.
+    pace: Pace,
+    /// Whether something waits for that.
+    is_pending: bool,
     black_holes: Vec<Ipv6Prefix>,
     gone: Vec<(String, Ipv6Prefix)>,
     notes: Vec<String>,
@@ -33,7 +43,9 @@ impl State {
     pub(super) fn open(wish: Wish) -> anyhow::Result<Self> {
         let (lease, addresses) = (Lease::default(), BTreeMap::new());
         let (black_holes, gone, notes) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { wish, links: Links::open()?, lease, addresses, black_holes, gone, notes })
+        let (links, pace) = (Links::open()?, Pace::default());
+        let is_pending = false;
+        Ok(Self { wish, links, lease, addresses, pace, is_pending, black_holes, gone, notes })
     }
 
     pub(super) fn wish(&self) -> &Wish {
@@ -42,7 +54,13 @@ impl State {
 
     /// What is where.
     pub(super) fn given(&self) -> Vec<Given> {
-        self.addresses.keys().cloned().collect()
+        let given = self.addresses.iter().map(|((interface, addr, len), absent)| Given {
+            interface: interface.clone(),
+            addr: *addr,
+            len: *len,
+            absent: absent.clone(),
+        });
+        given.collect()
     }
 
     /// The tunnel's device is another one now, with nothing of ours on it.
@@ -108,8 +126,8 @@ impl State {
     }
 
     /// Addresses that the plan has no more.
-    fn over(&self, plan: &Plan) -> Vec<Given> {
-        let is_wanted = |(interface, addr, len): &&Given| {
+    fn over(&self, plan: &Plan) -> Vec<Key> {
+        let is_wanted = |(interface, addr, len): &&Key| {
             plan.addresses.iter().any(|p| (&p.interface, p.addr, p.len) == (interface, *addr, *len))
         };
         self.addresses.keys().filter(|key| !is_wanted(key)).cloned().collect()
@@ -138,13 +156,102 @@ impl State {
             }
         }
         for (key, life) in wanted {
-            let (interface, addr, len) = &key;
-            match self.links.lend_address(interface, *addr, *len, life).await {
-                Ok(Outcome::Added) => drop(self.addresses.insert(key, life)),
+            self.place(key, life).await;
+        }
+    }
+
+    /// Puts an address where it belongs, if there is such a place now.
+    async fn place(&mut self, key: Key, life: Life) {
+        let (interface, addr, len) = &key;
+        let absent = match self.links.state(interface).await {
+            Ok(None) => Some(Absent::NoInterface),
+            // What is put on an interface that is down goes or stays, by how long it lasts; and no route comes with it.
+            Ok(Some((_, false))) => Some(Absent::Down),
+            Ok(Some((_, true))) => match self.links.lend_address(interface, *addr, *len, life).await {
+                Ok(Outcome::Added) => None,
                 // What somebody else has put there is not ours to remove.
-                Ok(Outcome::AlreadyThere) => {}
-                Err(why) => tracing::warn!("{addr}/{len} is not on {interface}: {why}"),
+                Ok(Outcome::AlreadyThere) => {
+                    self.addresses.remove(&key);
+                    return;
+                }
+                Err(why) => Some(Absent::Refused(why.to_string())),
+            },
+            Err(why) => Some(Absent::Refused(why.to_string())),
+        };
+        self.note(key, absent);
+    }
+
+    /// How it is with an address, in the log as well if that is news.
+    fn note(&mut self, key: Key, absent: Option<Absent>) {
+        let (interface, addr, len) = &key;
+        let before = self.addresses.get(&key);
+        match (before, &absent) {
+            (Some(was), now) if was == now => return,
+            (Some(Some(_)), None) => {
+                tracing::info!(event = "given", "{addr}/{len} is on {interface} now");
             }
+            (_, None) => {}
+            (_, Some(why)) => tracing::warn!(
+                event = "not_given",
+                "{addr}/{len} is not on {interface}: {why}; it is put there as soon as that is possible"
+            ),
+        }
+        self.addresses.insert(key, absent);
+    }
+
+    /// When somebody should look again because what was taken away could not be put back at once, by the same clock as `now`.
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.is_pending.then(|| self.pace.due())
+    }
+
+    /// Something has become of interfaces or addresses: what is missing where it can be is put there again.
+    pub(super) async fn look(&mut self, now: Duration) {
+        if self.addresses.is_empty() {
+            return;
+        }
+        // Who cannot look now looks again soon.
+        let Ok(found) = self.links.ipv6_addresses().await else { return };
+        let plan = self.wish.plan(&self.lease, now);
+        let keys: Vec<Key> = self.addresses.keys().cloned().collect();
+        let mut missing = Vec::new();
+        self.is_pending = false;
+        for key in keys {
+            match self.links.state(&key.0).await {
+                Ok(Some((index, true))) => match on(&found, &key, index) {
+                    Some(found) => self.note(key, found.is_taken.then_some(Absent::Taken)),
+                    None => missing.push(key),
+                },
+                Ok(Some((_, false))) => self.note(key, Some(Absent::Down)),
+                Ok(None) => self.note(key, Some(Absent::NoInterface)),
+                Err(_) => {}
+            }
+        }
+        if !missing.is_empty() {
+            self.place_again(missing, &plan, now).await;
+        }
+    }
+
+    async fn place_again(&mut self, missing: Vec<Key>, plan: &Plan, now: Duration) {
+        self.is_pending = now < self.pace.due();
+        for key in missing {
+            let was_there = self.addresses.get(&key) == Some(&None);
+            let placed =
+                plan.addresses.iter().find(|p| (&p.interface, p.addr, p.len) == (&key.0, key.1, key.2));
+            let Some(placed) = placed.filter(|placed| placed.life.1 > 0) else { continue };
+            if self.is_pending {
+                if was_there {
+                    self.note(key, Some(Absent::Lost));
+                }
+                continue;
+            }
+            self.place(key.clone(), placed.life).await;
+            if was_there && self.addresses.get(&key) == Some(&None) {
+                let (interface, addr, len) = key;
+                tracing::info!(event = "given", "{addr}/{len} was gone from {interface} and is put back");
+            }
+        }
+        if !self.is_pending {
+            self.pace.did(now);
         }
     }
 
@@ -170,6 +277,11 @@ impl State {
 fn link_mtu(interface: &str) -> Option<u32> {
     let text = std::fs::read_to_string(Path::new("/sys/class/net").join(interface).join("mtu"));
     text.ok()?.trim().parse().ok()
+}
+
+/// The address on the device of this number, if it is there.
+fn on<'a>(found: &'a [Found], (_, addr, len): &Key, index: u32) -> Option<&'a Found> {
+    found.iter().find(|one| (one.index, one.addr, one.len) == (index, *addr, *len))
 }
 
 /// Puts a file in its place, whole or not at all.

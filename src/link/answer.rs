@@ -11,20 +11,37 @@ use rtnetlink::packet_route::route::{
 };
 use sixway_dataplane::update::Ipv6Prefix;
 
+/// The metric the kernel gives to an IPv6 route without one (IP6_RT_PRIO_USER).
+pub(crate) const KERNEL_METRIC: u32 = 1024;
+
 /// Whether this is the main table's route of just this prefix and metric.
 pub(crate) fn is_route_of(route: &RouteMessage, prefix: Ipv6Prefix, metric: u32) -> bool {
-    let destination = route.attributes.iter().find_map(|attribute| {
+    route.header.table == RouteHeader::RT_TABLE_MAIN
+        && destination(route) == Some(prefix)
+        && route.attributes.contains(&RouteAttribute::Priority(metric))
+}
+
+/// Where a route leads to. The kernel leaves the destination out where the length is zero.
+fn destination(route: &RouteMessage) -> Option<Ipv6Prefix> {
+    let found = route.attributes.iter().find_map(|attribute| {
         if let RouteAttribute::Destination(RouteAddress::Inet6(addr)) = attribute {
             Some(*addr)
         } else {
             None
         }
     });
-    // The kernel leaves the destination out where the length is zero.
-    route.header.table == RouteHeader::RT_TABLE_MAIN
-        && route.header.destination_prefix_length == prefix.prefix_len()
-        && destination.unwrap_or(Ipv6Addr::UNSPECIFIED) == prefix.addr()
-        && route.attributes.contains(&RouteAttribute::Priority(metric))
+    Ipv6Prefix::new(found.unwrap_or(Ipv6Addr::UNSPECIFIED), route.header.destination_prefix_length)
+}
+
+/// The prefix that the main table routes by this, if that is by the metric that a route has without one.
+pub(crate) fn own_route(route: &RouteMessage) -> Option<Ipv6Prefix> {
+    destination(route).filter(|prefix| is_route_of(route, *prefix, KERNEL_METRIC))
+}
+
+/// The address that the kernel answers for by this.
+pub(crate) fn local_address(route: &RouteMessage) -> Option<Ipv6Addr> {
+    let is_local = route.header.kind == RouteType::Local && route.header.destination_prefix_length == 128;
+    destination(route).filter(|_| is_local).map(|prefix| prefix.addr())
 }
 
 /// The index of the device a route leads to; `None` where it leads nowhere.

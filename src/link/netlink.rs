@@ -17,7 +17,7 @@ use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sixway_dataplane::update::Ipv6Prefix;
 
-use super::answer::{is_route_of, link_mtu, link_name, local_ipv4, output_device, route_mtu};
+use super::answer::{KERNEL_METRIC, is_route_of, link_mtu, link_name, local_ipv4, output_device, route_mtu};
 use super::error::{LinkError, errno};
 
 /// A connection to the kernel's network configuration. Cheap to clone.
@@ -394,7 +394,7 @@ impl Links {
             .ok_or_else(|| LinkError::NoDevice { what: what.to_owned(), device: name.to_owned() })
     }
 
-    async fn link_by_name(&self, name: &str) -> Result<Option<LinkMessage>, LinkError> {
+    pub(super) async fn link_by_name(&self, name: &str) -> Result<Option<LinkMessage>, LinkError> {
         let request = self.kernel.link().get().match_name(name).execute();
         first(request, &[Errno::ENODEV])
             .await
@@ -500,8 +500,6 @@ const ADDRESS_METRIC: u32 = 256;
 const LOCAL_TABLE: u32 = 255;
 /// Worse than what anybody else writes.
 const WORST_METRIC: u32 = 0x7fff_ffff;
-/// The metric the kernel gives to an IPv6 route without one (IP6_RT_PRIO_USER).
-const KERNEL_METRIC: u32 = 1024;
 pub(super) const GONE: [Errno; 4] = [Errno::ENODEV, Errno::ESRCH, Errno::EADDRNOTAVAIL, Errno::ENOENT];
 const UNREACHABLE: [Errno; 4] = [Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EACCES, Errno::EINVAL];
 

@@ -6,7 +6,7 @@ use crate::admin::delegated::ClientStatus;
 use crate::admin::server::Question;
 use crate::admin::status::{BrokerStatus, Sources};
 use crate::admin::{Reply, Request, Response};
-use crate::audit::Auditor;
+use crate::audit::{self, Auditor};
 use crate::broker::{End, UserName};
 use crate::churn::{Batch, MOST_TUNNELS, is_churn};
 use crate::config::nearest;
@@ -17,6 +17,7 @@ use crate::registry::MOST_COMPARED;
 use crate::tsp;
 
 use super::Control;
+use super::device::Device;
 
 impl Control {
     pub(super) async fn answer(&mut self, question: Question) {
@@ -36,7 +37,12 @@ impl Control {
                 let _the_asker_may_have_left = question.reply.send(reply);
                 return;
             }
-            Request::Audit => Response::Audited(self.auditor().findings()),
+            Request::Audit => {
+                let device = self.network.judge().await;
+                let mut all = self.auditor().findings();
+                all.push(audit::device(&self.config.router.tun, device));
+                Response::Audited(all)
+            }
             Request::Status { page, limit, tunnel } => {
                 let links = match &self.links {
                     Some(links) => Some(links.counts().await),
@@ -175,6 +181,7 @@ impl Control {
             counters: &self.counters,
             facts: &self.facts,
             tun: &self.config.router.tun,
+            tun_is_up: self.device.as_ref().is_none_or(Device::is_up),
             uptime_s: self.started.elapsed().as_secs(),
             nd: self.dispatch.nd.counts(),
             endpoints: self.dispatch.endpoint_counts(),

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::admin::server::AdminSocket;
 use crate::advice::kernel_tunnels;
 use crate::allowance;
-use crate::broker::{End, Protocol};
+use crate::broker::End;
 use crate::churn::Churn;
 use crate::config::{self, Config};
 use crate::delegation::line::Port;
@@ -44,14 +44,17 @@ use crate::tsp;
 use crate::watch::Watchers;
 
 mod answers;
+mod device;
 mod handle;
 mod holdings;
 mod queries;
 mod reload;
+mod rounds;
 mod signals;
 mod voice;
 mod waits;
 
+use device::Device;
 pub use handle::{Reading, Reread, Router, Start};
 use queries::Queries;
 use signals::{Signals, Wish};
@@ -134,6 +137,7 @@ struct Control {
     registry: Registry,
     dispatch: Dispatch,
     network: Network,
+    device: Option<Device>,
     /// Where tunnels are granted; `None`: nothing in the configuration is to be given.
     office: Option<Office>,
     /// The server for DTCP, if there is one.
@@ -197,6 +201,7 @@ async fn live(
         registry,
         dispatch: Dispatch::new(prober, paths, plane.injector.clone(), plane.counters.clone()),
         network,
+        device: None,
         office,
         dtcp: None,
         dhcpv6: None,
@@ -294,6 +299,7 @@ impl Control {
         }
         self.serve_tsp()?;
         self.show_pins().await;
+        self.device = Some(Device::watch(&self.network).await?);
         self.announce();
         Ok(())
     }
@@ -514,6 +520,7 @@ impl Control {
                 },
                 written = next_written(&mut self.office) => self.settle(written).await,
                 message = Port::next(&mut self.client) => self.say(&message),
+                turn = Device::next(&mut self.device, self.network.owes()) => self.tend_device(turn).await,
                 () = punts.ready() => self.take_punts(&mut punts.reader),
                 Some(question) = questions.recv() => self.answer(question).await,
                 () = errors.ready() => self.dispatch.hear(&mut self.registry, self.started.elapsed()),
@@ -536,42 +543,6 @@ impl Control {
                 }
                 () = &mut listening => {}
             }
-        }
-    }
-
-    fn check_health(&self, workers: &Workers) -> anyhow::Result<()> {
-        anyhow::ensure!(!workers.has_failed(), "a forwarding thread has ended; this is a bug");
-        let store_failed = self.office.as_ref().is_some_and(Office::has_failed);
-        anyhow::ensure!(!store_failed, "the store's thread has ended; this is a bug");
-        anyhow::ensure!(
-            self.network.is_there(),
-            "the TUN device '{}' is gone: somebody has deleted it; start sixway again to have it back",
-            self.config.router.tun
-        );
-        Ok(())
-    }
-
-    /// Tunnels whose clients are heard go on; those that miss their signs of life end.
-    fn patrol(&mut self) {
-        let (Some(tsp), Some(office)) = (&self.dispatch.tsp, &mut self.office) else { return };
-        if self.patrolled.elapsed() < tsp.round() {
-            return;
-        }
-        self.patrolled = Instant::now();
-        let (uptime, registry) = (self.started.elapsed(), &self.registry);
-        office.patrol(Protocol::Tsp, |lease, now| {
-            let heard = registry.last_heard(lease.grant.lease).map(|at| Duration::from_secs(at.into()));
-            let silent = uptime.saturating_sub(heard.unwrap_or_default()).min(now.since(lease.granted));
-            let left = lease.grant.expires.map_or(Duration::MAX, |at| at.since(now));
-            tsp.look(lease, heard.is_some(), silent, left)
-        });
-    }
-
-    fn end_stale_churn(&mut self) {
-        match self.churn.expire(&mut self.registry, self.started.elapsed()) {
-            Ok(true) => tracing::warn!("whoever measured is gone; the tunnels of the churn are removed"),
-            Ok(false) => {}
-            Err(why) => tracing::error!("tunnels of the churn stay until the next reload: {why}"),
         }
     }
 

@@ -55,6 +55,7 @@ impl Control {
         touched.into_iter().for_each(|id| self.dispatch.forget(id));
         self.dispatch.follow(&mut self.registry, self.started.elapsed());
         self.serve_dhcpv6()?;
+        notes.extend(self.put_all_back().await);
         if let Err(why) = self.serve_tsp() {
             notes.push(format!("nobody is served by TSP: {why:#}; then run `sixway reload` again"));
         }
