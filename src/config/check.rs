@@ -107,8 +107,12 @@ impl Check<'_, '_> {
             let at = self.block(clash.second).prefix_at(clash.nth.1);
             let first_line = self.report.line(self.block(clash.first).prefix_at(clash.nth.0));
             let prefix = self.tunnels[clash.second].prefixes[clash.nth.1];
-            let (first, second) = (self.called(clash.first), self.called(clash.second));
-            let what = format!("{second} has prefix {prefix}, which is {first}'s{more}");
+            let second = self.called(clash.second);
+            let whose = match self.name(clash.first) {
+                Some(name) => format!("tunnel '{name}'s"),
+                None => format!("{}'s", self.called(clash.first)),
+            };
+            let what = format!("{second} has prefix {prefix}, which is {whose}{more}");
             let that = self.called_again(clash.first);
             let why = format!("{that} has it on line {first_line}, and a prefix leads into one tunnel");
             self.report.add(

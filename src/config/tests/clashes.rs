@@ -206,9 +206,9 @@ fn tunnels_whose_names_cannot_be_read_are_called_by_where_they_stand() {
         bad(&(nameless + &wrong + range + &named + own)).iter().map(ToString::to_string).collect();
     let said = all.join("\n");
     for expected in [
-        "the tunnel on line 6 has prefix 2001:db8:1::/48, which is the tunnel on line 1's; the tunnel on line 1 has it on line 5",
+        "the tunnel on line 6 has prefix 2001:db8:1::/48, which is the tunnel on line 1's; the tunnel on line 1 has it on line 4",
         "the tunnel on line 1 and the tunnel on line 6 run between the same outer endpoints",
-        "the tunnel on line 1 and tunnel 1 of the range on line 11 run between",
+        "the tunnel on line 1 and tunnel 1 of the range on line 10 run between",
         "prefix 2001:db8:9::/128 of tunnel 'ok' is the router's own",
     ] {
         assert!(said.contains(expected), "{expected}\n{said}");
