@@ -16,6 +16,8 @@ pub mod table;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dhcpv6::telling::Evicted;
+
 /// Tunnels in one page of a status answer, unless asked otherwise.
 pub const PAGE: usize = 1000;
 /// Most octets of a question.
@@ -92,6 +94,21 @@ fn page_size() -> usize {
     PAGE
 }
 
+/// What becomes of a DHCPv6 client whose binding is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvictedStatus {
+    /// Whether it is told, and asks anew.
+    pub told: bool,
+    /// For how many seconds it would else go on using what it had, if it did not renew it before; `None`: for ever.
+    pub believes_s: Option<u64>,
+}
+
+impl From<Evicted> for EvictedStatus {
+    fn from(evicted: Evicted) -> Self {
+        Self { told: evicted.is_told, believes_s: evicted.believes.map(|left| left.as_secs()) }
+    }
+}
+
 /// What is answered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -111,6 +128,9 @@ pub enum Response {
     Kicked {
         /// How many.
         tunnels: usize,
+        /// What becomes of the client of a binding that was ended.
+        #[serde(default)]
+        client: Option<EvictedStatus>,
     },
     /// New clients are sent elsewhere, or no longer.
     Drained {

@@ -95,6 +95,8 @@ pub struct BindWish {
     pub user: Option<UserName>,
     /// What its tunnel has itself.
     pub fixed: Vec<Ipv6Prefix>,
+    /// What of that is likely to be the tunnel's link itself: not given while there is anything else, unless it is named.
+    pub on_link: Vec<Ipv6Prefix>,
     /// What the configuration sets aside for the client.
     pub reserved: Vec<Ipv6Prefix>,
     /// Whether nothing but that (and the account's) will do.
@@ -239,6 +241,11 @@ impl Broker {
     /// The binding that an address lies in; what rests is nobody's.
     pub fn binding_at(&self, addr: Ipv6Addr) -> Option<&Binding> {
         self.bindings.meeting(Ipv6Prefix::host(addr)).filter(|binding| !binding.key.client.is_empty())
+    }
+
+    /// The binding of just this prefix; what rests is nobody's.
+    pub fn binding_of(&self, prefix: Ipv6Prefix) -> Option<&Binding> {
+        self.bindings.all.get(&prefix).filter(|binding| !binding.key.client.is_empty())
     }
 
     /// All that a client has, in whichever tunnels. Looks at all bindings.
@@ -413,27 +420,42 @@ impl Broker {
         if here >= wish.most {
             return Err(Refusal::NothingToGive("the tunnel has as many bindings as it may have"));
         }
-        if let Some(prefix) = self.choose_fixed(wish) {
+        let may = |prefix: &Ipv6Prefix| wish.hints.contains(prefix) || !wish.on_link.contains(prefix);
+        if let Some(prefix) = self.choose_fixed(wish, may) {
             return Ok((prefix, true));
         }
+        let chosen = self.choose_pooled(wish);
+        chosen.map(|prefix| (prefix, false)).or_else(|why| {
+            // A pool may serve it another time, when it is asked for as something new.
+            let waits = wish.only_fixed && self.has_networks();
+            let link = if waits { None } else { self.choose_fixed(wish, |_| true) };
+            link.map(|prefix| (prefix, true)).ok_or(why)
+        })
+    }
+
+    fn choose_pooled(&mut self, wish: &BindWish) -> Result<Ipv6Prefix, Refusal> {
         if wish.only_fixed {
             return Err(Refusal::NothingToGive("nothing is set aside for it"));
         }
-        let chosen = match wish.key.kind {
+        match wish.key.kind {
             BindKind::Address => self.choose_address(wish),
             BindKind::Prefix => self.choose_delegation(wish),
-        };
-        chosen.map(|prefix| (prefix, false))
+        }
     }
 
-    /// What is set aside for the tunnel, its account or the client, and is nobody else's now.
-    fn choose_fixed(&self, wish: &BindWish) -> Option<Ipv6Prefix> {
+    fn has_networks(&self) -> bool {
+        self.terms.pools.iter().any(|pool| matches!(pool.kind, PoolKind::Networks(_)))
+    }
+
+    /// What is set aside for the tunnel, its account or the client, is nobody else's now, and `may` be given.
+    fn choose_fixed(&self, wish: &BindWish, may: impl Fn(&Ipv6Prefix) -> bool) -> Option<Ipv6Prefix> {
         let account = wish.user.as_ref().and_then(|user| self.accounts.find(user));
         let own = account.map(|account| account.prefixes).unwrap_or_default();
         let of_kind =
             |prefix: &Ipv6Prefix| (prefix.prefix_len() == 128) == (wish.key.kind == BindKind::Address);
         let all = wish.fixed.iter().copied().chain(own).chain(wish.reserved.iter().copied()).filter(of_kind);
-        let free: Vec<Ipv6Prefix> = all.filter(|prefix| self.is_free(*prefix, &wish.key.tunnel)).collect();
+        let free = |prefix: &Ipv6Prefix| may(prefix) && self.is_free(*prefix, &wish.key.tunnel);
+        let free: Vec<Ipv6Prefix> = all.filter(free).collect();
         let hinted = free.iter().find(|prefix| wish.hints.contains(prefix));
         let fitting = || free.iter().min_by_key(|prefix| wish.distance(prefix.prefix_len()));
         hinted.or_else(fitting).copied()
@@ -648,6 +670,7 @@ mod tests {
             key: BindKey { tunnel: "t".into(), client: [1].into(), kind: BindKind::Prefix, number },
             user: user.map(|name| UserName::parse(name).unwrap()),
             fixed: Vec::new(),
+            on_link: Vec::new(),
             reserved: Vec::new(),
             only_fixed: false,
             hints: Vec::new(),
@@ -702,6 +725,38 @@ mod tests {
             assert_eq!(given, expected);
             assert!(broker.bind(Time(0), &wish(9, hint, None), Duration::from_secs(9)).is_err());
         }
+    }
+
+    #[test]
+    fn what_is_likely_the_link_is_given_only_where_nothing_else_is() {
+        let p = |text: &str| -> Ipv6Prefix { text.parse().unwrap() };
+        let (link, second) = (p("2001:db8:1::/64"), Duration::from_secs(9));
+        let asked = |number, fixed: &[Ipv6Prefix], hints: &[Ipv6Prefix]| BindWish {
+            fixed: fixed.to_vec(),
+            on_link: vec![link],
+            hints: hints.to_vec(),
+            ..wish(number, Some(56), None)
+        };
+        let given = |broker: &mut Broker, wish: &BindWish| {
+            broker.bind(Time(0), wish, second).map(|(all, _)| all[0]).ok()
+        };
+        let mut full = broker(&[]);
+        let pooled = given(&mut full, &asked(1, &[link], &[])).unwrap();
+        assert_eq!(pooled.prefix_len(), 56, "a pool serves it");
+        assert_eq!(given(&mut full, &asked(2, &[link], &[link])), Some(link), "it asks for just that");
+        full.unbind(Time(0), link, End::Released);
+        assert_eq!(given(&mut full, &asked(2, &[link, p("2001:db8:2::/60")], &[])), Some(p("2001:db8:2::/60")));
+        let only = |number| BindWish { only_fixed: true, ..asked(number, &[link], &[]) };
+        assert_eq!(given(&mut full, &only(3)), None, "it is to ask anew, and a pool serves it");
+        for number in 4..7 {
+            assert!(given(&mut full, &asked(number, &[link], &[])).is_some_and(|p| p != link));
+        }
+        assert_eq!(given(&mut full, &asked(7, &[link], &[])), Some(link), "all pools are used up");
+        let mut none = Broker::new(Accounts::new([7; 16]), Terms::default());
+        assert_eq!(given(&mut none, &only(1)), Some(link), "there is no pool");
+        let told = BindWish { on_link: Vec::new(), ..asked(8, &[link], &[]) };
+        none.unbind(Time(0), link, End::Released);
+        assert_eq!(given(&mut none, &told), Some(link));
     }
 
     #[test]

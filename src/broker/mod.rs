@@ -41,6 +41,9 @@ pub use pool::{Pool, PoolKind};
 pub struct Time(pub u64);
 
 impl Time {
+    /// The end of what lasts for ever.
+    pub const NEVER: Self = Self(u64::MAX);
+
     /// The moment `later`; the end of time where that is beyond it.
     pub fn after(self, later: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(later.as_millis()).unwrap_or(u64::MAX)))

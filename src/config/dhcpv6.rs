@@ -281,7 +281,7 @@ fn excluded(report: &mut Report<'_>, section: &Section<'_, '_>, prefixes: &[Ipv6
 }
 
 fn duid(text: &str) -> Result<Vec<u8>, Complaint> {
-    let next = "write pairs of hexadecimal digits, as in '00:03:00:01:02:00:00:00:53:02'";
+    let next = "write pairs of hexadecimal digits, with colons between them or without, as in '00:03:00:01:02:00:00:00:53:02'";
     parse_duid(text).ok_or_else(|| Complaint::new("it is no DUID of 1 to 130 octets", next))
 }
 

@@ -103,10 +103,13 @@ impl Wish {
         prefix.into_iter().chain(address).collect()
     }
 
-    /// What is to be done with a lease.
-    pub fn plan(&self, lease: &Lease, now: Duration) -> Plan {
-        let black_holes = prefixes(lease, now).map(|held| held.prefix).collect();
-        let mut plan = Plan { black_holes, ..Plan::default() };
+    /// What is to be done with a lease. `tunnel` are the prefixes that lie on the tunnel's device already: they are on no other
+    /// link, and lead somewhere.
+    pub fn plan(&self, lease: &Lease, tunnel: &[Ipv6Prefix], now: Duration) -> Plan {
+        let is_link = |prefix: &Ipv6Prefix| tunnel.iter().any(|own| own.covers(*prefix));
+        let black_holes = prefixes(lease, now).map(|held| held.prefix).filter(|p| !is_link(p)).collect();
+        let notes = prefixes(lease, now).filter_map(|held| self.other_length(held.prefix)).collect();
+        let mut plan = Plan { black_holes, notes, ..Plan::default() };
         for held in lease.held.iter().filter(|held| held.kind == IaKind::Address) {
             let interface = self.tun.clone();
             plan.addresses.push(Placed {
@@ -118,7 +121,15 @@ impl Wish {
         }
         let Some(held) = prefixes(lease, now).next() else { return plan };
         for place in &self.to {
-            match subnet(held.prefix, place.number) {
+            let net = subnet(held.prefix, place.number);
+            let meets = |net: Ipv6Prefix| {
+                tunnel.iter().copied().find(|own: &Ipv6Prefix| own.covers(net) || net.covers(*own))
+            };
+            if let Some((net, own)) = net.and_then(|net| Some((net, meets(net)?))) {
+                plan.notes.push(self.is_the_tunnel_s(net, own, place));
+                continue;
+            }
+            match net {
                 Some(net) => plan.addresses.push(Placed {
                     interface: place.interface.clone(),
                     addr: Ipv6Addr::from(net.bits() | 1),
@@ -132,6 +143,22 @@ impl Wish {
             }
         }
         plan
+    }
+
+    /// That a prefix is of another length than was asked for.
+    fn other_length(&self, prefix: Ipv6Prefix) -> Option<String> {
+        let wanted = self.len.filter(|wanted| *wanted != prefix.prefix_len())?;
+        let what = if prefix.prefix_len() > wanted { "smaller" } else { "larger" };
+        Some(format!("a /{wanted} was asked for, and {prefix} is {what}: the server delegates what it has"))
+    }
+
+    /// That a network cannot be on a link, since it is on the tunnel's device.
+    fn is_the_tunnel_s(&self, net: Ipv6Prefix, own: Ipv6Prefix, place: &Place) -> String {
+        format!(
+            "{net} is delegated, and {} has an address in {own}: nothing is put on {}, where it would lead two ways. \
+             Give {} its address as a /128 at both ends, or have the server delegate something else",
+            self.tun, place.interface, self.tun
+        )
     }
 
     /// What [`Self::plan`] would do, before anything is delegated: a line each.
@@ -325,7 +352,7 @@ pub(super) mod tests {
     #[test]
     fn what_is_delegated_is_put_where_it_is_wanted_and_the_rest_leads_nowhere() {
         let plan =
-            wish(&["eth1", "eth2:2", "eth3:999"]).plan(&lease("2001:db8:200::/56"), Duration::from_secs(100));
+            wish(&["eth1", "eth2:2", "eth3:999"]).plan(&lease("2001:db8:200::/56"), &[], Duration::from_secs(100));
         let shown: Vec<String> = plan
             .addresses
             .iter()
@@ -341,6 +368,22 @@ pub(super) mod tests {
         );
         assert_eq!(plan.black_holes, ["2001:db8:200::/56".parse().unwrap()]);
         assert!(plan.notes.len() == 1 && plan.notes[0].contains("number 999"), "{:?}", plan.notes);
+    }
+
+    #[test]
+    fn what_the_tunnel_lies_in_is_put_on_no_link() {
+        let (tun, now) = ("2001:db8:200::/64".parse().unwrap(), Duration::from_secs(100));
+        let plan = wish(&["eth1", "eth2:2"]).plan(&lease("2001:db8:200::/56"), &[tun], now);
+        let places: Vec<&str> = plan.addresses.iter().map(|placed| placed.interface.as_str()).collect();
+        assert_eq!((places, plan.black_holes.len()), (vec!["six0", "eth2"], 1));
+        assert!(plan.notes.len() == 1 && plan.notes[0].contains("nothing is put on eth1"), "{:?}", plan.notes);
+        let whole = wish(&["eth1"]).plan(&lease("2001:db8:200::/64"), &[tun], now);
+        assert_eq!((whole.addresses.len(), whole.black_holes.len(), whole.notes.len()), (1, 0, 2));
+        assert!(whole.notes[0].contains("a /56 was asked for, and 2001:db8:200::/64 is smaller"));
+        let shorter = wish(&["eth1"]).plan(&lease("2001:db8:200::/48"), &[], now);
+        assert!(shorter.notes.len() == 1 && shorter.notes[0].contains("is larger"), "{:?}", shorter.notes);
+        let none = Wish { len: None, ..wish(&[]) }.plan(&lease("2001:db8:200::/48"), &[], now);
+        assert!(none.notes.is_empty());
     }
 
     #[test]
@@ -362,7 +405,7 @@ pub(super) mod tests {
         ] {
             assert_eq!(Event::between(from, to), event);
         }
-        let told = wish.variables(Event::Changed, &wish.plan(&after, now), &after, now);
+        let told = wish.variables(Event::Changed, &wish.plan(&after, &[], now), &after, now);
         for (name, value) in [
             ("SIXWAY_EVENT", "changed"),
             ("SIXWAY_PREFIX", "2001:db8:300::/56"),

@@ -165,7 +165,7 @@ mod tests {
     use std::time::Duration;
 
     fn text(wish: &Wish, lease: &Lease, gone: &[(String, Ipv6Prefix)], link: u32) -> String {
-        wish.radvd(&wish.plan(lease, Duration::from_secs(100)), lease, gone, |_| Some(link))
+        wish.radvd(&wish.plan(lease, &[], Duration::from_secs(100)), lease, gone, |_| Some(link))
     }
 
     #[test]

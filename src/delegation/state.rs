@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::ifaddrs::getifaddrs;
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::plan::{Event, Life, Plan, Wish};
@@ -71,7 +72,7 @@ impl State {
 
     /// Makes this host as the lease wants it, and tells whoever is to be told.
     pub(super) async fn put(&mut self, lease: Lease, now: Duration) {
-        let plan = self.wish.plan(&lease, now);
+        let plan = self.wish.plan(&lease, &on_link(&self.wish.tun), now);
         let event = Event::between(&self.lease, &lease);
         let before = std::mem::replace(&mut self.lease, lease);
         let Some(event) = event else { return };
@@ -282,6 +283,18 @@ fn link_mtu(interface: &str) -> Option<u32> {
 /// The address on the device of this number, if it is there.
 fn on<'a>(found: &'a [Found], (_, addr, len): &Key, index: u32) -> Option<&'a Found> {
     found.iter().find(|one| (one.index, one.addr, one.len) == (index, *addr, *len))
+}
+
+/// The prefixes that lie on a device, by its own addresses.
+fn on_link(device: &str) -> Vec<Ipv6Prefix> {
+    let own = getifaddrs().into_iter().flatten().filter(|one| one.interface_name == device);
+    let own = own.filter_map(|one| {
+        let addr = one.address.as_ref()?.as_sockaddr_in6()?.ip();
+        let mask = one.netmask.as_ref()?.as_sockaddr_in6()?.ip();
+        let len = u128::from(mask).leading_ones() as u8;
+        Ipv6Prefix::new(addr, len).filter(|_| len < 128 && !addr.is_unicast_link_local())
+    });
+    own.collect()
 }
 
 /// Puts a file in its place, whole or not at all.

@@ -181,6 +181,7 @@ mod tests {
             key,
             user: None,
             fixed: Vec::new(),
+            on_link: Vec::new(),
             reserved: Vec::new(),
             only_fixed: false,
             hints: Vec::new(),

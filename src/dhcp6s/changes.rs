@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
 use anyhow::bail;
 use sixway_dataplane::update::Ipv6Prefix;
 
+use super::here::uptime;
 use super::plan::{self, Plan};
-use super::shelf::Lease;
+use super::shelf::{Lease, NEVER};
 use super::socket::Answer;
 use super::{BATCH, Elsewhere, Server, Start};
 use crate::compat::dhcp6sconf::ServerConf;
 use crate::dhcpv6::calls::Called;
 use crate::dhcpv6::codec::code;
 use crate::dhcpv6::session::Leases;
-use crate::dhcpv6::telling::Bound;
+use crate::dhcpv6::telling::{Bound, Evicted, Loss};
 
 impl Server {
     /// Reads the configuration again; if it is wrong, or gives out what is somebody's elsewhere, all stays as it is.
@@ -107,17 +109,38 @@ impl Server {
             port.tick(now);
             clients += port.session.call_bound(now, &bound, renew);
             clients += port.session.call_informed(now, None, &bound);
+            clients += if renew { port.session.call_bereft(now, None, &bound) } else { 0 };
         }
         tracing::info!(event = "reconfigure", clients);
     }
 
-    /// Has the clients of these leases renew them.
+    /// Has the clients of these leases renew them, those that have lost them too.
     fn call(&mut self, leases: &[&Lease]) {
-        let now = self.began.elapsed();
+        let (now, clock) = (self.began.elapsed(), uptime());
         for port in &mut self.ports {
             port.tick(now);
-            port.session.call_bound(now, &bound(&port.name, leases.iter().copied()), true);
+            let (kept, lost): (Vec<&Lease>, Vec<&Lease>) = leases
+                .iter()
+                .filter(|lease| *lease.key.tunnel == *port.name)
+                .partition(|lease| self.shelf.get(lease.prefix).is_some_and(|now| now.key == lease.key));
+            port.session.call_bound(now, &bound(&port.name, kept.into_iter()), true);
+            for lease in lost.into_iter().filter(|lease| !lease.key.client.is_empty()) {
+                let lasts = Duration::from_secs(lease.until.saturating_sub(clock));
+                port.session.call_loser(now, Loss { who: called(lease), reach: lease.reach, lasts });
+            }
         }
+    }
+
+    /// Ends a lease, and tells its client if that lets itself be told; `None`: there was none.
+    pub(super) fn evict(&mut self, prefix: Ipv6Prefix) -> Option<Evicted> {
+        let lease = self.shelf.get(prefix)?.clone();
+        let left = lease.until.saturating_sub(uptime());
+        let port = self.ports.iter().find(|port| *port.name == *lease.key.tunnel);
+        let is_told = port.is_some_and(|port| port.session.can_tell(&called(&lease), lease.reach));
+        self.shelf.end(prefix);
+        self.call(&[&lease]);
+        let believes = (lease.until != NEVER).then(|| Duration::from_secs(left));
+        Some(Evicted { is_told, believes })
     }
 
     pub(super) fn send_calls(&mut self) {
@@ -147,6 +170,11 @@ fn bound<'a>(link: &str, leases: impl Iterator<Item = &'a Lease>) -> Bound {
         }
     }
     all
+}
+
+/// Whose a lease is.
+fn called(lease: &Lease) -> Called {
+    Called { tunnel: lease.key.tunnel.clone(), client: lease.key.client.clone() }
 }
 
 /// Servers for names come from the file or from the command line, and not from both.

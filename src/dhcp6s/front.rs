@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use super::files::Files;
 use super::{Elsewhere, Ended, Own, Server, Start, plan};
 use crate::admin::leases::{Held, Sieve};
+use crate::dhcpv6::telling::Evicted;
 
 /// Orders that wait for the server.
 const WAITING: usize = 4;
@@ -103,9 +104,9 @@ impl Front {
         self.ask(|tell| Own::Find(sieve, after, tell)).await
     }
 
-    /// Ends the lease of this prefix; says whether there was one.
-    pub async fn end(&self, prefix: Ipv6Prefix) -> bool {
-        self.ask(|tell| Own::End(prefix, tell)).await.unwrap_or(false)
+    /// Ends the lease of this prefix; says what becomes of its client, `None` if there was none.
+    pub async fn end(&self, prefix: Ipv6Prefix) -> Option<Evicted> {
+        self.ask(|tell| Own::End(prefix, tell)).await.flatten()
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Own) -> Option<T> {

@@ -71,6 +71,7 @@ use crate::dhcp6ctl::server::{Control, Ordered};
 use crate::dhcp6ctl::session::Side;
 use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, SERVER_PORT};
 use crate::dhcpv6::session::Origin;
+use crate::dhcpv6::telling::Evicted;
 use crate::link::watch::{News, Watch};
 
 /// Messages, about, that are taken in before what they have changed is written down, and another link has its turn: as many
@@ -194,8 +195,8 @@ pub enum Own {
     Count(oneshot::Sender<BTreeMap<String, BTreeMap<String, u64>>>),
     /// Say who has what behind this prefix, some at a time, and where to go on.
     Find(Sieve, Option<Ipv6Prefix>, oneshot::Sender<(Vec<Held>, Option<Ipv6Prefix>)>),
-    /// End the lease of this prefix; whoever waits is told whether there was one.
-    End(Ipv6Prefix, oneshot::Sender<bool>),
+    /// End the lease of this prefix; whoever waits is told what becomes of its client, if there was one.
+    End(Ipv6Prefix, oneshot::Sender<Option<Evicted>>),
 }
 
 /// What others give out, or have, and what that is called.
@@ -327,9 +328,9 @@ impl Server {
                 drop(to.send(glance::of_shelf(&self.shelf, &sieve, after, uptime())));
             }
             Own::End(prefix, told) => {
-                let was = self.shelf.end(prefix);
+                let evicted = self.evict(prefix);
                 self.submit();
-                let _whoever_waits = told.send(was);
+                let _whoever_waits = told.send(evicted);
             }
             // The loop has ended before.
             Own::Stop => {}

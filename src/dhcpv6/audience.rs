@@ -1,5 +1,6 @@
-//! Clients that let themselves be told of changes and that no binding leads to: those behind relays, and those that have asked
-//! for information alone (RFC 8415 section 18.3.11). Pure; in memory only: after a restart they are known when they ask again.
+//! Clients that let themselves be told of changes and that no binding leads to: those behind relays, those that have asked for
+//! information alone, and those that have lost what they had and do not know it yet (RFC 8415 section 18.3.11). Pure;
+//! in memory only: after a restart they are known when they ask again.
 //!
 //! Bounded in all and in each tunnel, where the one that was heard least recently makes room; who is not heard in time is
 //! forgotten, and whose tunnel is gone. `now` is the time since any beginning.
@@ -59,6 +60,8 @@ struct Listener {
     heard: Duration,
     until: Duration,
     informed: bool,
+    /// Whether it has lost something and has not asked since.
+    bereft: bool,
 }
 
 /// The clients of one tunnel.
@@ -111,11 +114,38 @@ impl Audience {
         }
         let room = self.rooms.entry(who.tunnel.clone()).or_default();
         let until = now.saturating_add(lasts).max(before.as_ref().map_or(now, |old| old.until));
+        // Who asks for information alone learns nothing of what was taken from it.
+        let bereft = informs && before.as_ref().is_some_and(|old| old.bereft);
         let informed = informs || before.is_some_and(|old| old.informed);
         room.by_age.insert((now, who.client.clone()));
-        room.all.insert(who.client.clone(), Listener { place, heard: now, until, informed });
+        room.all.insert(who.client.clone(), Listener { place, heard: now, until, informed, bereft });
         self.len += 1;
         true
+    }
+
+    /// What a client had was taken from it; it would believe that it has it for so long. It is at `place`, or where it was heard
+    /// before. Says no where neither is known, and where there are [`MOST`] in all.
+    pub fn bereave(
+        &mut self,
+        now: Duration,
+        who: &Called,
+        place: Option<Place>,
+        lasts: Duration,
+        most: usize,
+    ) -> bool {
+        let Some(place) = place.or_else(|| self.place(now, who).cloned()) else { return false };
+        let is_known = self.hear(now, who, (place, false), lasts, most);
+        self.one(who).into_iter().for_each(|one| one.bereft = true);
+        is_known
+    }
+
+    /// A client has asked for what it had, or for something new: it knows.
+    pub fn console(&mut self, who: &Called) {
+        self.one(who).into_iter().for_each(|one| one.bereft = false);
+    }
+
+    fn one(&mut self, who: &Called) -> Option<&mut Listener> {
+        self.rooms.get_mut(&who.tunnel)?.all.get_mut(&who.client)
     }
 
     /// A client does not let itself be told any more, or cannot be reached. Says whether it was known.
@@ -169,11 +199,25 @@ impl Audience {
 
     /// Those that have asked for information, in one tunnel or in all.
     pub fn informed(&self, now: Duration, tunnel: Option<&str>) -> Vec<Called> {
+        self.those(now, tunnel, |one| one.informed)
+    }
+
+    /// Those that have lost something and do not know it, in one tunnel or in all.
+    pub fn bereft(&self, now: Duration, tunnel: Option<&str>) -> Vec<Called> {
+        self.those(now, tunnel, |one| one.bereft)
+    }
+
+    /// Whether a client has lost something and does not know it.
+    pub fn is_bereft(&self, who: &Called) -> bool {
+        self.rooms.get(&who.tunnel).and_then(|room| room.all.get(&who.client)).is_some_and(|one| one.bereft)
+    }
+
+    fn those(&self, now: Duration, tunnel: Option<&str>, which: impl Fn(&Listener) -> bool) -> Vec<Called> {
         let here = |name: &str| tunnel.is_none_or(|tunnel| name == tunnel);
         let rooms = self.rooms.iter().filter(|(name, _)| here(name));
         let all =
             rooms.flat_map(|(name, room)| room.all.iter().map(move |(client, one)| (name, client, one)));
-        let all = all.filter(|(.., one)| one.informed && one.until > now);
+        let all = all.filter(|(.., one)| which(one) && one.until > now);
         all.map(|(tunnel, client, _)| Called { tunnel: tunnel.clone(), client: client.clone() }).collect()
     }
 
@@ -232,6 +276,21 @@ mod tests {
         assert_eq!((all.len(), all.knows(&who("t", 0)), all.knows(&who("u", 1))), (4, false, true));
         all.leave_all_but(|name| name == "v");
         assert_eq!((all.len(), all.knows(&who("u", 1)), all.knows(&who("v", 2))), (2, false, true));
+    }
+
+    #[test]
+    fn who_has_lost_something_is_known_until_it_asks() {
+        let (mut all, t) = (Audience::default(), Some("t"));
+        assert!(!all.bereave(S, &who("t", 1), None, S * 100, 3), "nobody knows where it is");
+        assert!(all.bereave(S, &who("t", 1), Some(here()), S * 100, 3));
+        assert_eq!((all.bereft(S * 2, t), all.informed(S * 2, t)), (vec![who("t", 1)], vec![]));
+        assert!(all.hear(S * 3, &who("t", 1), (here(), true), S * 9, 3), "it asks for information alone");
+        assert_eq!((all.bereft(S * 99, None).len(), all.bereft(S * 101, None).len()), (1, 0));
+        all.console(&who("t", 1));
+        assert!(all.bereft(S * 4, t).is_empty() && all.knows(&who("t", 1)));
+        assert!(all.bereave(S * 5, &who("t", 1), None, S, 3), "where it was heard before");
+        assert!(all.hear(S * 6, &who("t", 1), (here(), false), S * 9, 3), "it is given something");
+        assert!(all.bereft(S * 6, t).is_empty() && all.bereft(S * 6, Some("u")).is_empty());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use sixway_dataplane::update::Ipv6Prefix;
 
 use super::codec::INFINITY;
 use super::session::{Known, Lack, Leases};
-use crate::broker::{BindKey, BindWish, Binding, Broker, End, Outcome, Time};
+use crate::broker::{BindKey, BindWish, Binding, Broker, End, Outcome, Route, Time};
 
 /// One message's doings.
 #[derive(Debug)]
@@ -53,6 +53,14 @@ impl Leases for Grants<'_> {
             tracing::debug!(event = "not_bound", %tunnel, iaid, duid, why = why.to_string());
             Lack
         })?;
+        let new = outcome.routes.iter().any(|route| matches!(route, Route::Bind(_)));
+        if let Some(link) = prefixes.iter().find(|prefix| new && wish.on_link.contains(prefix)) {
+            tracing::warn!(
+                "{link} is delegated in tunnel '{}', to which it leads anyway: if the client's end has its address therein, it \
+                 cannot have it on another link. Give the tunnel that address (/128), or have a [[pool]] of networks with room",
+                wish.key.tunnel
+            );
+        }
         self.outcome.append(outcome);
         self.tells.extend(prefixes.iter().map(|prefix| (wish.key.clone(), *prefix)));
         Ok(prefixes)

@@ -20,8 +20,8 @@ use super::grants::Grants;
 use super::keep::RingFile;
 use super::post::{Letter, Post, fragments};
 use super::session::{Answer, Origin, Session, Terms};
-use super::telling::Bound;
-use crate::broker::{BindKey, Binding, Broker, UserName};
+use super::telling::{Bound, Evicted, Loss};
+use crate::broker::{BindKey, Binding, Broker, End, Time, UserName};
 use crate::nd::server::link_local;
 use crate::office::Office;
 use crate::registry::{Live, Registry};
@@ -80,9 +80,9 @@ impl Server {
         }
     }
 
-    /// Has clients ask anew after a change of the configuration: those of `lost` bindings and, if lifetimes are other than
-    /// before, all for what they have; else all for information, if that has changed. `now` is the time since the start.
-    pub fn tell_news(&mut self, broker: &Broker, lost: &[Binding], now: Duration) {
+    /// Has clients ask anew after a change of the configuration: if lifetimes are other than before, all for what they have; else
+    /// all for information, if that has changed. `now` is the time since the start.
+    pub fn tell_news(&mut self, broker: &Broker, now: Duration) {
         let (news, times) = (std::mem::take(&mut self.is_news), std::mem::take(&mut self.new_times));
         if news || times {
             let all = bound(broker.bindings());
@@ -92,17 +92,49 @@ impl Server {
                 self.session.call_informed(now, None, &all);
             }
         }
-        self.tick();
-        self.session.call_bound(now, &bound(lost.iter()), true);
     }
 
-    /// Has clients that let themselves be told ask anew, in one tunnel or in all: for what they have, and those that have
-    /// nothing for information. Says how many.
+    /// Whether a client whose binding has ended so is to hear of it: it has not done it itself, and is still there.
+    pub fn is_news(why: End) -> bool {
+        match why {
+            End::Withdrawn | End::Kicked | End::AccountGone | End::Superseded => true,
+            End::Released | End::Disconnected | End::Expired | End::Restart => false,
+        }
+    }
+
+    /// Has the clients of these bindings, which have been taken from them, ask anew, as far as they let themselves be told and
+    /// their tunnels are there. `now` is the time since the start; `today` that of the bindings.
+    pub fn tell_losers(&mut self, registry: &Registry, lost: &[Binding], now: Duration, today: Time) {
+        if lost.is_empty() {
+            return;
+        }
+        self.tick();
+        for Binding { key, reach, expires, .. } in lost {
+            let lasts = expires.since(today);
+            let is_there = registry.by_name(&key.tunnel).is_some() && !key.client.is_empty();
+            if is_there && !lasts.is_zero() {
+                let who = Called { tunnel: key.tunnel.clone(), client: key.client.clone() };
+                self.session.call_loser(now, Loss { who, reach: *reach, lasts });
+            }
+        }
+    }
+
+    /// What becomes of the client of a binding that the operator ends, by the bindings' time.
+    pub fn evicted(&self, binding: &Binding, today: Time) -> Evicted {
+        let who = Called { tunnel: binding.key.tunnel.clone(), client: binding.key.client.clone() };
+        let believes = (binding.expires != Time::NEVER).then(|| binding.expires.since(today));
+        Evicted { is_told: self.session.can_tell(&who, binding.reach), believes }
+    }
+
+    /// Has clients that let themselves be told ask anew, in one tunnel or in all: for what they have, or had until it was taken
+    /// from them, and those that never had anything for information. Says how many.
     pub fn reconfigure(&mut self, broker: &Broker, tunnel: Option<&str>, now: Duration) -> usize {
         let here = |binding: &&Binding| tunnel.is_none_or(|name| *binding.key.tunnel == *name);
         let all = bound(broker.bindings().filter(here));
         self.tick();
-        self.session.call_bound(now, &all, true) + self.session.call_informed(now, tunnel, &all)
+        self.session.call_bound(now, &all, true)
+            + self.session.call_informed(now, tunnel, &all)
+            + self.session.call_bereft(now, tunnel, &all)
     }
 
     /// A tunnel is gone, and whoever was in it cannot be told of anything.
@@ -361,14 +393,18 @@ fn keep_duid(path: &Path, duid: &[u8]) -> io::Result<()> {
     std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Reads a DUID as people write it: pairs of hexadecimal digits with colons between them.
+/// Reads a DUID as people write it: pairs of hexadecimal digits with colons between them, or without any.
 pub fn parse_duid(text: &str) -> Option<Vec<u8>> {
     let pair = |part: &str| {
         let digits = part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
         u8::from_str_radix(part, 16).ok().filter(|_| digits)
     };
-    let duid: Vec<u8> = text.split(':').map(pair).collect::<Option<_>>()?;
-    (duid.len() <= MAX_DUID).then_some(duid)
+    let duid: Vec<u8> = if text.contains(':') {
+        text.split(':').map(pair).collect::<Option<_>>()?
+    } else {
+        text.as_bytes().chunks(2).map(|two| pair(std::str::from_utf8(two).ok()?)).collect::<Option<_>>()?
+    };
+    (1..=MAX_DUID).contains(&duid.len()).then_some(duid)
 }
 
 #[cfg(test)]
@@ -391,8 +427,10 @@ mod tests {
 
     #[test]
     fn duids_are_read_strictly() {
-        assert_eq!(parse_duid("00:03:Ab"), Some(vec![0, 3, 0xab]));
-        for wrong in ["", "0:3", "00-03", "0003", "00:", "+1:00"] {
+        for right in ["00:03:Ab", "0003aB"] {
+            assert_eq!(parse_duid(right), Some(vec![0, 3, 0xab]), "{right}");
+        }
+        for wrong in ["", "0:3", "00-03", "000", "00:0300", "00:", "+1:00", "+1", "é0"] {
             assert_eq!(parse_duid(wrong), None, "{wrong}");
         }
     }

@@ -381,6 +381,9 @@ impl Session {
         if !self.calls.is_empty() && self.calls.handle_message(&case.called(), kind) {
             self.count("reconfigure_heard");
         }
+        if matches!(kind, M::Solicit | M::Request | M::Renew | M::Rebind) && !self.audience.is_empty() {
+            self.audience.console(&case.called());
+        }
         let reply = self.reply(case, ias, status, rapid);
         let is_offer = kind == M::Solicit && !rapid;
         Ok(if is_offer { Message { kind: M::Advertise, ..reply } } else { reply })
@@ -516,6 +519,7 @@ impl Session {
         BindWish {
             user: case.origin.user.cloned(),
             fixed: case.origin.fixed.to_vec(),
+            on_link: likely_link(case.origin.fixed),
             reserved: self.reserved(case),
             only_fixed,
             hints: named.filter_map(|value| Ipv6Prefix::new(value.addr, value.len)).collect(),
@@ -534,6 +538,15 @@ impl Session {
             valid => Duration::from_secs(valid.into()),
         }
     }
+}
+
+/// What of a tunnel's own prefixes is likely to be its link, where the client's end has its address: those of 64 bits, unless the
+/// tunnel has an address by itself, which is the client's then.
+pub(crate) fn likely_link(own: &[Ipv6Prefix]) -> Vec<Ipv6Prefix> {
+    if own.iter().any(|prefix| prefix.prefix_len() == 128) {
+        return Vec::new();
+    }
+    own.iter().copied().filter(|prefix| prefix.prefix_len() == 64).collect()
 }
 
 /// Whether a client that lets itself be told is given a key in the answer of this type to a message of that (RFC 8415 section

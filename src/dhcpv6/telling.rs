@@ -12,6 +12,26 @@ use super::calls::Called;
 use super::codec::{Message, Opt};
 use super::session::Session;
 
+/// What a client had and has not any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Whose it was.
+    pub who: Called,
+    /// Where it is on the link, if it is there itself and lets itself be told.
+    pub reach: Option<Ipv6Addr>,
+    /// For how long it would believe that it has it.
+    pub lasts: Duration,
+}
+
+/// What becomes of a client whose binding the operator has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evicted {
+    /// Whether it is told, and asks anew.
+    pub is_told: bool,
+    /// For how long it would else go on using what it had, if it did not renew it before; `None`: for ever.
+    pub believes: Option<Duration>,
+}
+
 /// Clients that have bindings, each with where it is on the link if it is there itself and lets itself be told.
 pub type Bound = BTreeMap<Called, Option<Ipv6Addr>>;
 
@@ -30,11 +50,41 @@ impl Session {
         many
     }
 
+    /// Has a client asked to renew what it has no more, so that it learns that; until it does it is among those of
+    /// [`Self::call_bereft`]. Says whether it can be told.
+    pub fn call_loser(&mut self, now: Duration, loss: Loss) -> bool {
+        let Loss { who, reach, lasts } = loss;
+        let (uptime, most) = (self.uptime, self.terms.listeners);
+        let place = reach.map(Place::on_link).or_else(|| self.audience.place(uptime, &who).cloned());
+        let Some(place) = place.filter(|_| self.terms.reconfigure) else { return false };
+        if !self.audience.bereave(uptime, &who, Some(place.clone()), lasts, most) {
+            self.count("reconfigure_unlisted");
+        }
+        self.call(now, who, &place, MessageType::Renew);
+        true
+    }
+
+    /// Whether a client lets itself be told of changes, and where it is is known: `reach`, or where it was heard.
+    pub fn can_tell(&self, who: &Called, reach: Option<Ipv6Addr>) -> bool {
+        let is_known = || self.audience.place(self.uptime, who).is_some();
+        self.terms.reconfigure && (reach.is_some() || is_known())
+    }
+
+    /// Has those asked to renew that have lost something and not asked since, in one tunnel or in all, but none of `bound`. Says
+    /// how many are told.
+    pub fn call_bereft(&mut self, now: Duration, tunnel: Option<&str>, bound: &Bound) -> usize {
+        let all = self.audience.bereft(self.uptime, tunnel).into_iter();
+        let all: Bound = all.filter(|who| !bound.contains_key(who)).map(|who| (who, None)).collect();
+        self.call_bound(now, &all, true)
+    }
+
     /// Has those asked to ask for information again that have done so before, in one tunnel or in all, but none of `bound`. Says
     /// how many are told.
     pub fn call_informed(&mut self, now: Duration, tunnel: Option<&str>, bound: &Bound) -> usize {
         let all = self.audience.informed(self.uptime, tunnel);
-        let strangers: Vec<Called> = all.into_iter().filter(|who| !bound.contains_key(who)).collect();
+        let is_bereft = |who: &Called| self.audience.is_bereft(who);
+        let is_other = |who: &Called| !bound.contains_key(who) && !is_bereft(who);
+        let strangers: Vec<Called> = all.into_iter().filter(is_other).collect();
         let many = strangers.len();
         for who in strangers {
             if let Some(place) = self.audience.place(self.uptime, &who).cloned() {

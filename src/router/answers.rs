@@ -12,6 +12,7 @@ use crate::churn::{Batch, MOST_TUNNELS, is_churn};
 use crate::config::nearest;
 use crate::delegation::line::Port;
 use crate::dhcpv6::server as dhcpv6;
+use crate::dhcpv6::telling::Evicted;
 use crate::explain::{drops, explain as explain_packet};
 use crate::registry::MOST_COMPARED;
 use crate::tsp;
@@ -63,8 +64,10 @@ impl Control {
                 let ended = self.churn.end(&mut self.registry, session);
                 ended.map_or_else(Response::Error, |()| Response::Churned { applied: 0, refused: None })
             }
-            Request::Kick { who } if self.end_on_link(&who).await => Response::Kicked { tunnels: 1 },
-            Request::Kick { who } => self.kick(&who),
+            Request::Kick { who } => match self.end_on_link(&who).await {
+                Some(client) => Response::Kicked { tunnels: 1, client: Some(client.into()) },
+                None => self.kick(&who),
+            },
             Request::Leases(wish) => self.leases(&wish).await,
             Request::Drain { on } => self.drain(on),
             Request::Reconfigure { tunnel } => self.reconfigure(tunnel.as_deref()).await,
@@ -91,9 +94,9 @@ impl Control {
         Response::Drained { on, brokers: self.config.tsp.as_ref().map_or(0, |tsp| tsp.brokers.len()) }
     }
 
-    /// Ends the lease of this prefix or address on a link; says whether there was one.
-    async fn end_on_link(&self, who: &str) -> bool {
-        let (Some(links), Ok(prefix)) = (&self.links, who.parse()) else { return false };
+    /// Ends the lease of this prefix or address on a link; `None`: there was none.
+    async fn end_on_link(&self, who: &str) -> Option<Evicted> {
+        let (Some(links), Ok(prefix)) = (&self.links, who.parse()) else { return None };
         links.end(prefix).await
     }
 
@@ -119,14 +122,19 @@ impl Control {
                 ));
             };
             office.kick(lease);
-            return Response::Kicked { tunnels: 1 };
+            return Response::Kicked { tunnels: 1, client: None };
         }
-        if who.parse().is_ok_and(|prefix| office.unbind(prefix, End::Kicked)) {
-            return Response::Kicked { tunnels: 1 };
+        if let Ok(prefix) = who.parse() {
+            let (today, server) = (office.now(), &self.dhcpv6);
+            let binding = office.broker().binding_of(prefix);
+            let client = binding.zip(server.as_ref()).map(|(binding, server)| server.evicted(binding, today));
+            if office.unbind(prefix, End::Kicked) {
+                return Response::Kicked { tunnels: 1, client: client.map(Into::into) };
+            }
         }
         match UserName::parse(who).map_or(0, |user| office.kick_user(&user)) {
             0 => Response::Error(self.nobody(who)),
-            tunnels => Response::Kicked { tunnels },
+            tunnels => Response::Kicked { tunnels, client: None },
         }
     }
 

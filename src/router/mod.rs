@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::admin::server::AdminSocket;
 use crate::advice::kernel_tunnels;
 use crate::allowance;
-use crate::broker::End;
+use crate::broker::{Binding, End};
 use crate::churn::Churn;
 use crate::config::{self, Config};
 use crate::delegation::line::Port;
@@ -157,6 +157,8 @@ struct Control {
     injector: Injector,
     /// When leases were last looked after.
     patrolled: Instant,
+    /// Bindings that were taken from clients which do not know it yet.
+    lost: Vec<Binding>,
     explainer: Explainer,
     watchers: Watchers,
 }
@@ -214,6 +216,7 @@ async fn live(
         churn: Churn::default(),
         injector: plane.injector,
         patrolled: Instant::now(),
+        lost: Vec::new(),
         explainer: plane.explainer,
         watchers: Watchers::default(),
     };
@@ -348,13 +351,22 @@ impl Control {
         let Some(office) = &mut self.office else { return };
         let (server, registry, broker) = (&self.dhcpv6, &self.registry, office.broker());
         let gives = |b: &_| server.as_ref().is_some_and(|server| server.still_gives(registry, broker, b));
-        let gone: Vec<_> = broker.bindings().filter(|b| !gives(b)).cloned().collect();
-        for binding in &gone {
-            office.unbind(binding.prefix, End::Withdrawn);
+        let gone: Vec<_> = broker.bindings().filter(|b| !gives(b)).map(|b| b.prefix).collect();
+        for prefix in gone {
+            office.unbind(prefix, End::Withdrawn);
         }
         if let Some(server) = &mut self.dhcpv6 {
-            server.tell_news(office.broker(), &gone, self.started.elapsed());
+            server.tell_news(office.broker(), self.started.elapsed());
         }
+        self.tell_losers();
+    }
+
+    /// Has those asked to ask anew who have lost something. What an earlier process has given and the configuration gives no
+    /// more is lost before there is a server; where there is none, nobody can be told.
+    fn tell_losers(&mut self) {
+        let (Some(server), Some(office)) = (&mut self.dhcpv6, &self.office) else { return };
+        let lost = std::mem::take(&mut self.lost);
+        server.tell_losers(&self.registry, &lost, self.started.elapsed(), office.now());
     }
 
     /// Sends the Reconfigure messages that are due.
@@ -427,7 +439,10 @@ impl Control {
                     self.dhcpv6.iter_mut().for_each(|server| server.leave(&grant.name));
                 }
                 Move::Bound(binding) => self.network.lend_route(binding.prefix).await,
-                Move::Unbound(binding, _) => self.network.take_route_back(binding.prefix).await,
+                Move::Unbound(binding, why) => {
+                    self.network.take_route_back(binding.prefix).await;
+                    self.lost.extend(dhcpv6::Server::is_news(*why).then(|| binding.clone()));
+                }
             }
         }
         let now = self.started.elapsed();
@@ -439,6 +454,8 @@ impl Control {
             self.queries.settled(&settled.acted);
         }
         office.answer(settled);
+        // They are told when nothing is routed to them any more.
+        self.tell_losers();
     }
 
     /// One line for each listener, and which rung was taken.

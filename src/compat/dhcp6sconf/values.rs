@@ -54,7 +54,12 @@ impl FromStr for Duid {
             let digits = pair.len() == 2 && pair.bytes().all(|octet| octet.is_ascii_hexdigit());
             digits.then(|| u8::from_str_radix(pair, 16).ok()).flatten()
         };
-        let octets: Option<Vec<u8>> = text.split(':').map(pair).collect();
+        // With colons, as everybody writes it; without, as some logs have it.
+        let octets: Option<Vec<u8>> = if text.contains(':') || text.is_empty() {
+            text.split(':').map(pair).collect()
+        } else {
+            text.as_bytes().chunks(2).map(|two| pair(std::str::from_utf8(two).ok()?)).collect()
+        };
         Self::new(octets.ok_or(DuidError::Form)?)
     }
 }
@@ -173,7 +178,8 @@ mod tests {
     fn duids_are_pairs() {
         let duid: Duid = "00:01:AB".parse().unwrap();
         assert_eq!((duid.octets(), duid.to_string()), (&[0, 1, 0xab][..], "00:01:ab".to_owned()));
-        for wrong in ["", "0", "00:1", "00:01:", ":00", "0001", "00-01", "00:0g", "+1:00"] {
+        assert_eq!("0001aB".parse::<Duid>().unwrap(), duid);
+        for wrong in ["", "0", "000", "00:1", "00:01:", ":00", "00:0102", "00-01", "00:0g", "000g", "+1:00"] {
             assert_eq!(wrong.parse::<Duid>(), Err(DuidError::Form), "{wrong}");
         }
         assert_eq!(Duid::new(vec![0; 131]), Err(DuidError::Len(131)));

@@ -60,6 +60,7 @@ fn wish(client: u8, kind: BindKind, number: u32) -> BindWish {
         key: BindKey { tunnel: "vs0".into(), client: [0, client][..].into(), kind, number },
         user: None,
         fixed: Vec::new(),
+        on_link: Vec::new(),
         reserved: Vec::new(),
         only_fixed: false,
         hints: Vec::new(),
