@@ -275,13 +275,27 @@ fn the_readme_s_commands_exist() {
 }
 
 #[test]
-fn the_readme_s_configurations_are_valid() {
+fn configurations_on_pages_are_valid() {
+    for (name, least) in [("README.md", 4), ("docs/dhcpv6.md", 3)] {
+        let text = page(name);
+        let all = blocks(&text, "toml");
+        assert!(all.len() >= least, "{name}: {} blocks", all.len());
+        for block in all {
+            let config = Config::parse(name, block).unwrap_or_else(|mistakes| panic!("{mistakes}\n{block}"));
+            assert_eq!(config.doubts(), Vec::<String>::new(), "{block}");
+        }
+    }
+}
+
+/// What is to be put behind another file works there.
+#[test]
+fn the_readme_s_pool_fits_its_router() {
     let text = page("README.md");
     let all = blocks(&text, "toml");
-    assert!(all.len() >= 3, "{} blocks", all.len());
-    for block in all {
-        Config::parse("README.md", block).unwrap_or_else(|mistakes| panic!("{mistakes}\n{block}"));
-    }
+    let pool = all.iter().find(|block| block.contains("[[pool]]")).unwrap();
+    let whole = format!("{}\n{pool}", all[0]);
+    let config = Config::parse("README.md", &whole).unwrap_or_else(|mistakes| panic!("{mistakes}\n{whole}"));
+    assert!(config.dhcpv6.is_some() && config.doubts().is_empty());
 }
 
 #[test]

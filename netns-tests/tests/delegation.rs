@@ -461,6 +461,86 @@ fn a_prefix_that_the_server_takes_back_is_replaced_at_once() {
     server.stop();
 }
 
+/// RFC: V35 (RFC 8415 section 18.3.11)
+#[test]
+fn what_a_pool_or_an_operator_takes_is_replaced_at_once() {
+    let Some((rig, h)) = rig("delegation: another pool, kick, and reconfigure after all is lost") else {
+        return;
+    };
+    let first = static_server(&rig);
+    let second = first.replace("fd00:2:4000::/36", "fd00:2:5000::/36");
+    let server = Router::start(&rig.lab, &rig.s, &first);
+    let client = connect(&rig, &["--config", &static_config(&rig), "--pd", "--pd-to", "c1"]);
+    given(&rig, &client, "fd00:2:4");
+    assert!(server.reload(&second).ok);
+    let router = given(&rig, &client, "fd00:2:5");
+    assert_eq!(address(&rig, "c1", "fd00:2:4"), None);
+    let host = settle(&h, &router);
+    reach(&rig, &h, &host);
+    let told = |n: u64| {
+        wait_for("the client to be told", PATIENCE, || {
+            let counts = &server.status()["dhcpv6"];
+            ((&counts["reconfigure"], &counts["reconfigure_heard"]) == (&n.into(), &n.into())).then_some(())
+        });
+    };
+    told(1);
+    let order = |words: &str| {
+        rig.s.run(&format!("{} {words} --socket {}", program().display(), server.socket().display()))
+    };
+    let kick = format!("kick {}", delegated(&router));
+    let said = order(&kick);
+    assert!(said.contains("ended: 1") && said.contains("its client is told"), "{said}");
+    told(2);
+    wait_for("it to ask again", PATIENCE, || (bindings(&server) == 1).then_some(()));
+    reach(&rig, &h, &host);
+    // One that hears nothing for a while, and has lost all that it had.
+    client.job.signal(Signal::SIGSTOP);
+    order(&kick);
+    wait_for("it to have nothing", PATIENCE, || (bindings(&server) == 0).then_some(()));
+    let said = order("reconfigure c");
+    assert!(said.contains("told: 1"), "{said}");
+    client.job.signal(Signal::SIGCONT);
+    wait_for("it to ask again", PATIENCE, || (bindings(&server) == 1).then_some(()));
+    let said = order("reconfigure c");
+    assert!(said.contains("told: 1"), "it is one client: {said}");
+    // Where nobody may be told, the operator is.
+    assert!(server.reload(&second.replace("[dhcpv6]", "[dhcpv6]\nreconfigure = false")).ok);
+    let said = order(&kick);
+    assert!(said.contains("goes on believing") && said.contains("at the latest"), "{said}");
+    client.job.end(Signal::SIGKILL, PATIENCE);
+    server.stop();
+}
+
+/// A tunnel that leads to a /64, in which the client's end has its address, as README has it.
+#[test]
+fn the_tunnel_s_own_link_is_delegated_only_where_nothing_else_is_and_is_put_on_no_other() {
+    let Some((rig, h)) = rig("delegation: the tunnel's own /64") else { return };
+    let link = "prefixes = [\"fd00:2:c::/64\"]\n[store]";
+    let with = static_server(&rig).replace("[store]", link);
+    let without = with.replace("[[pool]]\nprefix = \"fd00:2:4000::/36\"\nassign = 56\n", "");
+    let server = Router::start(&rig.lab, &rig.s, &with);
+    let text = fs::read_to_string(static_config(&rig)).unwrap_or_else(|why| panic!("{why}"));
+    let text = text.replace("tun = \"six0\"", "tun = \"six0\"\naddress = [\"fd00:2:c::2/64\"]");
+    let config = rig.lab.write("client.toml", &text).to_string_lossy().into_owned();
+    let client = connect(&rig, &["--config", &config, "--pd", "--pd-to", "c1"]);
+    let router = given(&rig, &client, "fd00:2:4");
+    let host = settle(&h, &router);
+    reach(&rig, &h, &host);
+    client.stop();
+    // Nothing else is there: both ends say so, and the link stays where it is.
+    assert!(server.reload(&without).ok);
+    let client = connect(&rig, &["--config", &config, "--pd", "--pd-to", "c1"]);
+    client.says("nothing is put on c1");
+    client.says("a /56 was asked for, and fd00:2:c::/64 is smaller");
+    assert!(server.log().contains("fd00:2:c::/64 is delegated in tunnel 'c'"), "{}", server.log());
+    assert_eq!(address(&rig, "c1", "fd00:2:"), None);
+    let leads = rig.c.run("ip -6 route show fd00:2:c::/64");
+    assert!(leads.contains("dev six0") && !leads.contains("unreachable"), "{leads}");
+    rig.c.run(&format!("ping -n -c 1 -W 2 -I fd00:2:c::2 {U6}"));
+    client.stop();
+    server.stop();
+}
+
 /// RFC: V73 (RFC 8415 section 18.2.6)
 #[test]
 fn information_alone_is_told_to_the_script() {

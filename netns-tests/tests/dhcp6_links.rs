@@ -235,6 +235,58 @@ fn two_links_are_served_beside_the_tunnels() {
     server.stop();
 }
 
+/// A router does not wait for interfaces that come late: a USB adapter, a VLAN, whatever the boot has not made yet.
+#[test]
+fn interfaces_that_come_late_are_served_when_they_come() {
+    let Some(links) = Links::new_or_skip("DHCPv6 on links that are not there at the start") else { return };
+    let s = &links.s;
+    for (device, away) in [("s2", "x2"), ("s3", "x3")] {
+        s.run(&format!("ip link set {device} down; ip link set {device} name {away}"));
+    }
+    let (conf, store) = (links.conf(""), links.lab.path("store.db"));
+    let config = Links::router(&conf, &store);
+    let file = links.lab.write("late.toml", &config);
+    let check = || s.run(&format!("{} check {}", program().display(), file.display()));
+    let said = check();
+    assert!(
+        said.contains("there is no 's2' here now") && said.contains("there is no 's3' here now"),
+        "{said}"
+    );
+    let alone = s.attempt(&format!("{} dhcp6s -f -c {} s2", program().display(), conf.display()));
+    assert!(!alone.ok && alone.text.contains("there is no interface 's2'"), "{}", alone.text);
+    let server = Router::start(&links.lab, s, &config);
+    let shown = || s.run(&format!("{} status --socket {}", program().display(), server.socket().display()));
+    assert!(shown().contains("DHCPv6     s2: no such interface yet"), "{}", shown());
+    assert!(server.reload(&config).ok, "{}", server.log());
+    let mut asked = Vec::new();
+    for (space, device, n, leases) in [(&links.a, "a0", 2, 2), (&links.b, "b0", 3, 4)] {
+        s.run(&format!(
+            "ip link set x{n} name s{n}; ip link set s{n} up; ip addr add fd00:{n}::1/64 dev s{n} nodad"
+        ));
+        link_local(s, &format!("s{n}"));
+        wait_for("it to be served", PATIENCE, || {
+            shown().contains(&format!("DHCPv6     s{n}: 0 leases")).then_some(())
+        });
+        let (addr, prefix) = Asker::on(space, device, 546, n).ask();
+        assert!(addr.to_string().starts_with(&format!("fd00:{n}::1")), "{addr}");
+        let route = route(s, &prefix.to_string());
+        assert!(route.contains("via fe80::") && route.contains(&format!("s{n}")), "{route}");
+        asked.push(prefix);
+        let all: u64 =
+            ["s2", "s3"].iter().filter_map(|l| server.status()["dhcpv6_links"][l]["leases"].as_u64()).sum();
+        assert_eq!(all, leases);
+    }
+    assert!(route(s, "fd00:200::/40").contains("blackhole"));
+    // A file that has nothing for one of them.
+    let text = std::fs::read_to_string(&conf).unwrap_or_default();
+    let text: String =
+        text.lines().filter(|l| !l.starts_with("interface s3")).map(|l| format!("{l}\n")).collect();
+    links.lab.write("dhcp6s.conf", &text);
+    let said = check();
+    assert!(said.contains("gives nobody on 's3'") && !said.contains("on 's2'"), "{said}");
+    server.stop();
+}
+
 /// RFC: V32, V35, V38 (RFC 8415 sections 18.3 and 18.3.11)
 #[test]
 fn dhcp6s_keeps_its_routes_and_tells_its_clients() {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::delegated::{ClientStatus, GivenStatus, HeldStatus};
 use super::status::{BrokerStatus, Offload, PoolStatus, Status, TunnelStatus};
 use super::table::{columns, duration, short};
+use crate::dhcp6s::ABSENT;
 
 /// The screen, line by line.
 pub fn screen(s: &Status) -> Vec<String> {
@@ -96,6 +97,9 @@ fn is_draining(tsp: &BTreeMap<String, u64>) -> bool {
 /// One line for a link that is served by DHCPv6.
 fn link(interface: &str, c: &BTreeMap<String, u64>) -> String {
     let n = |name: &str| c.get(name).copied().unwrap_or_default();
+    if n(ABSENT) > 0 {
+        return format!("DHCPv6     {interface}: no such interface yet; it is served when it comes");
+    }
     let answered = n("advertise") + n("reply");
     format!("DHCPv6     {interface}: {} leases, {answered} answers", n("leases"))
 }

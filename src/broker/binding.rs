@@ -427,7 +427,8 @@ impl Broker {
         let chosen = self.choose_pooled(wish);
         chosen.map(|prefix| (prefix, false)).or_else(|why| {
             // A pool may serve it another time, when it is asked for as something new.
-            let waits = wish.only_fixed && self.has_networks();
+            let is_of_networks = |pool: &Pool| matches!(pool.kind, PoolKind::Networks(_));
+            let waits = wish.only_fixed && self.terms.pools.iter().any(is_of_networks);
             let link = if waits { None } else { self.choose_fixed(wish, |_| true) };
             link.map(|prefix| (prefix, true)).ok_or(why)
         })
@@ -441,10 +442,6 @@ impl Broker {
             BindKind::Address => self.choose_address(wish),
             BindKind::Prefix => self.choose_delegation(wish),
         }
-    }
-
-    fn has_networks(&self) -> bool {
-        self.terms.pools.iter().any(|pool| matches!(pool.kind, PoolKind::Networks(_)))
     }
 
     /// What is set aside for the tunnel, its account or the client, is nobody else's now, and `may` be given.
@@ -745,7 +742,10 @@ mod tests {
         assert_eq!(pooled.prefix_len(), 56, "a pool serves it");
         assert_eq!(given(&mut full, &asked(2, &[link], &[link])), Some(link), "it asks for just that");
         full.unbind(Time(0), link, End::Released);
-        assert_eq!(given(&mut full, &asked(2, &[link, p("2001:db8:2::/60")], &[])), Some(p("2001:db8:2::/60")));
+        assert_eq!(
+            given(&mut full, &asked(2, &[link, p("2001:db8:2::/60")], &[])),
+            Some(p("2001:db8:2::/60"))
+        );
         let only = |number| BindWish { only_fixed: true, ..asked(number, &[link], &[]) };
         assert_eq!(given(&mut full, &only(3)), None, "it is to ask anew, and a pool serves it");
         for number in 4..7 {

@@ -6,8 +6,11 @@ use clap::Args;
 use sixway_dataplane::update::Outer;
 
 use super::print_line;
+use crate::compat::dhcp6sconf::{ServerConf, Surroundings};
+use crate::config::dhcpv6::Links;
 use crate::config::{Config, Forwarding};
 use crate::dhcp6s::files::Files;
+use crate::dhcp6s::here::Here;
 use crate::dhcp6s::plan;
 
 /// Arguments of `sixway check`.
@@ -25,9 +28,11 @@ pub struct CheckArgs {
 pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let file = args.config.as_ref().unwrap_or(&args.file);
     let config = Config::load(file)?;
+    let mut notes = config.doubts();
     if let Some(links) = &config.links {
-        let conf = Files::new(&links.config).read()?;
+        let conf = Files::new(&links.config).expecting(&links.interfaces).read()?;
         plan::check(&conf, &config.given_out())?;
+        notes.extend(on_links(links, &conf));
     }
     print_line(&format!("{}: ok", file.display()));
     print_line(&format!("  TUN device    {}", config.router.tun));
@@ -64,7 +69,22 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
         }
     }
     print_line(&format!("  admin socket  {}", config.admin.socket.display()));
+    notes.iter().for_each(|note| print_line(&format!("  note          {note}")));
     Ok(())
+}
+
+/// Interfaces that are not there now, and those on which nobody is given anything.
+fn on_links(links: &Links, conf: &ServerConf) -> Vec<String> {
+    let absent = links.interfaces.iter().filter(|name| !Here.has_interface(name));
+    let absent = absent.map(|name| {
+        format!("[dhcpv6] interfaces: there is no '{name}' here now (`ip link` names all); it is served when it comes")
+    });
+    let idle = links.interfaces.iter().filter(|name| conf.gives_nobody(name));
+    let file = links.config.display();
+    let idle = idle.map(|name| {
+        format!("[dhcpv6] interfaces: {file} gives nobody on '{name}' an address or a prefix; `interface {name} {{ ... }};` does")
+    });
+    absent.chain(idle).collect()
 }
 
 /// Whether it is received, and who needs it.

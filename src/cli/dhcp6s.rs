@@ -173,6 +173,7 @@ fn start(args: &Dhcp6sArgs) -> anyhow::Result<Start> {
     let absolute = |file: &Path| std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     Ok(Start {
         interfaces: vec![args.interface.clone()],
+        waits: false,
         files,
         conf,
         dns: args.name_server.clone(),

@@ -61,8 +61,7 @@ pub struct LeaseQueryArgs {
 struct Client(Vec<u8>);
 
 fn parse_client(text: &str) -> Result<Client, String> {
-    let next =
-        "it is no DUID; write pairs of hexadecimal digits, with colons or without, as in 00:03:00:01:02:00:00:00:53:02";
+    let next = "it is no DUID; write pairs of hexadecimal digits, with colons or without, as in 00:03:00:01:02:00:00:00:53:02";
     parse_duid(text).map(Client).ok_or_else(|| next.to_owned())
 }
 

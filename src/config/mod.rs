@@ -19,6 +19,7 @@ mod broker;
 mod care;
 mod check;
 pub mod dhcpv6;
+mod doubts;
 mod dtcp;
 mod schema;
 mod sections;

@@ -351,8 +351,11 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_delegated_is_put_where_it_is_wanted_and_the_rest_leads_nowhere() {
-        let plan =
-            wish(&["eth1", "eth2:2", "eth3:999"]).plan(&lease("2001:db8:200::/56"), &[], Duration::from_secs(100));
+        let plan = wish(&["eth1", "eth2:2", "eth3:999"]).plan(
+            &lease("2001:db8:200::/56"),
+            &[],
+            Duration::from_secs(100),
+        );
         let shown: Vec<String> = plan
             .addresses
             .iter()
@@ -376,7 +379,11 @@ pub(super) mod tests {
         let plan = wish(&["eth1", "eth2:2"]).plan(&lease("2001:db8:200::/56"), &[tun], now);
         let places: Vec<&str> = plan.addresses.iter().map(|placed| placed.interface.as_str()).collect();
         assert_eq!((places, plan.black_holes.len()), (vec!["six0", "eth2"], 1));
-        assert!(plan.notes.len() == 1 && plan.notes[0].contains("nothing is put on eth1"), "{:?}", plan.notes);
+        assert!(
+            plan.notes.len() == 1 && plan.notes[0].contains("nothing is put on eth1"),
+            "{:?}",
+            plan.notes
+        );
         let whole = wish(&["eth1"]).plan(&lease("2001:db8:200::/64"), &[tun], now);
         assert_eq!((whole.addresses.len(), whole.black_holes.len(), whole.notes.len()), (1, 0, 2));
         assert!(whole.notes[0].contains("a /56 was asked for, and 2001:db8:200::/64 is smaller"));

@@ -12,6 +12,7 @@ use sixway_dataplane::update::Ipv6Prefix;
 use super::plan::{Event, Life, Plan, Wish};
 use super::report::{Absent, Given};
 use crate::dhcpv6::client::Lease;
+use crate::dhcpv6::codec::IaKind;
 use crate::link::device::Found;
 use crate::link::pace::Pace;
 use crate::link::{Links, Outcome};
@@ -93,13 +94,13 @@ impl State {
     }
 
     fn tell(&mut self, event: Event, plan: &Plan) {
-        let shown =
-            |prefixes: &[Ipv6Prefix]| prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let held = self.lease.held.iter().filter(|held| held.kind == IaKind::Prefix);
+        let held = held.map(|held| held.prefix.to_string()).collect::<Vec<_>>().join(", ");
         match event {
             Event::Up | Event::Changed => {
-                tracing::info!(event = "delegated", "delegated: {}", shown(&plan.black_holes));
+                tracing::info!(event = "delegated", "delegated: {held}");
             }
-            Event::Renewed => tracing::debug!(event = "renewed", "renewed: {}", shown(&plan.black_holes)),
+            Event::Renewed => tracing::debug!(event = "renewed", "renewed: {held}"),
             Event::Informed => tracing::debug!(event = "informed", "name servers and the like have changed"),
             Event::Down => tracing::info!(event = "undelegated", "what was delegated is gone"),
         }
@@ -212,7 +213,7 @@ impl State {
         }
         // Who cannot look now looks again soon.
         let Ok(found) = self.links.ipv6_addresses().await else { return };
-        let plan = self.wish.plan(&self.lease, now);
+        let plan = self.wish.plan(&self.lease, &on_link(&self.wish.tun), now);
         let keys: Vec<Key> = self.addresses.keys().cloned().collect();
         let mut missing = Vec::new();
         self.is_pending = false;

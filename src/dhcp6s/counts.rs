@@ -9,6 +9,9 @@ use crate::dhcp6ctl::server::Control;
 /// What is counted beside what a session counts, by name.
 pub const LINK_COUNTS: [&str; 4] = ["unsent", "unrouted", "looks", "leases"];
 
+/// Whether an interface is not there yet: nothing else is counted there.
+pub const ABSENT: &str = "absent";
+
 impl Server {
     /// What has happened, by name: messages, answers, what was not answered and why, and commands. Of all links together.
     pub fn counts(&self) -> BTreeMap<String, u64> {
@@ -36,7 +39,8 @@ impl Server {
             let all = counts_of(port).chain(self.own_counts(port.unsent(), here));
             (port.name.clone(), all.collect())
         };
-        self.ports.iter().map(of).collect()
+        let absent = self.absent.iter().map(|name| (name.clone(), BTreeMap::from([(ABSENT.to_owned(), 1)])));
+        self.ports.iter().map(of).chain(absent).collect()
     }
 
     /// Puts into the log what has happened, as far as anything has.

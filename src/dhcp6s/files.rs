@@ -18,11 +18,14 @@ pub struct Files {
     folder: PathBuf,
     /// What was included the last time, as it is named there.
     included: BTreeSet<String>,
+    /// Interfaces that may be named though they are not there yet.
+    expected: BTreeSet<String>,
 }
 
 /// This host with the files as they are found from one folder.
 struct Around<'a> {
     folder: &'a Path,
+    expected: &'a BTreeSet<String>,
     read: RefCell<BTreeSet<String>>,
     missing: RefCell<Vec<String>>,
 }
@@ -38,7 +41,7 @@ impl Surroundings for Around<'_> {
     }
 
     fn has_interface(&self, name: &str) -> bool {
-        Here.has_interface(name)
+        self.expected.contains(name) || Here.has_interface(name)
     }
 
     fn now(&self) -> u64 {
@@ -62,7 +65,18 @@ impl Files {
     }
 
     fn within(folder: &Path, file: &Path) -> Self {
-        Self { file: folder.join(file), folder: folder.to_owned(), included: BTreeSet::new() }
+        Self {
+            file: folder.join(file),
+            folder: folder.to_owned(),
+            included: BTreeSet::new(),
+            expected: BTreeSet::new(),
+        }
+    }
+
+    /// The same, and these interfaces may be named though they are not there yet.
+    #[must_use]
+    pub fn expecting(self, interfaces: &[String]) -> Self {
+        Self { expected: interfaces.iter().cloned().collect(), ..self }
     }
 
     /// The configuration file itself.
@@ -79,7 +93,7 @@ impl Files {
         let name = self.file.display().to_string();
         let text = here::read(&self.file).with_context(|| format!("cannot read {name}"))?;
         let (read, missing) = (RefCell::default(), RefCell::default());
-        let around = Around { folder: &self.folder, read, missing };
+        let around = Around { folder: &self.folder, expected: &self.expected, read, missing };
         let loaded = load(&name, &text, &around).map_err(|wrong| {
             let all: Vec<String> = wrong.iter().map(ToString::to_string).collect();
             anyhow!(all.join("\n"))

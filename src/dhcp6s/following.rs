@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::plan::Site;
+use super::port::Port;
 use super::routes::way;
-use super::{LOOK, Server, here};
+use super::{LOOK, Server, here, keys_of};
 use crate::link::watch::News;
 
 /// Looking at many takes one part in so many of the time, at most.
@@ -21,7 +22,10 @@ impl Server {
     /// Interfaces and routes are looked at soon, when something has happened to ours that was not our doing.
     pub(super) fn hear(&mut self, news: &News) {
         let touches = match news {
-            News::Link { index, name } => self.ports.iter().any(|port| port.is(*index, name.as_deref())),
+            News::Link { index, name } => {
+                let is_new = name.as_ref().is_some_and(|name| self.absent.iter().any(|one| **one == **name));
+                is_new || self.ports.iter().any(|port| port.is(*index, name.as_deref()))
+            }
             News::Unled(prefix, via) => self.shelf.get(*prefix).and_then(way) == Some(*via),
         };
         if touches {
@@ -33,6 +37,7 @@ impl Server {
     pub(super) async fn follow_links(&mut self) {
         let begin = Instant::now();
         self.looks += 1;
+        self.take_up_absent().await;
         for port in &mut self.ports {
             port.look().await;
         }
@@ -43,6 +48,34 @@ impl Server {
         self.route_all().await;
         let (took, now) = (begin.elapsed(), Instant::now());
         (self.due, self.earliest) = (now + LOOK.max(took * SHARE), now + LOOK.min(took * NEWS_SHARE));
+    }
+
+    /// Serves interfaces that have come.
+    async fn take_up_absent(&mut self) {
+        for name in std::mem::take(&mut self.absent) {
+            if here::index(&name).is_none() {
+                self.absent.push(name);
+                continue;
+            }
+            match Port::open(&name, &self.start.conf, &self.duid, &keys_of(&self.start, &name)).await {
+                Ok(port) => {
+                    tracing::info!(event = "served", interface = name, "the interface has come");
+                    self.take_in(port);
+                }
+                Err(why) => {
+                    tracing::warn!("{why:#}; this is tried again");
+                    self.absent.push(name);
+                }
+            }
+        }
+    }
+
+    /// Answers that wait for the host itself have the number behind the last link, which is another one now.
+    fn take_in(&mut self, port: Port) {
+        let behind = self.ports.len();
+        let waiting = self.collected.iter_mut().chain(self.writing.iter_mut().flatten());
+        waiting.filter(|letter| letter.port == behind).for_each(|letter| letter.port += 1);
+        self.ports.push(port);
     }
 
     /// The links as they are now. One that has no address at the moment is as it was: it is down, and will come again.

@@ -40,11 +40,12 @@ impl Front {
         store: &Path,
         elsewhere: &Elsewhere,
     ) -> anyhow::Result<Self> {
-        let mut files = Files::new(file);
+        let mut files = Files::new(file).expecting(interfaces);
         let conf = files.read()?;
         plan::check(&conf, elsewhere)?;
         let start = Start {
             interfaces: interfaces.to_owned(),
+            waits: true,
             files,
             conf,
             dns: Vec::new(),

@@ -54,7 +54,7 @@ use self::backlog::Backlog;
 pub use self::changes::only_one_says_dns;
 use self::changes::put_dns;
 use self::clock::Epoch;
-pub use self::counts::LINK_COUNTS;
+pub use self::counts::{ABSENT, LINK_COUNTS};
 use self::files::Files;
 use self::here::{now, uptime};
 use self::ledger::Ledger;
@@ -91,6 +91,8 @@ const LOOK: Duration = Duration::from_secs(30);
 pub struct Start {
     /// The interfaces, at least one.
     pub interfaces: Vec<String>,
+    /// Whether those that are not there are waited for; else that is an error.
+    pub waits: bool,
     /// The configuration's files, for reloads.
     pub files: Files,
     /// What it says.
@@ -111,6 +113,8 @@ pub struct Server {
     start: Start,
     duid: Duid,
     ports: Vec<Port>,
+    /// Interfaces that were not there yet.
+    absent: Vec<String>,
     /// Where lease queries of this host itself are heard; its letters are of the port behind the last.
     ear: Option<LinkSocket>,
     shelf: Shelf,
@@ -221,11 +225,14 @@ impl Server {
     pub async fn open(mut start: Start) -> anyhow::Result<Self> {
         let duid = here::own_duid(&start.duid)?;
         put_dns(&mut start);
-        let mut ports = Vec::new();
+        let (mut ports, mut absent) = (Vec::new(), Vec::new());
         for name in &start.interfaces {
-            let only = start.interfaces.len() == 1;
-            let keys = if only { "keys".to_owned() } else { format!("{name}.keys") };
-            ports.push(Port::open(name, &start.conf, &duid, &start.leases.with_extension(keys)).await?);
+            if start.waits && here::index(name).is_none() {
+                tracing::warn!("there is no interface '{name}' yet; DHCPv6 is served there when it comes");
+                absent.push(name.clone());
+                continue;
+            }
+            ports.push(Port::open(name, &start.conf, &duid, &keys_of(&start, name)).await?);
         }
         let mut ledger = Ledger::open(&start.leases, (&here::boot(), uptime(), now()))?;
         let first = start.interfaces.first().map_or("", String::as_str);
@@ -244,6 +251,7 @@ impl Server {
             start,
             duid,
             ports,
+            absent,
             ear: None,
             shelf,
             scribe,
@@ -355,12 +363,18 @@ impl Server {
         let room = unsent.map(|(n, socket)| async move { socket.writable().await.map(|()| n) });
         let mut room: FuturesUnordered<_> = room.collect();
         let in_turn = ports.iter().cycle().skip(first).take(ports.len());
-        let readable = in_turn.map(|port| Box::pin(port.socket.readable()));
+        let readable: Vec<_> = in_turn.map(|port| Box::pin(port.socket.readable())).collect();
+        let served = readable.len();
+        // There may be no link yet.
+        let readable = async {
+            match served {
+                0 => std::future::pending().await,
+                _ => futures_util::future::select_all(readable).await,
+            }
+        };
         tokio::select! {
             done = scribe.done() => done.map_or(Event::Broken, Event::Written),
-            (Ok(()), nth, _) = futures_util::future::select_all(readable), if !is_full => {
-                Event::Message((first + nth) % ports.len())
-            }
+            (Ok(()), nth, _) = readable, if !is_full => Event::Message((first + nth) % served.max(1)),
             Ok(()) = ear::hears(ear.as_ref()), if !is_full => Event::Query,
             Some(Ok(n)) = room.next() => Event::Room(n),
             Some(Ordered { order, done }) = ordered => Event::Order(order, done),
@@ -508,6 +522,12 @@ impl Server {
         }
         self.scribe.close();
     }
+}
+
+/// The file of what messages on a link are proved with.
+fn keys_of(start: &Start, name: &str) -> PathBuf {
+    let only = start.interfaces.len() == 1;
+    start.leases.with_extension(if only { "keys".to_owned() } else { format!("{name}.keys") })
 }
 
 type Listening = (Option<Control>, Option<mpsc::Receiver<Ordered>>);

@@ -22,6 +22,7 @@ use super::post::{Letter, Post, fragments};
 use super::session::{Answer, Origin, Session, Terms};
 use super::telling::{Bound, Evicted, Loss};
 use crate::broker::{BindKey, Binding, Broker, End, Time, UserName};
+use crate::config::TunnelConfig;
 use crate::nd::server::link_local;
 use crate::office::Office;
 use crate::registry::{Live, Registry};
@@ -204,7 +205,7 @@ impl Server {
             return Vec::new();
         }
         let user: Option<UserName> = live.lease.and_then(|lease| office.broker().user_of(lease)).cloned();
-        let fixed = fixed(live);
+        let fixed = fixed(&live.config);
         let is_unicast = datagram.destination != ALL_SERVERS;
         let from = Some(datagram.source);
         let origin = Origin {
@@ -322,7 +323,7 @@ impl Server {
         let own = account.is_some_and(|account| account.prefixes.contains(&binding.prefix));
         let here = |name: &Option<Box<str>>| name.as_ref().is_none_or(|name| **name == *binding.key.tunnel);
         let by_duid = self.terms.reserved.get(&*binding.key.client).into_iter().flatten();
-        own || fixed(live).contains(&binding.prefix)
+        own || fixed(&live.config).contains(&binding.prefix)
             || by_duid.filter(|set| here(&set.tunnel)).any(|set| set.prefixes.contains(&binding.prefix))
     }
 
@@ -355,10 +356,10 @@ fn clock() -> (u64, u32) {
 }
 
 /// What a tunnel itself has to give to clients inside it: its networks, but not what is on the link, and its addresses.
-fn fixed(live: &Live) -> Vec<Ipv6Prefix> {
-    let on_link = &live.config.ra.prefix;
+pub fn fixed(tunnel: &TunnelConfig) -> Vec<Ipv6Prefix> {
+    let on_link = &tunnel.ra.prefix;
     let may = |p: &&Ipv6Prefix| matches!(p.prefix_len(), 1..=64 | 128) && !on_link.contains(p);
-    live.config.prefixes.iter().filter(may).copied().collect()
+    tunnel.prefixes.iter().filter(may).copied().collect()
 }
 
 /// The server's DUID out of this file, which is made with a random one (DUID-UUID, RFC 6355) where there is none. It is on

@@ -542,7 +542,7 @@ impl Session {
 
 /// What of a tunnel's own prefixes is likely to be its link, where the client's end has its address: those of 64 bits, unless the
 /// tunnel has an address by itself, which is the client's then.
-pub(crate) fn likely_link(own: &[Ipv6Prefix]) -> Vec<Ipv6Prefix> {
+pub fn likely_link(own: &[Ipv6Prefix]) -> Vec<Ipv6Prefix> {
     if own.iter().any(|prefix| prefix.prefix_len() == 128) {
         return Vec::new();
     }

@@ -60,7 +60,7 @@ impl Session {
         if !self.audience.bereave(uptime, &who, Some(place.clone()), lasts, most) {
             self.count("reconfigure_unlisted");
         }
-        self.call(now, who, &place, MessageType::Renew);
+        self.call(now, who, place, MessageType::Renew);
         true
     }
 

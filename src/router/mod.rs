@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use sixway_dataplane::counters::CounterReader;
@@ -24,12 +23,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::admin::server::AdminSocket;
 use crate::advice::kernel_tunnels;
 use crate::allowance;
-use crate::broker::{Binding, End};
+use crate::broker::Binding;
 use crate::churn::Churn;
 use crate::config::{self, Config};
 use crate::delegation::line::Port;
 use crate::dhcp6s::front::Front as LinkServers;
-use crate::dhcpv6::keep::RingFile;
 use crate::dhcpv6::server as dhcpv6;
 use crate::dtcp::front::Front;
 use crate::endpoint::session::Prober;
@@ -44,6 +42,7 @@ use crate::tsp;
 use crate::watch::Watchers;
 
 mod answers;
+mod bindings;
 mod device;
 mod handle;
 mod holdings;
@@ -281,6 +280,7 @@ impl Control {
         for note in self.network.apply(&self.config).await? {
             tracing::warn!("{note}");
         }
+        self.config.doubts().iter().for_each(|doubt| tracing::warn!("{doubt}"));
         // Leases that have outlived the process before forward again before anybody hears of this one.
         self.settle_all().await;
         self.serve_dhcpv6()?;
@@ -318,63 +318,6 @@ impl Control {
         let server = tsp::server::Server::start(config, office.desk(), injector, proto41, rand::random())?;
         self.dispatch.tsp = Some(server);
         Ok(())
-    }
-
-    /// Opens, changes or closes the DHCPv6 server as the configuration says.
-    fn serve_dhcpv6(&mut self) -> anyhow::Result<()> {
-        match (&self.config.dhcpv6, &mut self.dhcpv6) {
-            (Some(terms), Some(server)) => {
-                server.configure(terms.clone());
-                server.leave_gone(&self.registry);
-            }
-            (Some(terms), None) => {
-                let path = self.config.store.path.with_extension("duid");
-                let duid = dhcpv6::own_duid(&path, rand::random())
-                    .with_context(|| format!("cannot keep the server's DUID in {}", path.display()))?;
-                let terms = crate::dhcpv6::session::Terms { duid, ..terms.clone() };
-                let keys = self.config.store.path.with_extension("keys");
-                let ring = RingFile::open(&keys, rand::random())
-                    .with_context(|| format!("cannot keep Reconfigure keys in {}", keys.display()))?;
-                let mut server = dhcpv6::Server::new(terms, rand::random());
-                server.trust(ring);
-                self.dhcpv6 = Some(server);
-            }
-            (None, _) => self.dhcpv6 = None,
-        }
-        self.withdraw_bindings();
-        self.serve_queries();
-        Ok(())
-    }
-
-    /// Ends bindings of what the configuration and the accounts do not give any more.
-    fn withdraw_bindings(&mut self) {
-        let Some(office) = &mut self.office else { return };
-        let (server, registry, broker) = (&self.dhcpv6, &self.registry, office.broker());
-        let gives = |b: &_| server.as_ref().is_some_and(|server| server.still_gives(registry, broker, b));
-        let gone: Vec<_> = broker.bindings().filter(|b| !gives(b)).map(|b| b.prefix).collect();
-        for prefix in gone {
-            office.unbind(prefix, End::Withdrawn);
-        }
-        if let Some(server) = &mut self.dhcpv6 {
-            server.tell_news(office.broker(), self.started.elapsed());
-        }
-        self.tell_losers();
-    }
-
-    /// Has those asked to ask anew who have lost something. What an earlier process has given and the configuration gives no
-    /// more is lost before there is a server; where there is none, nobody can be told.
-    fn tell_losers(&mut self) {
-        let (Some(server), Some(office)) = (&mut self.dhcpv6, &self.office) else { return };
-        let lost = std::mem::take(&mut self.lost);
-        server.tell_losers(&self.registry, &lost, self.started.elapsed(), office.now());
-    }
-
-    /// Sends the Reconfigure messages that are due.
-    fn call_clients(&mut self) {
-        let Some(server) = &mut self.dhcpv6 else { return };
-        for (id, packet) in server.poll_calls(&self.registry, self.started.elapsed()) {
-            self.dispatch.send(id, packet);
-        }
     }
 
     /// Whether it is a DHCPv6 message, which is dealt with then.

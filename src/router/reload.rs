@@ -16,6 +16,7 @@ impl Control {
         let Some(reread) = &self.reread else { anyhow::bail!("this instance was not started from a file") };
         let mut wanted = (reread.read)(&reread.file)?;
         let mut notes = keep_what_needs_a_restart(&self.config, &mut wanted);
+        notes.extend(wanted.doubts());
         allowance::check(wanted.tunnels.len())?;
         self.check_encapsulations(&wanted)?;
         self.refuse_own_addresses(&wanted)?;

@@ -100,6 +100,19 @@ pub struct ServerConf {
     pub requestors: Vec<Ipv6Prefix>,
 }
 
+impl ServerConf {
+    /// Whether nobody on this interface is given an address or a prefix.
+    pub fn gives_nobody(&self, interface: &str) -> bool {
+        let pools = self.interfaces.get(interface);
+        let has_pools = pools.is_some_and(|one| one.pool.is_some() || !one.prefix_pools.is_empty());
+        let is_given = |host: &Host| {
+            let own = host.prefixes.len() + host.addresses.len() + host.prefix_pools.len();
+            own > 0 || host.pool.is_some()
+        };
+        !has_pools && !self.hosts.iter().any(is_given)
+    }
+}
+
 /// `option` statements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
