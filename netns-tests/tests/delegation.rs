@@ -269,6 +269,10 @@ fn interfaces_that_come_and_go_are_given_their_networks_again() {
     let host = settle(&h, &router);
     reach(&rig, &h, &host);
     client.says("is not on late0: there is no such interface");
+    // A tunnel that has nothing but what is delegated in it is tried as well.
+    let audit = format!("{} audit --socket {}", program().display(), server.socket().display());
+    let audit = rig.s.attempt(&audit).text;
+    assert!(audit.contains("1 tunnel tried") && audit.contains("pass  loops"), "{audit}");
     assert_eq!(absent(&rig, "late0").as_deref(), Some("there is no such interface"));
     let back = |interface: &str, begins: &str| {
         wait_for(&format!("an address on {interface}: {}", client.said()), PATIENCE, || {

@@ -44,6 +44,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 
 /// IPv6 tunnels in userspace: protocol 41 and IPv6-over-UDP, no kernel tunnel driver needed.
@@ -169,7 +170,10 @@ const ONE_CODE: [&str; 2] = ["dhcp6ctl", "dhcp6s"];
 /// The command line taken apart; if that cannot be done, what is expected is said, and the program ends.
 fn understood(words: Vec<OsString>) -> Cli {
     let one_code = words.get(1).is_some_and(|word| ONE_CODE.iter().any(|name| word == name));
-    Cli::try_parse_from(words).unwrap_or_else(|why| {
+    Cli::try_parse_from(&words).unwrap_or_else(|mut why| {
+        if let Some(tip) = apart(&words) {
+            why.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+        }
         if !one_code || !why.use_stderr() {
             why.exit();
         }
@@ -177,6 +181,15 @@ fn understood(words: Vec<OsString>) -> Cli {
         let _unsaid = why.print();
         std::process::exit(1)
     })
+}
+
+/// What to write where a value stands behind a flag that takes it only with `=` between.
+fn apart(words: &[OsString]) -> Option<String> {
+    let pairs = words.windows(2).filter_map(|pair| Some((pair[0].to_str()?, pair[1].to_str()?)));
+    let mut apart = pairs.filter(|(flag, value)| {
+        (*flag == "--pd" && value.parse::<u8>().is_ok()) || (*flag == "--pd-ctl" && value.starts_with('/'))
+    });
+    apart.next().map(|(flag, value)| format!("write {flag}={value}"))
 }
 
 /// The command line with the command in it that the program's name stands for.
@@ -218,6 +231,14 @@ mod tests {
             .map(|w| w.into_string().unwrap())
             .collect();
         all[1..].join(" ")
+    }
+
+    #[test]
+    fn a_value_apart_from_its_flag_is_told_of() {
+        let tip = |line: &str| apart(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(tip("sixway connect dtcp://a@b --pd 56").as_deref(), Some("write --pd=56"));
+        assert_eq!(tip("connect --pd-ctl /etc/key").as_deref(), Some("write --pd-ctl=/etc/key"));
+        assert_eq!((tip("connect --pd tsp://a@b"), tip("connect --pd=56 --pd-to eth1")), (None, None));
     }
 
     #[test]
