@@ -222,6 +222,13 @@ fn a_prefix_outlives_the_tunnel_s_udp_port() {
     // The address that is asked for is the tunnel's own: it is there already, and stays.
     let own = address(&rig, "six0", "fd00:2:f:");
     assert_eq!(pings(&rig.c, U6, 3, ""), 3);
+    // What a leased tunnel has brought to the server's device comes back with it.
+    let lent = || rig.s.attempt("ip -6 -o addr show dev six0 scope global | grep -o 'fd00:2:f:[^ ]*'").text;
+    let before = lent();
+    assert!(before.starts_with("fd00:2:f:"), "{before}");
+    rig.s.run("ip link set six0 down; ip link set six0 up");
+    wait_for("the server's end of the pair", PATIENCE, || (lent() == before).then_some(()));
+    reach(&rig, &h, &host);
     client.job.signal(Signal::SIGHUP);
     client.says_times("the tunnel is up", 2);
     reach(&rig, &h, &host);
