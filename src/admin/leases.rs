@@ -251,7 +251,7 @@ mod tests {
         assert!(!lets(Wish { duid: some("00:03"), ..Wish::default() }));
         assert!(!lets(Wish { on: some("eth2"), ..Wish::default() }));
         for wrong in
-            [Wish { duid: some("0003"), ..Wish::default() }, Wish { prefix: some("x"), ..Wish::default() }]
+            [Wish { duid: some("000"), ..Wish::default() }, Wish { prefix: some("x"), ..Wish::default() }]
         {
             assert!(Sieve::new(&wrong).is_err());
         }
