@@ -19,7 +19,7 @@ use sixway::dhcpv6::auth::Ring;
 use sixway::dhcpv6::codec::{Ia, IaKind, Message, Opt, Packet, Part, Relay, code};
 use sixway::dhcpv6::query::{ClientData, Query, Sought};
 use sixway::dhcpv6::requestor::{Found, Heard, Question};
-use sixway::dhcpv6::session::{Origin, Session};
+use sixway::dhcpv6::session::{Answer, Origin, Session};
 use sixway_dataplane::update::Ipv6Prefix;
 
 const LINK: &str = "vs0";
@@ -668,13 +668,17 @@ fn a_configuration_that_is_not_there_is_told_of() {
 
 /// Asks who has what, from this address.
 fn look_up(lab: &mut Lab, from: &str, sought: Sought, link: Option<&str>) -> Option<Heard> {
+    asked(lab, from, sought, link).map(|(heard, _)| heard)
+}
+
+fn asked(lab: &mut Lab, from: &str, sought: Sought, link: Option<&str>) -> Option<(Heard, Answer)> {
     let query = Query { sought, link: link.map(|link| link.parse().unwrap()), wanted: vec![23, 47] };
     let question = Question { duid: vec![0, 4, 7], xid: [7, 8, 9], query };
     lab.shelf.next(lab.now, LINK, None);
     let from = Some(from.parse().unwrap());
     let origin = Origin { is_unicast: true, from, port: 54_321, ..Origin::of(LINK) };
     let answer = lab.session.handle(&origin, &question.message(), &mut lab.shelf)?;
-    question.hear(&answer.octets)
+    question.hear(&answer.octets).map(|heard| (heard, answer))
 }
 
 const QUERIES: &str = "
@@ -748,6 +752,10 @@ fn who_has_what_on_links_is_told_to_those_whom_the_file_names() {
     let own: Vec<_> = own.values.iter().map(|v| (v.len, v.preferred, v.valid)).collect();
     assert_eq!(own, [(48, u32::MAX, u32::MAX)]);
 
+    // Only what tells of leases waits until they are on the disk; nobody else's questions cost any room.
+    let mut waits = |from: &str, addr: &str| asked(&mut lab, from, by(addr), None).unwrap().1.tells_of_others;
+    assert!(waits("::1", "2001:db8:1111::1") && waits("::1", "2001:db8:53:1::1234"));
+    assert!(!waits("2001:db8:78::1", "2001:db8:1111::1") && !waits("::1", "2001:db8:9999::1"));
     let mut status = |from: &str, addr: &str| look_up(&mut lab, from, by(addr), None).unwrap().status.0;
     assert_eq!(status("::1", "2001:db8:53:1::1234"), Status::Success, "nobody's, but of a link here");
     assert_eq!(status("::1", "2001:db8:8055::1"), Status::Success);

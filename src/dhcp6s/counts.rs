@@ -7,7 +7,7 @@ use super::port::Port;
 use crate::dhcp6ctl::server::Control;
 
 /// What is counted beside what a session counts, by name.
-pub const LINK_COUNTS: [&str; 4] = ["unsent", "unrouted", "looks", "leases"];
+pub const LINK_COUNTS: [&str; 5] = ["unsent", "unrouted", "looks", "leases", "lease_query_left_out"];
 
 /// Whether an interface is not there yet: nothing else is counted there.
 pub const ABSENT: &str = "absent";
@@ -26,7 +26,13 @@ impl Server {
     }
 
     fn own_counts(&self, unsent: u64, leases: usize) -> impl Iterator<Item = (String, u64)> {
-        let own = LINK_COUNTS.into_iter().zip([unsent, self.unrouted, self.looks, leases as u64]);
+        let own = LINK_COUNTS.into_iter().zip([
+            unsent,
+            self.unrouted,
+            self.looks,
+            leases as u64,
+            self.letters.left_out(),
+        ]);
         own.chain([("not_kept", self.not_kept)]).map(|(name, n)| (name.to_owned(), n))
     }
 

@@ -4,9 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use super::here;
+use super::letters::{Disk, Letter};
 use super::socket::{Answer, Inbox, LinkSocket};
-use super::{Letter, Server};
+use super::{Server, here};
 
 /// The interface.
 const LOOPBACK: &str = "lo";
@@ -36,7 +36,8 @@ impl Server {
             Some(Ok(socket)) => self.ear = Some(socket),
             Some(Err(why)) => {
                 tracing::warn!(
-                    "lease queries of this host itself are not heard: {why}; another server may listen on {LOOPBACK}"
+                    "lease queries of this host itself are not heard: {why}; another dhcp6s may run: the first hears those to ::1, \
+                     and answers for its own leases alone; ask others at an address of their links"
                 );
             }
             None => tracing::warn!("lease queries of this host itself are not heard: there is no {LOOPBACK}"),
@@ -62,13 +63,12 @@ impl Server {
 
     /// A letter that tells of what others have leaves when that is on the disk: at once, if all is.
     pub(super) fn hold(&mut self, letter: Letter) -> Option<Letter> {
-        let comes = self.shelf.has_news() || !self.backlog.is_empty();
-        match &mut self.writing {
-            _ if comes => self.collected.push(letter),
-            Some(letters) => letters.push(letter),
-            None => return Some(letter),
-        }
-        None
+        let disk = match () {
+            () if self.backlog.retry().is_some() => Disk::Failing,
+            () if self.shelf.has_news() || !self.backlog.is_empty() => Disk::Behind,
+            () => Disk::Even,
+        };
+        self.letters.hold(letter, disk)
     }
 
     /// Sends the letters that are for this host itself.

@@ -73,7 +73,7 @@ impl Server {
     /// Answers that wait for the host itself have the number behind the last link, which is another one now.
     fn take_in(&mut self, port: Port) {
         let behind = self.ports.len();
-        let waiting = self.collected.iter_mut().chain(self.writing.iter_mut().flatten());
+        let waiting = self.letters.iter_mut();
         waiting.filter(|letter| letter.port == behind).for_each(|letter| letter.port += 1);
         self.ports.push(port);
     }

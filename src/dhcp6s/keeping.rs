@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use sixway_dataplane::update::Ipv6Prefix;
 
+use super::Server;
 use super::backlog::ended;
+use super::letters::Letter;
 use super::routes::{say_all, way};
 use super::scribe::Done;
 use super::shelf::{Change, Lease};
 use super::socket::Answer;
-use super::{Letter, Server};
 use crate::broker::{BindKey, BindKind};
 use crate::dhcpv6::codec::MAX_DUID;
 
@@ -18,18 +19,18 @@ impl Server {
     /// Has written down what has changed, unless something is being written already: then it is written after that.
     pub(super) fn submit(&mut self) {
         self.backlog.collect(&mut self.shelf);
-        if self.writing.is_some() {
+        if self.letters.is_writing() {
             return;
         }
         if let Some(page) = self.backlog.page(&self.shelf, self.began.elapsed(), !self.closing) {
             self.scribe.write(page);
-            self.writing = Some(std::mem::take(&mut self.collected));
+            self.letters.begin();
         }
     }
 
     /// What was written is routed, then told; what could not be is written again, and told to nobody.
     pub(super) async fn written(&mut self, done: Done) {
-        let mut letters = self.writing.take().unwrap_or_default();
+        let mut letters = self.letters.finish();
         let Done { page, kept } = done;
         match kept {
             Ok(so) => {
@@ -60,8 +61,7 @@ impl Server {
                     );
                 }
                 // What has come meanwhile was promised as well.
-                self.not_kept += (letters.len() + self.collected.len()) as u64;
-                self.collected.clear();
+                self.not_kept += (letters.len() + self.letters.drop_behind(0)) as u64;
             }
         }
         self.submit();

@@ -24,6 +24,7 @@ pub mod here;
 pub mod index;
 mod keeping;
 pub mod ledger;
+mod letters;
 pub mod mend;
 pub mod plan;
 mod port;
@@ -58,18 +59,19 @@ pub use self::counts::{ABSENT, LINK_COUNTS};
 use self::files::Files;
 use self::here::{now, uptime};
 use self::ledger::Ledger;
+use self::letters::{Letter, Letters};
 use self::plan::Plan;
 use self::port::Port;
 use self::scribe::{Done, Scribe};
 use self::shelf::Shelf;
-use self::socket::{ALL_SERVERS_OF_SITE, Answer, Arrived, Inbox, LinkSocket};
+use self::socket::{Arrived, Inbox, LinkSocket};
 use crate::admin::leases::{Held, Sieve};
-use crate::broker::{BindKey, BindKind};
+use crate::broker::BindKind;
 use crate::compat::dhcp6sconf::{Duid, ServerConf};
 use crate::dhcp6ctl::codec::{IaKind, Order};
 use crate::dhcp6ctl::server::{Control, Ordered};
 use crate::dhcp6ctl::session::Side;
-use crate::dhcpv6::codec::{ALL_SERVERS, CLIENT_PORT, SERVER_PORT};
+use crate::dhcpv6::codec::{CLIENT_PORT, SERVER_PORT};
 use crate::dhcpv6::session::Origin;
 use crate::dhcpv6::telling::Evicted;
 use crate::link::watch::{News, Watch};
@@ -79,8 +81,6 @@ use crate::link::watch::{News, Watch};
 const TURN: usize = 1024;
 /// Reconfigure messages that are sent together.
 const BATCH: usize = 256;
-/// Answers that wait for the disk; further messages wait in their sockets.
-const MOST_WAITING: usize = 16_384;
 /// How often at most leases are looked at.
 const SHORT_LOOK: Duration = Duration::from_millis(50);
 /// How often interfaces and routes are looked at, whatever is heard of them.
@@ -122,9 +122,7 @@ pub struct Server {
     epoch: Epoch,
     /// Changes that are not on the disk yet.
     backlog: Backlog,
-    /// Answers that wait for what is collected, and those that wait for what is being written.
-    collected: Vec<Letter>,
-    writing: Option<Vec<Letter>>,
+    letters: Letters,
     not_kept: u64,
     /// What that was when the disk began to fail.
     not_kept_before: u64,
@@ -144,25 +142,6 @@ pub struct Server {
     looked: Instant,
     control: Option<Control>,
     orders: Option<mpsc::Receiver<Ordered>>,
-}
-
-/// An answer on its way.
-#[derive(Debug)]
-struct Letter {
-    port: usize,
-    octets: Vec<u8>,
-    to: Ipv6Addr,
-    to_port: u16,
-    /// The address of ours that was spoken to, if it is one and no group.
-    from: Option<Ipv6Addr>,
-    /// What it says that its client has.
-    tells: Vec<(BindKey, Ipv6Prefix)>,
-}
-
-impl Letter {
-    fn answer(&self) -> Answer<'_> {
-        Answer { octets: &self.octets, to: self.to, port: self.to_port, from: self.from }
-    }
 }
 
 /// What the loop waits for.
@@ -245,7 +224,6 @@ impl Server {
         let epoch = ledger.epoch().clone();
         let scribe = Scribe::start(ledger).context("there is no thread for the leases")?;
         let (began, watch) = (Instant::now(), Watch::open()?);
-        let (collected, writing) = (Vec::new(), None);
         let (not_kept, due, looked) = (0, began + LOOK, began);
         let mut server = Self {
             start,
@@ -257,8 +235,7 @@ impl Server {
             scribe,
             epoch,
             backlog,
-            collected,
-            writing,
+            letters: Letters::default(),
             not_kept,
             not_kept_before: 0,
             turn: 0,
@@ -347,7 +324,7 @@ impl Server {
 
     async fn event(&mut self, own: &mut mpsc::Receiver<Own>) -> Event {
         let wait = self.left().clamp(SHORT_LOOK, LOOK);
-        let is_full = self.collected.len() >= MOST_WAITING || self.backlog.is_full();
+        let is_full = self.letters.is_full() || self.backlog.is_full();
         // Each link has its turn, however much comes in on another.
         self.turn = self.turn.wrapping_add(1) % self.ports.len().max(1);
         let first = self.turn;
@@ -425,18 +402,18 @@ impl Server {
                 }
             };
             left = left.saturating_sub(inbox.messages().count().max(1));
-            let before = self.collected.len();
+            let before = self.letters.collected();
             let mut letters = Vec::new();
             for (octets, arrived) in inbox.messages() {
                 letters.extend(self.handle(n, octets, arrived, n));
             }
             if !self.ports.get_mut(n).is_some_and(Port::keep_ring) {
-                self.collected.truncate(before);
+                self.letters.drop_behind(before);
                 return;
             }
             let unrouted = self.lead(&letters).await;
             self.send(letters, &unrouted);
-            if !more || self.collected.len() >= MOST_WAITING {
+            if !more || self.letters.is_full() {
                 break;
             }
         }
@@ -450,7 +427,8 @@ impl Server {
         let sender = *arrived.from.ip();
         let is_relay = octets.first() == Some(&RELAY_FORWARD);
         self.shelf.next(uptime(), &port.name, Some(sender).filter(|_| !is_relay));
-        let is_unicast = arrived.to != ALL_SERVERS && arrived.to != ALL_SERVERS_OF_SITE;
+        // A host may hear groups that others on it have joined; none of them is an address of its own.
+        let is_unicast = !arrived.to.is_multicast();
         let (from, spoken_to) = (Some(sender), is_unicast.then_some(arrived.to));
         port.tick(self.began.elapsed());
         let (tunnel, from_port) = (&*port.name, arrived.from.port());
@@ -479,7 +457,7 @@ impl Server {
         if self.shelf.changes() == before {
             return Some(letter);
         }
-        self.collected.push(letter);
+        self.letters.push(letter);
         None
     }
 
@@ -507,7 +485,7 @@ impl Server {
     pub async fn close(mut self) {
         // What is written anew only to be shorter can wait for the next start.
         self.closing = true;
-        while self.writing.is_some() {
+        while self.letters.is_writing() {
             match self.scribe.done().await {
                 Some(done) => self.written(done).await,
                 None => break,

@@ -217,6 +217,8 @@ mod tests {
                     let _added = links.add_address(name, addr.parse().unwrap(), 64).await.unwrap();
                 }
                 let mut socket = LinkSocket::open("a", index).unwrap();
+                let merged = nix::sys::socket::getsockopt(&socket.socket, sockopt::UdpGroSegment);
+                assert!(merged.unwrap(), "several come at once");
                 tokio::time::timeout(Duration::from_secs(5), socket.writable()).await.unwrap().unwrap();
                 let octets = [7; 1200];
                 let nobody: Vec<Ipv6Addr> =

@@ -38,6 +38,8 @@ impl Session {
         let may = self.may_ask(origin, relays);
         let told = if may { self.look_up(body, leases) } else { Err(Status::NotAllowed) };
         self.count(if may { "lease_query" } else { "lease_query_not_allowed" });
+        // Who may not ask, or asks what cannot be answered, is told nothing of leases.
+        let tells_of_others = told.is_ok();
         let mut options = vec![
             Opt::Leaf(DhcpOption::ClientId(client.to_vec())),
             Opt::Leaf(DhcpOption::ServerId(self.terms.duid.clone())),
@@ -52,7 +54,7 @@ impl Session {
             to_relay: !relays.is_empty(),
             // A requestor is no client: it hears where it has asked from.
             to_source_port: relays.is_empty() || relays.listen_on_own_port(),
-            tells_of_others: true,
+            tells_of_others,
         })
     }
 

@@ -6,7 +6,8 @@
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::sys;
 pub use super::sys::Datagram;
@@ -23,6 +24,8 @@ const RUN: usize = 64;
 const NARROW: usize = 1280 - 40 - 8;
 /// Messages that one call takes, at most (UIO_MAXIOV); also of datagrams, so that little is done twice when few leave.
 const CALL: usize = 1024;
+/// How long each datagram leaves alone after the kernel could not cut a message apart.
+const ALONE_FOR: Duration = Duration::from_secs(60);
 
 /// Room for messages, and the datagrams of the last call.
 #[derive(Debug)]
@@ -89,22 +92,24 @@ pub fn merge(fd: BorrowedFd<'_>) {
     let _where_it_can = sys::set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
 }
 
-/// Sends datagrams; remembers whether the kernel cuts messages apart.
+/// Sends datagrams; remembers for a while that the kernel could not cut a message apart.
 #[derive(Debug)]
 pub struct Sender {
-    joins: AtomicBool,
+    began: Instant,
+    /// Until when each leaves alone, in milliseconds since it began; [`u64::MAX`]: always.
+    alone_until: AtomicU64,
 }
 
 impl Default for Sender {
     fn default() -> Self {
-        Self { joins: AtomicBool::new(true) }
+        Self { began: Instant::now(), alone_until: AtomicU64::new(0) }
     }
 }
 
 impl Sender {
     /// Each datagram leaves alone.
     pub fn singly() -> Self {
-        Self { joins: AtomicBool::new(false) }
+        Self { alone_until: AtomicU64::new(u64::MAX), ..Self::default() }
     }
 
     /// Sends the first of `datagrams`, in order, as many as the socket takes now: says how many, or why the first was refused.
@@ -113,35 +118,49 @@ impl Sender {
     /// As the system says.
     pub fn send(&self, fd: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> io::Result<usize> {
         let some = datagrams.get(..CALL).unwrap_or(datagrams);
-        let runs = self.runs(some);
+        let now = self.began.elapsed();
+        let runs = runs(some, self.joins(now));
         match sys::send_runs(fd, some, &runs) {
             Ok(sent) => Ok(runs.iter().take(sent).sum()),
             Err(why) if why.kind() == io::ErrorKind::WouldBlock || runs.first() == Some(&1) => Err(why),
             Err(why) => {
                 let sent = sys::send_runs(fd, some, &[1])?;
-                // What goes alone and not with others is the kernel's or the device's inability, not the destination's.
+                // What goes alone and not with others is the inability of the kernel, of a device, or of the way to this
+                // destination alone (IPsec): so it is tried again.
                 let is_unable =
                     [libc::EINVAL, libc::EIO, libc::EMSGSIZE, libc::EOPNOTSUPP, libc::ENOPROTOOPT];
                 if why.raw_os_error().is_some_and(|code| is_unable.contains(&code)) {
-                    self.joins.store(false, Ordering::Relaxed);
+                    self.part(now);
                 }
                 Ok(sent)
             }
         }
     }
 
-    /// How many neighbours leave together each time.
-    fn runs(&self, datagrams: &[Datagram<'_>]) -> Vec<usize> {
-        if !self.joins.load(Ordering::Relaxed) {
-            return vec![1; datagrams.len()];
-        }
-        let together = |a: &Datagram<'_>, b: &Datagram<'_>| {
-            let (one, two) = (a.octets.len(), b.octets.len());
-            a.to == b.to && a.from == b.from && one == two && (1..=NARROW).contains(&one)
-        };
-        let alike = datagrams.chunk_by(together);
-        alike.flat_map(|alike| alike.chunks(RUN).map(<[_]>::len)).collect()
+    /// Whether datagrams leave together at `now`, counted from its beginning.
+    fn joins(&self, now: Duration) -> bool {
+        let until = self.alone_until.load(Ordering::Relaxed);
+        until != u64::MAX && now.as_millis() >= u128::from(until)
     }
+
+    /// From `now` on each leaves alone for a while.
+    fn part(&self, now: Duration) {
+        let until = u64::try_from((now + ALONE_FOR).as_millis()).unwrap_or(u64::MAX);
+        self.alone_until.store(until, Ordering::Relaxed);
+    }
+}
+
+/// How many neighbours leave together each time.
+fn runs(datagrams: &[Datagram<'_>], joins: bool) -> Vec<usize> {
+    if !joins {
+        return vec![1; datagrams.len()];
+    }
+    let together = |a: &Datagram<'_>, b: &Datagram<'_>| {
+        let (one, two) = (a.octets.len(), b.octets.len());
+        a.to == b.to && a.from == b.from && one == two && (1..=NARROW).contains(&one)
+    };
+    let alike = datagrams.chunk_by(together);
+    alike.flat_map(|alike| alike.chunks(RUN).map(<[_]>::len)).collect()
 }
 
 /// Brings together what can leave together. Datagrams of one length to one destination stay in their order.
@@ -220,8 +239,8 @@ mod tests {
         all.extend(vec![to(at(7), &short); 70]);
         all.push(Datagram { from: Some(Ipv6Addr::LOCALHOST), ..to(at(7), &short) });
         arrange(&mut all);
-        assert_eq!(Sender::default().runs(&all), [1, 1, 1, 2, 1, 64, 6, 1, 1, 1]);
-        assert_eq!(Sender::singly().runs(&all), vec![1; 79]);
+        assert_eq!(runs(&all, true), [1, 1, 1, 2, 1, 64, 6, 1, 1, 1]);
+        assert_eq!(runs(&all, false), vec![1; 79]);
     }
 
     #[test]
@@ -232,7 +251,33 @@ mod tests {
         assert!(sender.send(from.as_fd(), &[to(nowhere, b"a"), to(nowhere, b"b")]).is_err());
         assert_eq!(sender.send(from.as_fd(), &[to(a, b"a"), to(a, b"b")]).unwrap(), 2);
         assert_eq!(heard(&mut Inbox::default(), &one).len(), 2);
-        assert!(sender.joins.load(Ordering::Relaxed), "that says nothing of joining");
+        assert!(sender.joins(sender.began.elapsed()), "that says nothing of joining");
+    }
+
+    #[test]
+    fn one_way_that_takes_no_trains_does_not_end_them_for_good() {
+        let ((from, _), (_one, a)) = (open(), open());
+        // Without checksums the kernel does not cut (UDP_NO_CHECK6_TX).
+        let unable = |on| sys::set_option(from.as_fd(), libc::SOL_UDP, 101, on).unwrap();
+        let sender = Sender::default();
+        unable(1);
+        assert_eq!(sender.send(from.as_fd(), &[to(a, b"a"), to(a, b"b")]).unwrap(), 1);
+        let now = sender.began.elapsed();
+        assert!(!sender.joins(now) && !sender.joins(now + ALONE_FOR / 2), "it has found that out");
+        assert!(sender.joins(now + ALONE_FOR), "and tries again");
+        assert!(!Sender::singly().joins(now + ALONE_FOR));
+    }
+
+    #[test]
+    fn a_train_comes_merged() {
+        let ((from, _), (one, a)) = (open(), open());
+        merge(one.as_fd());
+        assert_eq!(sys::option(one.as_fd(), libc::SOL_UDP, libc::UDP_GRO).unwrap(), 1);
+        let all = [to(a, b"abc"); 2 * AT_ONCE];
+        assert_eq!(Sender::default().send(from.as_fd(), &all).unwrap(), all.len());
+        let mut inbox = Inbox::default();
+        inbox.receive(one.as_fd()).unwrap();
+        assert_eq!(inbox.messages().count(), all.len(), "in one call, more than it takes messages");
     }
 
     #[test]

@@ -637,17 +637,14 @@ pub fn send_runs(fd: BorrowedFd<'_>, datagrams: &[Datagram<'_>], runs: &[usize])
     let mut names = Vec::with_capacity(runs.len());
     let mut controls = Vec::with_capacity(runs.len());
     let mut headers: Vec<libc::mmsghdr> = Vec::with_capacity(runs.len());
-    let mut first = 0;
+    let (mut firsts, mut first) = (Vec::with_capacity(runs.len()), 0);
     for run in runs {
         let Datagram { to, from, octets } = datagrams[first];
         names.push(name_of(&to));
-        controls.push(Control([0; CONTROL]));
-        let n = names.len() - 1;
+        let mut control = Control([0; CONTROL]);
         // SAFETY: all-zero is a valid mmsghdr.
         let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
-        header.msg_hdr.msg_name = (&raw mut names[n]).cast();
         header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as u32;
-        header.msg_hdr.msg_iov = &raw mut parts[first];
         header.msg_hdr.msg_iovlen = *run;
         // struct in6_pktinfo: source address, interface index.
         let mut info = [0; 20];
@@ -655,13 +652,24 @@ pub fn send_runs(fd: BorrowedFd<'_>, datagrams: &[Datagram<'_>], runs: &[usize])
         let from = from.map(|_| (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info[..]));
         let size = (octets.len() as u16).to_ne_bytes();
         let segment = Some(segment_of(&size)).filter(|_| *run > 1);
-        put_control(&mut header.msg_hdr, &mut controls[n], [from, segment].into_iter().flatten());
+        put_control(&mut header.msg_hdr, &mut control, [from, segment].into_iter().flatten());
+        controls.push(control);
         headers.push(header);
+        firsts.push(first);
         first += run;
     }
-    // SAFETY: every header points to one name, one stretch of vectors within `parts` and one control, which live and do not
-    // move until the call returns (their lists were made large enough); the vectors point into the borrowed datagrams, which
-    // the kernel only reads.
+    // One pointer to each list, once nothing is added to it any more.
+    let (name, part, control) = (names.as_mut_ptr(), parts.as_mut_ptr(), controls.as_mut_ptr());
+    for ((n, header), first) in headers.iter_mut().enumerate().zip(firsts) {
+        let header = &mut header.msg_hdr;
+        header.msg_name = name.wrapping_add(n).cast();
+        header.msg_iov = part.wrapping_add(first);
+        let is_there = header.msg_controllen > 0;
+        header.msg_control = if is_there { control.wrapping_add(n).cast() } else { std::ptr::null_mut() };
+    }
+    // SAFETY: every header points to one name, one stretch of vectors within `parts` and one control, which live and are
+    // touched by nobody else until the call returns; the vectors point into the borrowed datagrams, which the kernel only
+    // reads.
     let sent = unsafe {
         libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), headers.len() as u32, libc::MSG_DONTWAIT)
     };
