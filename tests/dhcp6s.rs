@@ -607,7 +607,7 @@ fn who_has_moved_behind_another_relay_has_what_that_link_gives() {
         let there = ask(&mut lab, y, kind, &first).unwrap();
         let second = parts(&there)[..1].to_vec();
         assert_eq!(values(Some(there)), [(2, 50), (1, 0)], "{kind:?}");
-        assert_eq!(lab.shelf.len(), 1);
+        assert_eq!(lab.shelf.len(), 2, "the old one is its own until it ends");
         assert_eq!(values(ask(&mut lab, x, kind, &second)), [(1, 100), (2, 0)], "{kind:?}");
     }
     // Of a link that has nothing for it, it hears at least that.

@@ -50,6 +50,7 @@ impl Server {
                 }
                 self.not_kept += (before - letters.len()) as u64;
                 let failed = self.route(&page.changes).await;
+                self.shelf.settled(&page.changes);
                 self.send(letters, &failed);
             }
             Err(why) => {
@@ -94,8 +95,8 @@ impl Server {
         self.send_here(&letters);
     }
 
-    /// Routes come and go with leases. A new lease that cannot be routed is taken back; one that had its route keeps it, or
-    /// has it when that can be. Returns what has no route now that should have.
+    /// Routes come and go with leases. A new lease that cannot be routed is taken back; one of longer standing stays, is not
+    /// told of now, and has its route when that can be: that is tried at each look. Returns what has no route now that should have.
     pub(super) async fn route(&mut self, changes: &[Change]) -> BTreeSet<Ipv6Prefix> {
         let prefixes = changes.iter().map(Change::lease).filter(|lease| lease.key.kind == BindKind::Prefix);
         // The last change of each counts.
@@ -103,8 +104,6 @@ impl Server {
         if last.is_empty() {
             return BTreeSet::new();
         }
-        let leads = |prefix: &Ipv6Prefix| self.ports.iter().any(|port| port.routes.leads(*prefix));
-        let new: BTreeSet<Ipv6Prefix> = last.keys().copied().filter(|prefix| !leads(prefix)).collect();
         // The kernel has room for one: that of the link which the client has left goes first.
         for port in &mut self.ports {
             let elsewhere = last.values().filter(|lease| *lease.key.tunnel != *port.name);
@@ -123,7 +122,8 @@ impl Server {
             self.unrouted += refused.len() as u64;
             failed.extend(refused.iter().filter(|one| one.is_wanted).map(|one| one.prefix));
         }
-        failed.intersection(&new).for_each(|prefix| self.shelf.refuse(*prefix));
+        // Only those of which nobody has been told.
+        failed.iter().for_each(|prefix| self.shelf.refuse(*prefix));
         failed
     }
 

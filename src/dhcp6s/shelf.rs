@@ -5,7 +5,7 @@
 //! sender are set before each message.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::dhcpv6::session::{Known, Lack, Leases};
 
 /// The most leases of all links.
 pub const MAX_LEASES: usize = 1 << 20;
-/// The most leases of one client.
+/// The most leases of one client, on all links.
 pub const MAX_OF_CLIENT: usize = 16;
 /// How many addresses that a client has declined are given to nobody at a time; one more frees its oldest.
 pub const MAX_DECLINED: usize = 4;
@@ -71,8 +71,8 @@ impl Change {
 enum Due {
     /// What the client has already, at least one.
     Has(Vec<(Ipv6Prefix, Life)>),
-    /// Something else, in the place of what it has `left` behind on another link.
-    New { prefix: Ipv6Prefix, life: Life, left: Vec<Ipv6Prefix> },
+    /// Something else, beside what it has on other links until that is over; or what is its own wherever it is.
+    New { prefix: Ipv6Prefix, life: Life },
 }
 
 impl Due {
@@ -106,6 +106,8 @@ pub struct Shelf {
     /// Nothing can be kept now, so nothing is promised.
     is_closed: bool,
     is_refused: bool,
+    /// Leases that have not been settled yet: nobody has been told of them.
+    fresh: HashSet<Ipv6Prefix>,
     /// What the answer to this message tells of.
     told: Vec<(BindKey, Ipv6Prefix)>,
     proofs: Proofs,
@@ -129,6 +131,7 @@ impl Shelf {
             unkept: HashMap::new(),
             is_closed: false,
             is_refused: false,
+            fresh: HashSet::new(),
             told: Vec::new(),
             proofs: Proofs::new(),
             new_proofs: Proofs::new(),
@@ -143,7 +146,7 @@ impl Shelf {
             }
         }
         // On the disk, all of them.
-        (shelf.changes, shelf.unkept) = (Vec::new(), HashMap::new());
+        (shelf.changes, shelf.unkept, shelf.fresh) = (Vec::new(), HashMap::new(), HashSet::new());
         shelf.handle_timeout(now);
         shelf.withdraw();
         shelf.lay_out();
@@ -297,10 +300,25 @@ impl Shelf {
         was
     }
 
-    /// A lease could not be routed: it is taken back, and the prefix given to nobody for a while, so that its client is given
-    /// another one.
+    /// These changes are on the disk, and what could be routed of them is: whoever has them from now on may have been told.
+    pub fn settled(&mut self, changes: &[Change]) {
+        for Lease { key, prefix, .. } in changes.iter().map(Change::lease) {
+            if self.all.get(*prefix).is_none_or(|now| now.key == *key) {
+                self.fresh.remove(prefix);
+            }
+        }
+        // What many at once have made it need once it does not keep.
+        if self.fresh.is_empty() && self.fresh.capacity() > UNKEPT {
+            self.fresh = HashSet::new();
+        }
+    }
+
+    /// A lease could not be routed. One that nobody has been told of is taken back, and the prefix given to nobody for a while, so
+    /// that its client is given another one; one of longer standing stays as it was promised.
     pub fn refuse(&mut self, prefix: Ipv6Prefix) {
-        let Some(lease) = self.all.get(prefix).cloned() else { return };
+        let Some(lease) = self.all.get(prefix).filter(|_| self.fresh.contains(&prefix)).cloned() else {
+            return;
+        };
         self.take(prefix);
         let nobody = BindKey { client: Arc::default(), ..lease.key };
         let life = Life { preferred: 0, valid: UNROUTABLE };
@@ -361,6 +379,9 @@ impl Shelf {
         self.changed += 1;
         self.unkept.insert(prefix, self.changed);
         self.changes.push(Change::Has(lease.clone()));
+        if !lease.key.client.is_empty() && self.all.get(prefix).is_none_or(|old| old.key != lease.key) {
+            self.fresh.insert(prefix);
+        }
         if !self.all.put(lease) {
             self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(prefix));
         }
@@ -372,6 +393,7 @@ impl Shelf {
             self.vacate(prefix);
             self.changed += 1;
             self.unkept.remove(&prefix);
+            self.fresh.remove(&prefix);
             self.changes.push(Change::Gone(lease));
         }
     }
@@ -497,7 +519,7 @@ impl Shelf {
     }
 
     /// What a wish comes to, beside what is `taken` in the same message. Offers and leases are judged by this alone.
-    fn judge(&mut self, wish: &BindWish, taken: &[Ipv6Prefix]) -> Option<Due> {
+    fn judge(&self, wish: &BindWish, taken: &[Ipv6Prefix]) -> Option<Due> {
         let (client, place) = (&wish.key.client, (&*wish.key.tunnel, wish.link));
         let bound = self.bound(&wish.key);
         let given = |prefix: &Ipv6Prefix| Some((*prefix, self.plan.life_on(client, *prefix, place)?));
@@ -505,39 +527,22 @@ impl Shelf {
         if !given.is_empty() {
             return Some(Due::Has(given));
         }
-        let is_left = |prefix: &&Ipv6Prefix| self.is_of_another_link(&wish.key, **prefix, wish.link);
-        let left: Vec<Ipv6Prefix> = bound.iter().filter(is_left).copied().collect();
-        let stays = self.all.of_client(client).count() - left.len() + taken.len();
-        if stays >= MAX_OF_CLIENT || self.all.len() + taken.len() >= MAX_LEASES {
-            return None;
-        }
-        // Who has something that is not given any more is known, and is given something in its place.
+        // Who has something that is not given here, or not any more, is known, and is given something beside it.
         let only_fixed = wish.only_fixed && bound.is_empty();
-        // What it leaves is in nobody's way.
-        let aside = self.lift(&left);
-        let chosen = self.choose(&BindWish { only_fixed, ..wish.clone() }, taken);
-        self.lay_back(aside);
-        chosen.map(|(prefix, life)| Due::New { prefix, life, left })
+        let (prefix, life) = self.choose(&BindWish { only_fixed, ..wish.clone() }, taken)?;
+        // What moves is no more than before. All else that the client has counts, on whichever link: anybody may call himself by
+        // its name there, so none of it gives way before its time is over.
+        let moves = |prefix: &Ipv6Prefix| self.all.get(*prefix).is_some_and(|old| old.key.client == *client);
+        let more = taken.iter().filter(|prefix| !moves(prefix)).count();
+        let of_client = self.all.of_client(client).count() + more;
+        let has_room = of_client < MAX_OF_CLIENT && self.all.len() + taken.len() < MAX_LEASES;
+        (has_room || moves(&prefix)).then_some(Due::New { prefix, life })
     }
 
     /// Whether a client that has it has left the link that it is given on.
     fn is_of_another_link(&self, key: &BindKey, prefix: Ipv6Prefix, link: Option<Ipv6Addr>) -> bool {
         let is_given = self.plan.lives(&key.client, prefix).next().is_some();
         is_given && self.plan.life_on(&key.client, prefix, (&key.tunnel, link)).is_none()
-    }
-
-    /// Takes leases out for as long as something is looked for; nobody is told.
-    fn lift(&mut self, prefixes: &[Ipv6Prefix]) -> Vec<Lease> {
-        let leases: Vec<Lease> = prefixes.iter().filter_map(|prefix| self.all.take(*prefix)).collect();
-        leases.iter().for_each(|lease| self.vacate(lease.prefix));
-        leases
-    }
-
-    fn lay_back(&mut self, leases: Vec<Lease>) {
-        for lease in leases {
-            self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(lease.prefix));
-            self.all.put(lease);
-        }
     }
 }
 

@@ -16,14 +16,13 @@ impl Leases for Shelf {
         if self.refuses() {
             return wishes.iter().map(|_| Err(Lack)).collect();
         }
-        let (mut taken, mut aside) = (Vec::new(), Vec::new());
+        let mut taken = Vec::new();
         let mut offered = Vec::with_capacity(wishes.len());
         // What is offered for one wish must not be for the next.
         let several = wishes.len() > 1;
         for wish in wishes {
             let due = self.judge(wish, &taken);
-            if let Some(Due::New { prefix, left, .. }) = due.as_ref().filter(|_| several) {
-                aside.extend(self.lift(left));
+            if let Some(Due::New { prefix, .. }) = due.as_ref().filter(|_| several) {
                 self.vacancies.values_mut().for_each(|vacancy| vacancy.occupy(*prefix));
                 taken.push(*prefix);
             }
@@ -32,7 +31,6 @@ impl Leases for Shelf {
         // Nothing is kept.
         taken.retain(|prefix| self.all.get(*prefix).is_none());
         taken.into_iter().for_each(|prefix| self.vacate(prefix));
-        self.lay_back(aside);
         offered
     }
 
@@ -42,9 +40,8 @@ impl Leases for Shelf {
             Some(Due::Has(given)) => given,
             _ if self.refuses() => return Err(Lack),
             None => return Err(Lack),
-            Some(Due::New { prefix, life, left }) => {
-                // The client's on the link that it has left, or nobody's and wanted again.
-                left.into_iter().for_each(|left| self.take(left));
+            Some(Due::New { prefix, life }) => {
+                // The client's own on the link that it has left, or nobody's and wanted again.
                 self.take(prefix);
                 vec![(prefix, life)]
             }

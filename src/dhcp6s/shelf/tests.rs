@@ -257,7 +257,8 @@ fn behind(link: &str, wish: BindWish) -> BindWish {
     BindWish { link: Some(link.parse().unwrap()), ..wish }
 }
 
-/// RFC: V9, V19 (RFC 8415 sections 13.1 and 18.3.4)
+/// RFC: V9, V19 (RFC 8415 sections 13.1 and 18.3.4). Anybody may call himself by a client's name on another link: what that
+/// client was promised stays its own.
 #[test]
 fn who_moves_to_another_relayed_link_is_given_an_address_there_and_leaves_the_old_one() {
     use BindKind::Address;
@@ -271,21 +272,70 @@ fn who_moves_to_another_relayed_link_is_given_an_address_there_and_leaves_the_ol
     assert_eq!((shelf.poll_changes(), shelf.bound(&moved.key)), (vec![], vec![first.parse().unwrap()]));
     let second = bind(&mut shelf, &moved).unwrap();
     assert!(second == offered.to_string() && second.starts_with("2001:db8:2::"), "{second}");
-    assert_eq!(shelf.bound(&moved.key), [offered], "it is on one link at a time");
+    let old: Ipv6Prefix = first.parse().unwrap();
+    assert_eq!(shelf.bound(&moved.key), [old, offered], "the old one stays its own until its time is over");
     assert!(shelf.has_here(&moved.key, offered, moved.link));
     assert!(!shelf.has_here(&moved.key, offered, Some(x.parse().unwrap())));
-    // What it has left is there for others at once: the host's aside, all that the link has.
-    let all = (20..27).filter_map(|n| bind(&mut shelf, &behind(x, wish(n, Address, 1))));
-    assert_eq!(all.collect::<BTreeSet<_>>().len(), 7);
-    // Where there is nothing for it, it keeps what it has; a link that nobody knows says nothing against that.
-    let back = behind(x, wish(1, Address, 1));
-    assert_eq!((shelf.offer(std::slice::from_ref(&back))[0], bind(&mut shelf, &back)), (Err(Lack), None));
-    assert_eq!(shelf.bound(&moved.key), [offered]);
-    assert_eq!(bind(&mut shelf, &behind("2001:db8:77::1", wish(1, Address, 1))), Some(second));
+    // Nobody else is given it: the host's aside, all that the link has but this.
+    let all = (20..28).filter_map(|n| bind(&mut shelf, &behind(x, wish(n, Address, 1))));
+    assert!(all.collect::<BTreeSet<_>>().len() == 6 && shelf.get(old).unwrap().key == moved.key);
+    // Asked for on its own link it is extended, and the other is not; and the other way round.
+    shelf.next(1010, "vs0", None);
+    assert_eq!(bind(&mut shelf, &behind(x, wish(1, Address, 1))), Some(first));
+    assert_eq!((shelf.get(old).unwrap().until, shelf.get(offered).unwrap().until), (1210, 1020));
+    shelf.next(1019, "vs0", None);
+    assert_eq!(bind(&mut shelf, &moved), Some(second));
+    assert_eq!((shelf.get(old).unwrap().until, shelf.get(offered).unwrap().until), (1210, 1039));
+    shelf.next(1210, "vs0", None);
+    assert!(shelf.bound(&moved.key).is_empty(), "each ends at its time");
+    assert!(bind(&mut shelf, &behind(x, wish(28, Address, 1))).is_some(), "and is others' then");
 }
 
 #[test]
-fn what_a_client_leaves_is_not_in_its_own_way() {
+fn who_has_all_that_one_may_have_elsewhere_loses_none_of_it() {
+    use BindKind::Address;
+    let mut shelf = shelf(
+        "interface vs0 { address-pool p 100; }; interface vs1 { address-pool q 100; };
+        pool p { range 2001:db8:1::1000 to 2001:db8:1::1fff; }; pool q { range 2001:db8:2::1000 to 2001:db8:2::1fff; };
+        host a { duid 00:0a; address 2001:db8:1::12 30 40; };",
+    );
+    let own = bind(&mut shelf, &wish(1, Address, 0)).unwrap();
+    let there = |n| behind("2001:db8:2::9", wish(1, Address, n));
+    let wishes: Vec<BindWish> = (0..20).map(there).collect();
+    let offered = shelf.offer(&wishes);
+    let bound: Vec<_> =
+        wishes.iter().map(|wish| shelf.bind(wish, Duration::ZERO).map(|all| all[0])).collect();
+    assert_eq!(offered, bound);
+    assert_eq!(bound.iter().flatten().count(), MAX_OF_CLIENT - 1);
+    assert_eq!(bind(&mut shelf, &wish(1, Address, 0)), Some(own), "extended as ever");
+    assert_eq!(shelf.len(), MAX_OF_CLIENT);
+}
+
+#[test]
+fn a_lease_of_longer_standing_is_not_taken_back_because_it_has_no_route() {
+    let mut shelf = shelf("interface vs0 { delegated-prefix-pool 2001:db8:8000::/55 56 100; };");
+    let client = wish(1, BindKind::Prefix, 1);
+    let own = shelf.bind(&client, Duration::ZERO).unwrap()[0];
+    let changes = shelf.poll_changes();
+    shelf.settled(&changes);
+    let before = shelf.changes();
+    shelf.refuse(own);
+    assert_eq!((shelf.bound(&client.key), shelf.changes()), (vec![own], before));
+    let leases: Vec<Lease> = shelf.iter().cloned().collect();
+    let mut anew = Shelf::new(shelf.plan.clone(), leases, 1000);
+    anew.refuse(own);
+    assert_eq!(anew.bound(&client.key), [own], "nor after a start");
+    // Somebody else's, of which nobody has heard, is.
+    anew.release(own);
+    let other = BindWish { hints: vec![own], ..wish(2, BindKind::Prefix, 1) };
+    assert_eq!(anew.bind(&other, Duration::ZERO), Ok(vec![own]));
+    anew.settled(&changes);
+    anew.refuse(own);
+    assert_eq!(anew.bound(&other.key), []);
+}
+
+#[test]
+fn what_a_client_leaves_is_its_own_until_it_is_over() {
     let mut shelf = shelf(
         "interface vs0 { delegated-prefix-pool 2001:db8:8000::/56 56 100; };
         interface vs1 { address-pool q 100; delegated-prefix-pool 2001:db8:8000::/56 57 50; };
@@ -295,6 +345,9 @@ fn what_a_client_leaves_is_not_in_its_own_way() {
     assert_eq!(bind(&mut shelf, &before).as_deref(), Some("2001:db8:8000::/56"));
     let moved = |number| behind("2001:db8:2::9", BindWish { salt: 9, ..wish(1, BindKind::Prefix, number) });
     let mut offered = shelf.offer(&[moved(1), moved(2), moved(3)]);
+    assert_eq!(offered, [Err(Lack); 3], "it has all of the space");
+    shelf.next(1100, "vs0", None);
+    offered = shelf.offer(&[moved(1), moved(2), moved(3)]);
     let bound: Vec<_> = (1..4).map(|n| shelf.bind(&moved(n), Duration::ZERO).map(|all| all[0])).collect();
     assert_eq!(offered, bound, "of two halves");
     assert!(offered.pop() == Some(Err(Lack)) && offered.iter().all(|half| half.is_ok()));
@@ -553,10 +606,7 @@ proptest! {
                     if let Ok(prefix) = bound {
                         let life = shelf.lifetimes(&wish.key, prefix, wish.link);
                         prop_assert_eq!(life, shelf.get(prefix).map(|lease| lease.life), "what is said is kept");
-                        let is_left = |one: &Ipv6Prefix| shelf.is_of_another_link(&wish.key, *one, wish.link);
-                        prop_assert!(!shelf.bound(&wish.key).iter().any(is_left), "on one link at a time");
-                        // It has said itself that it is elsewhere now.
-                        told.retain(|old, (key, _)| *key != wish.key || shelf.get(*old).is_some());
+                        prop_assert!(!shelf.is_of_another_link(&wish.key, prefix, wish.link), "of the link that it is on");
                     }
                     answers = shelf.poll_told();
                 }
@@ -574,10 +624,9 @@ proptest! {
                     }
                 }
                 Step::Refuse(n) => {
-                    // As the server does: only what nobody has been told of.
-                    let new = shelf.iter().filter(|lease| !told.contains_key(&lease.prefix)).nth(n);
-                    let new = new.filter(|lease| !lease.key.client.is_empty()).map(|lease| lease.prefix);
-                    new.into_iter().for_each(|prefix| shelf.refuse(prefix));
+                    // Whichever it is: what somebody has been told of stays.
+                    let some = shelf.iter().nth(n).map(|lease| lease.prefix);
+                    some.into_iter().for_each(|prefix| shelf.refuse(prefix));
                 }
                 Step::Wait(seconds) => now += seconds,
                 Step::Disk(is_good) => works = is_good,
@@ -595,6 +644,7 @@ proptest! {
             shelf.handle_timeout(now);
             unwritten.extend(shelf.poll_changes());
             if works {
+                shelf.settled(&unwritten);
                 for change in unwritten.drain(..) {
                     match change {
                         Change::Has(lease) => drop(written.insert(lease.prefix, lease)),
@@ -609,7 +659,9 @@ proptest! {
             }
             told.retain(|_, (_, until)| *until > now);
             for (prefix, (key, until)) in &told {
-                let moved = shelf.get(*prefix).is_some_and(|lease| lease.key.client == key.client);
+                // What can be only once goes along.
+                let is_own = shelf.plan.host(&key.client).is_some();
+                let moved = is_own && shelf.get(*prefix).is_some_and(|lease| lease.key.client == key.client);
                 let has = shelf.get(*prefix).is_some_and(|lease| lease.key == *key && lease.until >= *until);
                 prop_assert!(has || moved || !works, "{prefix} was told to {key:?} until {until}, and it is {now}");
             }
