@@ -553,8 +553,17 @@ fn a_reload_is_told_through_a_relay_and_to_those_who_only_asked_for_information(
         _ => None,
     });
     assert!(wants(&said, MessageType::Renew) && said.client() == Some(&near.duid[..]), "{said:?}");
-    let (_, another) = near.ask();
+    let (address, another) = near.ask();
     assert!(another.to_string().starts_with("fd00:5") && another.to_string() != new, "{another}");
+
+    // What an operator ends, by its name without a length here, is told too.
+    let kicked =
+        format!("{} kick {} --socket {}", program.display(), address.addr(), server.socket().display());
+    let answer = links.s.run(&kicked);
+    assert!(answer.contains("ended: 1") && answer.contains("its client is told"), "{answer}");
+    let said = near.hear();
+    let Some((Packet::Message(said), 547)) = said else { panic!("{said:?}") };
+    assert!(wants(&said, MessageType::Renew) && said.client() == Some(&near.duid[..]), "{said:?}");
     server.stop();
 }
 

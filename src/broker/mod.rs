@@ -41,8 +41,10 @@ pub use pool::{Pool, PoolKind};
 pub struct Time(pub u64);
 
 impl Time {
-    /// The end of what lasts for ever.
-    pub const NEVER: Self = Self(u64::MAX);
+    /// Whether what ends then lasts for ever: the end of time, or what a store makes of it.
+    pub fn is_never(self) -> bool {
+        self.0 >= u64::MAX / 2
+    }
 
     /// The moment `later`; the end of time where that is beyond it.
     pub fn after(self, later: Duration) -> Self {

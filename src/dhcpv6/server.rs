@@ -123,7 +123,7 @@ impl Server {
     /// What becomes of the client of a binding that the operator ends, by the bindings' time.
     pub fn evicted(&self, binding: &Binding, today: Time) -> Evicted {
         let who = Called { tunnel: binding.key.tunnel.clone(), client: binding.key.client.clone() };
-        let believes = (binding.expires != Time::NEVER).then(|| binding.expires.since(today));
+        let believes = (!binding.expires.is_never()).then(|| binding.expires.since(today));
         Evicted { is_told: self.session.can_tell(&who, binding.reach), believes }
     }
 

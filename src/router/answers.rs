@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::admin::delegated::ClientStatus;
+use crate::admin::leases::parse_prefix;
 use crate::admin::server::Question;
 use crate::admin::status::{BrokerStatus, Sources};
 use crate::admin::{Reply, Request, Response};
@@ -96,7 +97,7 @@ impl Control {
 
     /// Ends the lease of this prefix or address on a link; `None`: there was none.
     async fn end_on_link(&self, who: &str) -> Option<Evicted> {
-        let (Some(links), Ok(prefix)) = (&self.links, who.parse()) else { return None };
+        let (Some(links), Ok(prefix)) = (&self.links, parse_prefix(who)) else { return None };
         links.end(prefix).await
     }
 
@@ -124,7 +125,7 @@ impl Control {
             office.kick(lease);
             return Response::Kicked { tunnels: 1, client: None };
         }
-        if let Ok(prefix) = who.parse() {
+        if let Ok(prefix) = parse_prefix(who) {
             let (today, server) = (office.now(), &self.dhcpv6);
             let binding = office.broker().binding_of(prefix);
             let client = binding.zip(server.as_ref()).map(|(binding, server)| server.evicted(binding, today));

@@ -46,7 +46,6 @@ impl Control {
 
 fn held(binding: &Binding, now: Time) -> Held {
     let tunnel = Some(binding.key.tunnel.to_string());
-    // The end of time is for ever, and the store's is half of it.
-    let left = (binding.expires.0 < u64::MAX / 2).then(|| binding.expires.since(now).as_secs());
+    let left = (!binding.expires.is_never()).then(|| binding.expires.since(now).as_secs());
     Held { tunnel, ..Held::new(&binding.key, binding.prefix, left, binding.reach) }
 }
