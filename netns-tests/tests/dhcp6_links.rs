@@ -837,3 +837,92 @@ fn who_has_what_is_listed_of_a_router_and_of_a_file() {
     let none = listed("--lease-file /nonexistent.db");
     assert!(!none.ok && none.text.contains("--lease-file names another"), "{}", none.text);
 }
+
+#[test]
+fn two_servers_on_one_host_leave_each_other_alone_and_nobody_loses_what_was_given() {
+    let Some(links) =
+        Links::new_or_skip("dhcp6s: a second one, starts that fail, a file cut off, a full pool")
+    else {
+        return;
+    };
+    const COMMON: &str = "fd00:1111::/48";
+    let conf = links.conf(&format!("host h {{ duid 00:77; prefix {COMMON} 60; }};"));
+    let first = links.dhcp6s(&conf);
+    let path = |name: &str| links.lab.path(name);
+    let sinks = || route(&links.s, COMMON).matches("blackhole").count();
+    assert_eq!(sinks(), 1);
+    let second = |pid: &str| {
+        let (conf, duid, leases) = (conf.display(), path("second_duid"), path("second.db"));
+        let (duid, leases) = (duid.display(), leases.display());
+        format!("dhcp6s -f -d -c {conf} -k /dev/null -P {pid} --duid-file {duid} --lease-file {leases} s3")
+    };
+    let pid_file = path("dhcp6s.pid");
+    let named = std::fs::read_to_string(&pid_file).unwrap_or_default();
+    for (pid, why) in [
+        (pid_file.display().to_string(), format!("another dhcp6s, process {}", first.pid())),
+        ("/nonexistent/x.pid".to_owned(), "/nonexistent/x.pid".to_owned()),
+    ] {
+        let refused = links.s.attempt(&format!("{} {}", program().display(), second(&pid)));
+        assert!(
+            !refused.ok && refused.text.contains(&why) && refused.text.contains("-P"),
+            "{}",
+            refused.text
+        );
+        assert_eq!(std::fs::read_to_string(&pid_file).unwrap_or_default(), named);
+        assert_eq!(sinks(), 1, "a start that fails leaves no route");
+        assert!(!path("second.keys").exists() && !path("second.db").exists());
+    }
+    // One that may: what is common to both stays as long as one of them does.
+    let pid = path("second.pid").display().to_string();
+    let (words, log) = (second(&pid), path("second.log"));
+    let words: Vec<&str> = words.split(' ').collect();
+    let other = links.s.spawn(&program(), &words, &log);
+    wait_for("both to sink what is common", PATIENCE, || (sinks() == 2).then_some(()));
+    other.end(Signal::SIGTERM, PATIENCE);
+    assert_eq!(sinks(), 1);
+    // What a dead one leaves is its own, and taken back by the next that does not want it.
+    let other = links.s.spawn(&program(), &words, &log);
+    wait_for("both once more", PATIENCE, || (sinks() == 2).then_some(()));
+    other.end(Signal::SIGKILL, PATIENCE);
+    assert_eq!(sinks(), 2);
+    let other = links.s.spawn(&program(), &words, &log);
+    let said = || std::fs::read_to_string(&log).unwrap_or_default().matches("serving s3").count();
+    wait_for("the third start", PATIENCE, || (said() == 3).then_some(()));
+    other.end(Signal::SIGTERM, PATIENCE);
+    assert_eq!(sinks(), 1);
+
+    // A file that was cut off takes nothing from anybody; one that has less does what it says.
+    let logged = |what: &str| {
+        wait_for(what, PATIENCE, || {
+            let log = std::fs::read_to_string(path("dhcp6s.log")).unwrap_or_default();
+            log.contains(what).then_some(())
+        });
+    };
+    links.lab.write("dhcp6s.conf", "# nothing\n");
+    first.signal(Signal::SIGHUP);
+    logged("was it cut off?");
+    assert_eq!(sinks(), 1);
+    links.lab.write("dhcp6s.conf", "interface s3 { delegated-prefix-pool fd00:300::/40 56 60 90; };\n");
+    first.signal(Signal::SIGHUP);
+    logged("it has pools for s3 and says nothing about s2");
+    // A pool of one address.
+    let one = "interface s2 { address-pool p 60 90; };\npool p { range fd00:2::7 to fd00:2::7; };\n";
+    links.lab.write("dhcp6s.conf", one);
+    first.signal(Signal::SIGHUP);
+    wait_for("the third reading", PATIENCE, || {
+        let log = std::fs::read_to_string(path("dhcp6s.log")).unwrap_or_default();
+        (log.matches("has been read again").count() == 2).then_some(())
+    });
+    let mut lucky = Asker::on(&links.a, "a0", 546, 1);
+    let offer = lucky.say(MessageType::Solicit, &[]);
+    lucky.server = offer.server().unwrap_or_default().to_vec();
+    assert_eq!(given(&lucky.say(MessageType::Request, &given(&offer))).len(), 1);
+    lucky.duid.push(2);
+    assert_eq!(given(&lucky.say(MessageType::Solicit, &[])), []);
+    logged("nothing is left of fd00:2::7 to fd00:2::7, the pool of s2");
+    links.s.run("ip link set s2 down");
+    logged("s2 is down");
+    links.s.run("ip link set s2 up");
+    logged("s2 is up");
+    first.end(Signal::SIGTERM, PATIENCE);
+}

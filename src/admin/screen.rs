@@ -101,7 +101,10 @@ fn link(interface: &str, c: &BTreeMap<String, u64>) -> String {
         return format!("DHCPv6     {interface}: no such interface yet; it is served when it comes");
     }
     let answered = n("advertise") + n("reply");
-    format!("DHCPv6     {interface}: {} leases, {answered} answers", n("leases"))
+    let (leases, full) = (n("leases"), n("pools_full"));
+    let lease = if leases == 1 { "lease" } else { "leases" };
+    let full = if full > 0 { format!("; pools with nothing left: {full}") } else { String::new() };
+    format!("DHCPv6     {interface}: {leases} {lease}, {answered} answers{full}")
 }
 
 /// What is asked for inside a tunnel: a line for the client, one for each thing that it has, one for what servers say.

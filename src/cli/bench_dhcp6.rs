@@ -123,8 +123,8 @@ fn print(args: &Dhcp6Args, told: &Told) -> anyhow::Result<()> {
 
 fn words(s: &Seen) -> String {
     format!(
-        "{} of {} clients served in {:.1} s, {:.0} a second; not answered: {:.3} % of Solicits, {:.3} % of Requests, \
-         {:.3} % of {} Renews; {} refused; p50 {:.2} ms, p99 {:.2} ms",
+        "{} of {} clients answered in {:.1} s, {:.0} a second; not answered: {:.3} % of Solicits, {:.3} % of Requests, \
+         {:.3} % of {} Renews; {} of the answers gave nothing; p50 {:.2} ms, p99 {:.2} ms",
         s.replies,
         s.solicits,
         s.seconds,

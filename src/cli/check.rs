@@ -6,6 +6,7 @@ use clap::Args;
 use sixway_dataplane::update::Outer;
 
 use super::print_line;
+use crate::broker::PoolKind;
 use crate::compat::dhcp6sconf::{ServerConf, Surroundings};
 use crate::config::dhcpv6::Links;
 use crate::config::{Config, Forwarding};
@@ -54,7 +55,13 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
         print_line(&format!("  TSP           TCP and UDP {}, realm {}", tsp.listen, tsp.realm));
     }
     if config.dhcpv6.is_some() {
-        print_line("  DHCPv6        inside every tunnel");
+        let gives = config.pools.iter().any(|pool| pool.kind != PoolKind::Pairs);
+        let only = if gives || config.dhcpv6.as_ref().is_some_and(|terms| !terms.reserved.is_empty()) {
+            ""
+        } else {
+            "; what tunnels and accounts have, and nothing else: there is no [[pool]] for clients and no [[dhcpv6_host]]"
+        };
+        print_line(&format!("  DHCPv6        inside every tunnel{only}"));
     }
     if let Some(links) = &config.links {
         let file = links.config.display();

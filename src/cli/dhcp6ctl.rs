@@ -34,8 +34,7 @@ const SETTLING: Duration = Duration::from_millis(500);
 /// Arguments of `dhcp6ctl`.
 #[derive(Debug, Args)]
 #[command(
-    disable_version_flag = true,
-    after_help = "Commands:\n  reload                                       read the configuration again; bindings stay\n  remove binding IA (IA_NA|IA_PD) IAID DUID    forget a binding (server)\n  start interface NAME                         begin anew there (client)\n  stop interface NAME                          give up what is held there (client)\n  stop                                         end the process\n\nThe key file is one line of base64, the same at both ends. The protocol has no answers: what is printed is what\ncan be seen from outside. Exit codes: 0 sent, and nothing seen that speaks against it; 1 not sent, or seen to fail."
+    after_help = "Commands:\n  reload                                       read the configuration again; bindings stay\n  remove binding IA (IA_NA|IA_PD) IAID DUID    forget a binding (server)\n  start interface NAME                         begin anew there (client)\n  stop interface NAME                          give up what is held there (client)\n  stop                                         end the process\n\nThe key file is one line of base64, the same at both ends. The protocol has no answers: what is printed is what can be seen from outside. `sixway leases` shows IA, IAID and DUID of each binding.\n\nExit codes: 0 sent, and nothing seen that speaks against it; 1 not sent, or seen to fail."
 )]
 pub struct Dhcp6ctlArgs {
     /// Control a client, as without -S
@@ -107,7 +106,7 @@ fn order(words: &[String], side: Side) -> Result<(Order, Vec<String>), String> {
             return Err("a client has no bindings to remove; a server has, with -S".to_owned());
         }
         ["remove", "binding", "IA", kind, iaid, duid, ref rest @ ..] => {
-            (Order::Remove(binding(kind, iaid, duid, &mut notes)?), rest)
+            (Order::Remove(binding(kind, iaid, duid)?), rest)
         }
         ["remove", ..] => {
             return Err("what to remove is written: remove binding IA (IA_NA|IA_PD) IAID DUID".to_owned());
@@ -128,20 +127,21 @@ fn interface(name: &str) -> Result<InterfaceName, String> {
         .ok_or_else(|| format!("'{name}' is no interface's name: it has 1 to {MAX_NAME} characters"))
 }
 
-fn binding(kind: &str, iaid: &str, duid: &str, notes: &mut Vec<String>) -> Result<Binding, String> {
+/// That it is none, and what it may have been meant to be.
+fn no_iaid(text: &str) -> String {
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    let meant = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+    let next = meant.map(|number| format!("; did you mean {number}?")).unwrap_or_default();
+    format!("'{text}' is no IAID, which is a decimal number up to {}{next}", u32::MAX)
+}
+
+fn binding(kind: &str, iaid: &str, duid: &str) -> Result<Binding, String> {
     let kind = match kind {
         "IA_NA" => IaKind::Na,
         "IA_PD" => IaKind::Pd,
         _ => return Err(format!("'{kind}' is no kind of binding; IA_NA and IA_PD are")),
     };
-    let digits = iaid.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, garbage) = iaid.split_at(digits);
-    let iaid = number
-        .parse()
-        .map_err(|_| format!("'{iaid}' is no IAID, which is a decimal number up to {}", u32::MAX))?;
-    if !garbage.is_empty() {
-        notes.push(format!("the IAID is taken as {iaid}, without '{garbage}'"));
-    }
+    let iaid = iaid.parse().map_err(|_| no_iaid(iaid))?;
     let duid: Duid = duid.parse().map_err(|why| format!("'{duid}': {why}"))?;
     Ok(Binding { kind, iaid, duid: duid.octets().to_vec() })
 }
@@ -248,8 +248,8 @@ mod tests {
             said("remove binding IA IA_PD 7 00:01", Side::Server),
             plain(Order::Remove(binding.clone()))
         );
-        let (order, notes) = said("remove binding IA IA_PD 7x 00:01 more", Side::Server).unwrap();
-        assert_eq!((order, notes.len()), (Order::Remove(binding), 2));
+        let (order, notes) = said("remove binding IA IA_PD 7 00:01 more", Side::Server).unwrap();
+        assert_eq!((order, notes.len()), (Order::Remove(binding), 1));
         assert_eq!(said("reload extra words", Side::Server).unwrap().1.len(), 1);
     }
 
@@ -267,6 +267,8 @@ mod tests {
             ("remove binding IA IA_TA 1 00:01", Side::Server, "IA_NA and IA_PD"),
             ("remove binding IA IA_NA x 00:01", Side::Server, "IAID"),
             ("remove binding IA IA_NA 4294967296 00:01", Side::Server, "IAID"),
+            ("remove binding IA IA_NA 7x 00:01", Side::Server, "IAID"),
+            ("remove binding IA IA_NA 0x1f 00:01", Side::Server, "did you mean 31?"),
             ("remove binding IA IA_NA 1 0:1", Side::Server, "DUID"),
         ] {
             let why = said(line, side).unwrap_err();

@@ -15,6 +15,7 @@ use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
 use super::background::{detach, into_background};
+use super::pid_file::PidFile;
 use super::print_line;
 use super::syslog;
 use crate::compat::ctlkey;
@@ -22,6 +23,7 @@ use crate::compat::dhcp6sconf::{ServerConf, Surroundings};
 use crate::dhcp6ctl::{SERVER_KEY, SERVER_PORT};
 use crate::dhcp6s::files::Files;
 use crate::dhcp6s::here::{self, Here};
+use crate::dhcp6s::idle;
 use crate::dhcp6s::mend::mend;
 use crate::dhcp6s::{Ended, Own, Server, Start, only_one_says_dns};
 use crate::privileges::told_to_others;
@@ -36,7 +38,6 @@ const PID_FILE: &str = "/var/run/dhcp6s.pid";
 /// Arguments of `dhcp6s`.
 #[derive(Debug, Args)]
 #[command(
-    disable_version_flag = true,
     after_help = "Files: /etc/wide-dhcpv6/dhcp6s.conf, /etc/wide-dhcpv6/dhcp6sctlkey, /var/lib/dhcpv6/dhcp6s_duid, /var/lib/dhcpv6/dhcp6s_leases_INTERFACE.db (leases outlive the process), /var/run/dhcp6s.pid.\n\nSIGHUP, and `dhcp6ctl -S reload`, read the configuration again; SIGTERM stops.\nSIGUSR1 has clients that let themselves be told ask anew (Reconfigure).\nExit codes: 0 stopped as it was told to, 1 anything else."
 )]
 pub struct Dhcp6sArgs {
@@ -80,6 +81,10 @@ pub struct Dhcp6sArgs {
     child: bool,
 }
 
+/// What to do where another has the pid file.
+const SECOND: &str = "for a second link name other files and another port, as `-P /var/run/dhcp6s.eth2.pid -p 5548`, or have \
+                      one `sixway run` serve all links: `interfaces` in its [dhcpv6]";
+
 /// Serves until it is told to stop; without `-f` in a process of its own.
 pub fn run(args: &Dhcp6sArgs) -> anyhow::Result<()> {
     let interface = &args.interface;
@@ -91,7 +96,10 @@ pub fn run(args: &Dhcp6sArgs) -> anyhow::Result<()> {
     }
     if !args.foreground && !args.child {
         // First here, where mistakes are seen.
-        conf(args)?;
+        let (files, conf) = conf(args)?;
+        let file = files.file().display().to_string();
+        let silent = idle::silent(&conf, std::slice::from_ref(interface), &file);
+        silent.iter().filter(|_| files.file().exists()).for_each(|what| eprintln!("dhcp6s: {what}"));
         return into_background("dhcp6s");
     }
     let level = match (args.debug_more, args.debug) {
@@ -101,6 +109,9 @@ pub fn run(args: &Dhcp6sArgs) -> anyhow::Result<()> {
     };
     syslog::start("dhcp6s", level, args.foreground);
     let start = start(args)?;
+    if start.files.file().exists() {
+        start.say_silent_links();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(args, start))
 }
@@ -192,8 +203,14 @@ fn key(file: &Path) -> Option<Zeroizing<Vec<u8>>> {
             told_to_others(file).iter().for_each(|said| tracing::warn!("{said}"));
             Some(key)
         }
+        // Whoever names it says that there are to be none.
+        Err(_) if file == Path::new("/dev/null") => None,
         Err(why) => {
-            tracing::warn!("no commands of dhcp6ctl are taken: {}: {why}", file.display());
+            let file = file.display();
+            tracing::warn!(
+                "no commands of dhcp6ctl are taken: {file}: {why}; `(umask 077; head -c 32 /dev/urandom | base64 > {file})` makes \
+                 a key, and `-k /dev/null` says that none is wanted"
+            );
             None
         }
     }
@@ -201,10 +218,14 @@ fn key(file: &Path) -> Option<Zeroizing<Vec<u8>>> {
 
 async fn serve(args: &Dhcp6sArgs, start: Start) -> anyhow::Result<()> {
     let mut orders = signals()?;
+    // Before anything is opened: what is left behind by a start that fails is nobody's.
+    let pid_file = PidFile::write(&std::path::absolute(&args.pid_file)?, "dhcp6s", SECOND)?;
     let mut server = Server::open(start).await?;
-    let pid_file = PidFile::write(&std::path::absolute(&args.pid_file)?)?;
-    if args.child {
-        detach()?;
+    if args.child
+        && let Err(why) = detach()
+    {
+        server.close().await;
+        return Err(why);
     }
     let (interface, leases) = (&args.interface, server.leases());
     match server.control() {
@@ -248,26 +269,4 @@ fn signals() -> anyhow::Result<mpsc::Receiver<Own>> {
         );
     }
     Ok(orders)
-}
-
-/// The file that says which process this is; removed when this is dropped.
-struct PidFile(PathBuf);
-
-impl PidFile {
-    fn write(path: &Path) -> anyhow::Result<Self> {
-        std::fs::write(path, format!("{}\n", std::process::id())).with_context(|| {
-            format!("cannot write {}; run as root, or name another with -P", path.display())
-        })?;
-        Ok(Self(path.to_owned()))
-    }
-}
-
-impl Drop for PidFile {
-    fn drop(&mut self) {
-        // One that another process has written since is not ours to remove.
-        let own = std::process::id().to_string();
-        if std::fs::read_to_string(&self.0).is_ok_and(|text| text.trim() == own) {
-            let _gone_or_not = std::fs::remove_file(&self.0);
-        }
-    }
 }

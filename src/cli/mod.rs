@@ -23,6 +23,7 @@ pub mod lease_query;
 pub mod leases;
 mod password;
 mod pd;
+mod pid_file;
 mod pinger;
 pub mod reconfigure;
 pub mod reload;
@@ -44,7 +45,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
 /// IPv6 tunnels in userspace: protocol 41 and IPv6-over-UDP, no kernel tunnel driver needed.
@@ -171,6 +172,10 @@ const ONE_CODE: [&str; 2] = ["dhcp6ctl", "dhcp6s"];
 fn understood(words: Vec<OsString>) -> Cli {
     let one_code = words.get(1).is_some_and(|word| ONE_CODE.iter().any(|name| word == name));
     Cli::try_parse_from(&words).unwrap_or_else(|mut why| {
+        if why.kind() == ErrorKind::UnknownArgument {
+            // That a flag might be meant as a value helps nobody; what is near to it is told elsewhere.
+            why.remove(ContextKind::Suggested);
+        }
         if let Some(tip) = apart(&words) {
             why.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
         }

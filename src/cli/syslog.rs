@@ -30,7 +30,14 @@ pub(super) fn start(name: &'static str, level: LevelFilter, foreground: bool) {
     let _already_set = if foreground {
         log.with_timer(LocalTime).with_writer(io::stderr).try_init()
     } else {
-        log.without_time().with_level(false).with_writer(SystemLog::new(name)).try_init()
+        let system = SystemLog::new(name);
+        if let Err(why) = system.reaches() {
+            eprintln!(
+                "{name}: nothing takes what is logged: {DEV_LOG}: {why}; start a log daemon, or run this with -f, which logs to \
+                 standard error"
+            );
+        }
+        log.without_time().with_level(false).with_writer(system).try_init()
     };
 }
 
@@ -53,6 +60,11 @@ struct SystemLog {
 impl SystemLog {
     fn new(name: &'static str) -> Self {
         Self { name, socket: Arc::default() }
+    }
+
+    /// Whether anybody takes lines now.
+    fn reaches(&self) -> io::Result<()> {
+        UnixDatagram::unbound()?.connect(DEV_LOG)
     }
 
     fn send(&self, line: &[u8]) -> io::Result<()> {

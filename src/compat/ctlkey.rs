@@ -16,7 +16,7 @@ pub enum CtlKeyError {
     #[error("its first line is longer than {MAX_LINE} characters; a key is one line of base64")]
     Long,
     /// The line is no base64.
-    #[error("its first line is no key in base64: {0}; `head -c 32 /dev/urandom | base64` makes one")]
+    #[error("its first line is no key in base64: {0}")]
     Base64(#[from] Base64Error),
 }
 

@@ -235,6 +235,11 @@ fn hosts(report: &mut Report<'_>, root: &Section<'_, '_>, terms: &mut Terms) -> 
     let mut all: Vec<(Ipv6Prefix, usize)> = Vec::new();
     for section in root.tables(report, "dhcpv6_host", &schema::DHCPV6_HOST) {
         let duid = section.required(report, "duid", duid);
+        if !root.has("dhcpv6") && tunnels.is_empty() && all.is_empty() {
+            let why = "there is no DHCPv6 server without that table, so nobody would have what is set aside";
+            let next = "write [dhcpv6], or leave [[dhcpv6_host]] out";
+            report.add(section.at("duid"), "[[dhcpv6_host]] stands here without [dhcpv6]", why, next);
+        }
         let tunnel = section.text(report, "tunnel", |text| Ok(Box::<str>::from(text)));
         tunnels.extend(tunnel.clone().map(|value| At { value, at: section.at("tunnel") }));
         let networks = section.texts(report, "prefixes", network).unwrap_or_default();

@@ -42,6 +42,7 @@ pub struct Counts {
     unknown_command: AtomicU64,
     wrong_arguments: AtomicU64,
     cut_short: AtomicU64,
+    looked: AtomicU64,
     too_slow: AtomicU64,
     crowded_out: AtomicU64,
     busy: AtomicU64,
@@ -63,6 +64,7 @@ impl Counts {
             ("unknown_command", &self.unknown_command),
             ("wrong_arguments", &self.wrong_arguments),
             ("cut_short", &self.cut_short),
+            ("looked", &self.looked),
             ("too_slow", &self.too_slow),
             ("crowded_out", &self.crowded_out),
             ("busy", &self.busy),
@@ -180,34 +182,48 @@ async fn accept(listener: TcpListener, house: Arc<House>) {
 
 async fn converse(stream: TcpStream, house: Arc<House>) {
     match timeout(PATIENCE, listen(&stream, &house)).await {
-        Ok(Some(Ok(order))) => house.pass_on(order).await,
-        Ok(Some(Err(why))) => {
+        Ok(Ok(order)) => house.pass_on(order).await,
+        Ok(Err(Unheard::Refused(why))) => {
             house.counts.refused(why);
             tracing::warn!(event = "control_refused", "a control command is refused: {why}");
         }
-        Ok(None) => count(&house.counts.cut_short),
+        Ok(Err(Unheard::Nothing)) => count(&house.counts.looked),
+        Ok(Err(Unheard::Part)) => count(&house.counts.cut_short),
         Err(_) => count(&house.counts.too_slow),
     }
 }
 
-/// Reads one message and judges it; nothing if the connection ends before.
-async fn listen(stream: &TcpStream, house: &House) -> Option<Result<Order, Refusal>> {
+/// Why a connection has brought no order.
+enum Unheard {
+    /// Its end came before anything else: somebody has looked whether anybody listens, as dhcp6ctl does after its orders.
+    Nothing,
+    /// Its end came within a message.
+    Part,
+    Refused(Refusal),
+}
+
+/// Reads one message and judges it.
+async fn listen(stream: &TcpStream, house: &House) -> Result<Order, Unheard> {
     let mut inbox = Inbox::default();
+    let mut ended = Unheard::Nothing;
     loop {
-        stream.readable().await.ok()?;
         let mut octets = [0; 512];
-        let len = match stream.try_read(&mut octets) {
-            Ok(0) => return None,
-            Ok(len) => len,
-            Err(why) if why.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(_) => return None,
+        let read = match stream.readable().await {
+            Ok(()) => stream.try_read(&mut octets),
+            Err(why) => Err(why),
         };
+        let len = match read {
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => continue,
+            Ok(0) | Err(_) => return Err(ended),
+            Ok(len) => len,
+        };
+        ended = Unheard::Part;
         match inbox.handle_input(&octets[..len]) {
             Heard::Part => {}
-            Heard::TooLarge => return Some(Err(Refusal::TooLarge)),
+            Heard::TooLarge => return Err(Unheard::Refused(Refusal::TooLarge)),
             Heard::Whole(message) => {
                 let mut judge = house.judge.lock().unwrap_or_else(PoisonError::into_inner);
-                return Some(judge.handle_message(message, now()));
+                return judge.handle_message(message, now()).map_err(Unheard::Refused);
             }
         }
     }
@@ -269,7 +285,7 @@ mod tests {
             let forged = emit(&Order::Stop, now(), b"wrong").unwrap();
             let late = emit(&Order::Stop, now() - 400, KEY).unwrap();
             let large = [&[0, 1, 0xff, 0xff][..], &[0; 2000]].concat();
-            for octets in [&good, &good, &forged, &late, &large, &good[..20].to_vec()] {
+            for octets in [&good, &good, &forged, &late, &large, &good[..20].to_vec(), &Vec::new()] {
                 let mut stream = TcpStream::connect(control.at()).await.unwrap();
                 stream.write_all(octets).await.unwrap();
                 stream.shutdown().await.unwrap();
@@ -282,7 +298,7 @@ mod tests {
             }
             let counts = control.counts();
             for (name, n) in [
-                ("accepted", 6),
+                ("accepted", 7),
                 ("ordered", 1),
                 ("repeated", 1),
                 ("wrong_digest", 1),
@@ -291,7 +307,7 @@ mod tests {
             ] {
                 assert_eq!(counts[name], n, "{name}: {counts:?}");
             }
-            assert_eq!(counts["cut_short"], 1);
+            assert_eq!((counts["cut_short"], counts["looked"]), (1, 1));
         });
     }
 

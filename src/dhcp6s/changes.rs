@@ -8,6 +8,7 @@ use anyhow::bail;
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::here::uptime;
+use super::idle;
 use super::plan::{self, Plan};
 use super::shelf::{Lease, NEVER};
 use super::socket::Answer;
@@ -26,6 +27,7 @@ impl Server {
     pub async fn reload(&mut self, elsewhere: &Elsewhere) -> anyhow::Result<()> {
         let mut files = self.start.files.clone();
         let read = files.read().and_then(|conf| plan::check(&conf, elsewhere).map(|()| conf));
+        let read = read.and_then(|conf| self.is_whole(&conf).map(|()| conf));
         let read = read.and_then(|conf| only_one_says_dns(&self.start.dns, &conf).map(|()| conf));
         match read {
             Ok(conf) => self.start.conf = conf,
@@ -35,6 +37,7 @@ impl Server {
             }
         }
         self.start.files = files;
+        self.start.say_silent_links();
         put_dns(&mut self.start);
         let mut is_news = false;
         for port in &mut self.ports {
@@ -48,6 +51,18 @@ impl Server {
         self.route_all().await;
         self.tell(&before, is_news);
         tracing::info!(event = "reloaded", "the configuration has been read again");
+        Ok(())
+    }
+
+    /// Whether a file that gave something still does: one that was cut off must not take all from everybody.
+    fn is_whole(&self, conf: &ServerConf) -> anyhow::Result<()> {
+        if idle::is_empty(conf) && !idle::is_empty(&self.start.conf) {
+            bail!(
+                "{} gives nobody anything any more, and did before; was it cut off? Write it anew, or stop the server, or start \
+                 it again with the file as it is",
+                self.start.files.file().display()
+            );
+        }
         Ok(())
     }
 

@@ -57,7 +57,14 @@ impl Server {
                 self.absent.push(name);
                 continue;
             }
-            match Port::open(&name, &self.start.conf, &self.duid, &keys_of(&self.start, &name)).await {
+            let opened = match Port::listen(&name) {
+                Ok(socket) => {
+                    let keys = keys_of(&self.start, &name);
+                    Port::open((&name, socket), &self.start.conf, &self.duid, &keys).await
+                }
+                Err(why) => Err(why),
+            };
+            match opened {
                 Ok(port) => {
                     tracing::info!(event = "served", interface = name, "the interface has come");
                     self.take_in(port);
@@ -92,7 +99,8 @@ impl Server {
 
     /// All routes are as the leases say.
     pub(super) async fn route_all(&mut self) {
-        for port in &mut self.ports {
+        // Where an interface is down, or gone, nothing can be led; it is looked at again when it comes.
+        for port in self.ports.iter_mut().filter(|port| port.is_up()) {
             port.routes.set(self.shelf.iter()).await;
         }
         if let Some(first) = self.ports.first_mut() {

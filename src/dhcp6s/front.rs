@@ -53,6 +53,7 @@ impl Front {
             leases: store.with_extension("dhcp6s_leases.db"),
             control: None,
         };
+        start.say_silent_links();
         let mut server = Server::open(start).await?;
         tracing::info!("DHCPv6 on {}: {} leases", interfaces.join(", "), server.leases());
         let (orders, mut ordered) = mpsc::channel(WAITING);

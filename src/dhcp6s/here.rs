@@ -11,6 +11,7 @@ use jiff::Zoned;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::plan::Site;
@@ -19,6 +20,9 @@ use crate::compat::duidfile;
 
 /// The most octets of a configuration file.
 const MAX_FILE: u64 = 64 << 20;
+
+/// What to look at where something cannot be kept.
+pub const NEXT: &str = "is it root that runs this, may that folder be written, and has its disk room?";
 
 /// This host.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +94,47 @@ pub fn index(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
 }
 
+/// How an interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// There is none of that name.
+    Gone,
+    /// It is there, and down.
+    Down,
+    /// It is in use.
+    Up,
+}
+
+impl Presence {
+    /// Puts into the log that an interface is so now.
+    pub fn say(self, name: &str) {
+        match self {
+            Self::Gone => {
+                tracing::warn!(event = "link_gone", "{name} is gone; it is served again when it is back")
+            }
+            Self::Down => {
+                tracing::warn!(
+                    event = "link_down",
+                    "{name} is down; nobody is heard there until it is up again"
+                );
+            }
+            Self::Up => {
+                tracing::warn!(event = "link_up", "{name} is up: it is served, and its prefixes are routed");
+            }
+        }
+    }
+}
+
+/// How an interface is now.
+pub fn presence(name: &str) -> Presence {
+    let mut known = getifaddrs().into_iter().flatten().filter(|one| one.interface_name == name);
+    match (index(name), known.next()) {
+        (None, _) => Presence::Gone,
+        (Some(_), Some(one)) if !one.flags.contains(InterfaceFlags::IFF_UP) => Presence::Down,
+        (Some(_), _) => Presence::Up,
+    }
+}
+
 /// An interface's own addresses and the prefixes that they lie in, without the link-local ones.
 pub fn site(name: &str) -> Site {
     let mut site = Site { name: name.into(), ..Site::default() };
@@ -125,9 +170,8 @@ pub fn own_duid(file: &Path) -> anyhow::Result<Duid> {
         Err(why) if why.kind() == ErrorKind::NotFound => {
             let made = ethernet().and_then(|mac| duidfile::link_layer_time(mac, now()));
             let duid = made.or_else(|| duidfile::uuid(rand::random())).context("no DUID can be made")?;
-            keep(file, &duidfile::emit(&duid)).with_context(|| {
-                format!("cannot keep the server's DUID in {}; run as root", file.display())
-            })?;
+            keep(file, &duidfile::emit(&duid))
+                .with_context(|| format!("cannot keep the server's DUID in {}; {NEXT}", file.display()))?;
             Ok(duid)
         }
         Err(why) => Err(why).with_context(|| format!("cannot read the DUID file {}", file.display())),

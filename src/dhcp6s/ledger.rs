@@ -16,6 +16,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 pub use self::reading::Damage;
 use super::clock::Epoch;
+use super::here::NEXT;
 use super::record;
 use super::shelf::{Change, Lease, Proofs};
 use super::tidy::Part;
@@ -72,7 +73,9 @@ pub enum LedgerError {
         why: rusqlite::Error,
     },
     /// The file cannot be made.
-    #[error("cannot open {path}: {why}; run as root, or choose another folder")]
+    #[error(
+        "cannot open {path}: {why}; {NEXT} `--lease-file` of dhcp6s names another, and `[store] path` of a router"
+    )]
     System {
         /// The file.
         path: PathBuf,

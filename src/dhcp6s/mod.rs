@@ -21,6 +21,7 @@ mod following;
 pub mod front;
 pub mod glance;
 pub mod here;
+pub mod idle;
 pub mod index;
 mod keeping;
 pub mod ledger;
@@ -32,6 +33,7 @@ pub mod record;
 pub mod routes;
 pub mod scribe;
 pub mod shelf;
+pub mod shortage;
 pub mod socket;
 pub mod tidy;
 pub mod vacancy;
@@ -105,6 +107,15 @@ pub struct Start {
     pub leases: PathBuf,
     /// Where to listen for commands, and the secret they are signed with; without, nowhere.
     pub control: Option<(std::net::SocketAddr, Zeroizing<Vec<u8>>)>,
+}
+
+impl Start {
+    /// Says in the log which links nobody is given anything on.
+    pub fn say_silent_links(&self) {
+        for what in idle::silent(&self.conf, &self.interfaces, &self.files.file().display().to_string()) {
+            tracing::warn!(event = "nothing_to_give", "{what}");
+        }
+    }
 }
 
 /// A running server.
@@ -202,16 +213,22 @@ impl Server {
     /// # Errors
     /// What could not be opened, and what to do about it.
     pub async fn open(mut start: Start) -> anyhow::Result<Self> {
-        let duid = here::own_duid(&start.duid)?;
-        put_dns(&mut start);
-        let (mut ports, mut absent) = (Vec::new(), Vec::new());
+        // First what others may have already: a start that fails leaves nothing behind.
+        let (control, orders) = listen(start.control.take())?;
+        let (mut sockets, mut absent) = (Vec::new(), Vec::new());
         for name in &start.interfaces {
             if start.waits && here::index(name).is_none() {
                 tracing::warn!("there is no interface '{name}' yet; DHCPv6 is served there when it comes");
                 absent.push(name.clone());
                 continue;
             }
-            ports.push(Port::open(name, &start.conf, &duid, &keys_of(&start, name)).await?);
+            sockets.push((name.clone(), Port::listen(name)?));
+        }
+        let duid = here::own_duid(&start.duid)?;
+        put_dns(&mut start);
+        let mut ports = Vec::new();
+        for (name, socket) in sockets {
+            ports.push(Port::open((&name, socket), &start.conf, &duid, &keys_of(&start, &name)).await?);
         }
         let mut ledger = Ledger::open(&start.leases, (&here::boot(), uptime(), now()))?;
         let first = start.interfaces.first().map_or("", String::as_str);
@@ -220,7 +237,6 @@ impl Server {
         let mut shelf = Shelf::new(Plan::new(&start.conf, sites), kept, uptime());
         shelf.recall_proofs(ledger.load_proofs()?);
         let backlog = Backlog::new(ledger.records(), shelf.len());
-        let (control, orders) = listen(start.control.take())?;
         let epoch = ledger.epoch().clone();
         let scribe = Scribe::start(ledger).context("there is no thread for the leases")?;
         let (began, watch) = (Instant::now(), Watch::open()?);
@@ -380,6 +396,7 @@ impl Server {
             tracing::info!(event = "clock_set", "the calendar was set; leases last as long as before");
             self.backlog.set(ahead);
         }
+        self.say_shortages();
         self.submit();
         self.send_calls();
         if Instant::now() >= self.due {
@@ -416,6 +433,9 @@ impl Server {
             if !more || self.letters.is_full() {
                 break;
             }
+        }
+        if self.shelf.is_short_anew() {
+            self.say_shortages();
         }
         self.submit();
     }

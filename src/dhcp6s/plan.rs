@@ -12,6 +12,7 @@ use dhcproto::v6::{DhcpOption, NtpSuboption};
 use sixway_dataplane::update::Ipv6Prefix;
 
 use super::vacancy::{Extent, span};
+use crate::broker::BindKind;
 use crate::compat::dhcp6sconf::{
     self as compat, Duid, Host, Interface, Lifetimes, Options, PoolUse, PrefixPool, ServerConf, Subnet,
 };
@@ -211,6 +212,27 @@ impl Plan {
             all.extend(pools.filter(|extent| known.insert(*extent)));
         }
         all
+    }
+
+    /// The pools that a client's wish of a kind is drawn from, on a link that a relay names, else on this one.
+    pub fn pools_for(&self, client: &[u8], kind: BindKind, on: (&str, Option<Ipv6Addr>)) -> Vec<Extent> {
+        let of = |pool: Option<Range>, spaces: &[Space]| match kind {
+            BindKind::Address => pool.iter().map(Range::extent).collect(),
+            BindKind::Prefix => spaces.iter().map(Space::extent).collect(),
+        };
+        match self.host(client) {
+            Some(host) => of(host.pool, &host.spaces),
+            None => self.on(on.0, on.1).map(|link| of(link.pool, &link.spaces)).unwrap_or_default(),
+        }
+    }
+
+    /// The links whose strangers are given something of a pool; none: it is a host's.
+    pub fn links_with(&self, pool: Extent) -> impl Iterator<Item = &str> {
+        let has = move |link: &LinkPlan| {
+            link.pool.is_some_and(|own| own.extent() == pool)
+                || link.spaces.iter().any(|own| own.extent() == pool)
+        };
+        self.links.iter().filter(move |(_, link)| has(link)).map(|(name, _)| &**name)
     }
 
     /// What is never given out of a pool, as first and last addresses: what is set aside for hosts, what is the server's own,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 
-use super::here;
+use super::here::{self, Presence};
 use super::plan::terms;
 use super::routes::Routes;
 use super::socket::{Answer, LinkSocket};
@@ -25,29 +25,48 @@ pub(super) struct Port {
     pub(super) socket: LinkSocket,
     pub(super) routes: Routes,
     ring: RingFile,
+    /// How the interface was when it was looked at last.
+    presence: Option<Presence>,
     /// What sockets before this one have not sent.
     unsent: u64,
 }
 
 impl Port {
+    /// Listens on the interface of that name: what most often fails, and leaves nothing behind.
+    pub(super) fn listen(name: &str) -> anyhow::Result<LinkSocket> {
+        let Some(index) = here::index(name) else {
+            bail!("there is no interface '{name}'; `ip link` names all")
+        };
+        LinkSocket::open(name, index).map_err(|why| anyhow!(unopened(&why, name)))
+    }
+
     /// Opens it; what messages are proved with is kept in `keys`.
     pub(super) async fn open(
-        name: &str,
+        (name, socket): (&str, LinkSocket),
         conf: &ServerConf,
         duid: &Duid,
         keys: &Path,
     ) -> anyhow::Result<Self> {
-        let Some(index) = here::index(name) else {
-            bail!("there is no interface '{name}'; `ip link` names all")
-        };
         let terms = terms(conf, name, duid);
         let mut session = Session::new(terms.clone(), rand::random());
         let (ring, own) = RingFile::open(keys, rand::random())
-            .with_context(|| format!("cannot keep Reconfigure keys in {}", keys.display()))?;
+            .with_context(|| format!("cannot keep Reconfigure keys in {}; {}", keys.display(), here::NEXT))?;
         session.trust(own);
-        let socket = LinkSocket::open(name, index).map_err(|why| anyhow!(unopened(&why, name)))?;
-        let routes = Routes::open(name, index).await?;
-        Ok(Self { name: name.to_owned(), terms, session, socket, routes, ring, unsent: 0 })
+        let routes = Routes::open(name, socket.index()).await?;
+        let presence = here::presence(name);
+        if presence != Presence::Up {
+            presence.say(name);
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            terms,
+            session,
+            socket,
+            routes,
+            ring,
+            presence: Some(presence),
+            unsent: 0,
+        })
     }
 
     /// From now on this is told; says whether it is other information than before.
@@ -72,6 +91,10 @@ impl Port {
 
     /// Follows an interface that has come again, and finds out which routes there are.
     pub(super) async fn look(&mut self) {
+        let now = here::presence(&self.name);
+        if self.presence.replace(now).is_some_and(|before| before != now) {
+            now.say(&self.name);
+        }
         let Some(index) = here::index(&self.name) else { return };
         if index != self.socket.index() {
             match LinkSocket::open(&self.name, index) {
@@ -86,6 +109,11 @@ impl Port {
             }
         }
         self.routes.look(index).await;
+    }
+
+    /// Whether anything can be routed there now.
+    pub(super) fn is_up(&self) -> bool {
+        self.presence.is_none_or(|now| now == Presence::Up)
     }
 
     /// Numbers are on the disk before they are used; says whether that worked.

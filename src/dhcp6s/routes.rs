@@ -40,6 +40,8 @@ pub struct Routes {
     index: u32,
     led: BTreeMap<Ipv6Prefix, Ipv6Addr>,
     sunk: BTreeSet<Ipv6Prefix>,
+    /// Whose word it is that those go nowhere: each server has a link that no other one has.
+    who: u32,
 }
 
 impl Routes {
@@ -49,8 +51,8 @@ impl Routes {
     /// The kernel's routes cannot be read.
     pub async fn open(name: &str, index: u32) -> Result<Self, LinkError> {
         let links = Links::open()?;
-        let led = links.led(index).await?;
-        Ok(Self { links, bulk: Bulk::open()?, name: name.to_owned(), index, led, sunk: BTreeSet::new() })
+        let (led, sunk) = (links.led(index).await?, links.sunk(index).await?);
+        Ok(Self { links, bulk: Bulk::open()?, name: name.to_owned(), index, led, sunk, who: index })
     }
 
     /// The interface has this number now; what it has lost by that, or by anything else, is known afterwards.
@@ -160,11 +162,11 @@ impl Routes {
         let stale: Vec<Ipv6Prefix> = self.sunk.difference(&wanted).copied().collect();
         for prefix in stale {
             self.sunk.remove(&prefix);
-            say(self.links.unsink(prefix).await);
+            say(self.links.unsink(prefix, self.who).await);
         }
         for prefix in wanted {
             if self.sunk.insert(prefix) {
-                say(self.links.sink(prefix).await);
+                say(self.links.sink(prefix, self.who).await);
             }
         }
     }

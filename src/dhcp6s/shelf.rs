@@ -13,6 +13,7 @@ use sixway_dataplane::update::Ipv6Prefix;
 
 use super::index::Index;
 use super::plan::{HostPlan, Life, Plan, Space};
+use super::shortage::{News, Shortages};
 use super::vacancy::{Extent, Vacancy};
 use crate::broker::binding::{mix, reserved_until};
 use crate::broker::{BindKey, BindKind, BindWish};
@@ -112,6 +113,7 @@ pub struct Shelf {
     told: Vec<(BindKey, Ipv6Prefix)>,
     proofs: Proofs,
     new_proofs: Proofs,
+    shortages: Shortages,
     now: u64,
     link: Arc<str>,
     peer: Option<Ipv6Addr>,
@@ -135,6 +137,7 @@ impl Shelf {
             told: Vec::new(),
             proofs: Proofs::new(),
             new_proofs: Proofs::new(),
+            shortages: Shortages::default(),
             now,
             link: Arc::default(),
             peer: None,
@@ -324,6 +327,22 @@ impl Shelf {
         let life = Life { preferred: 0, valid: UNROUTABLE };
         let until = self.now.saturating_add(UNROUTABLE.into());
         self.put(Lease { key: nobody, prefix, life, until, peer: None, reach: None });
+    }
+
+    /// Whether it is to be said at once that a pool has nothing left.
+    pub fn is_short_anew(&self) -> bool {
+        self.shortages.is_news()
+    }
+
+    /// Pools that have nothing left since this was asked last, and those that have room again.
+    pub fn poll_shortages(&mut self) -> Vec<(Extent, News)> {
+        let has_room = |pool| self.vacancies.get(&pool).map(Vacancy::has_room);
+        self.shortages.poll(self.now, has_room)
+    }
+
+    /// Pools that somebody was refused something of, and that have had no room since.
+    pub fn short(&self) -> impl Iterator<Item = Extent> {
+        self.shortages.pools()
     }
 
     /// The lease of just this.
@@ -519,7 +538,7 @@ impl Shelf {
     }
 
     /// What a wish comes to, beside what is `taken` in the same message. Offers and leases are judged by this alone.
-    fn judge(&self, wish: &BindWish, taken: &[Ipv6Prefix]) -> Option<Due> {
+    fn judge(&mut self, wish: &BindWish, taken: &[Ipv6Prefix]) -> Option<Due> {
         let (client, place) = (&wish.key.client, (&*wish.key.tunnel, wish.link));
         let bound = self.bound(&wish.key);
         let given = |prefix: &Ipv6Prefix| Some((*prefix, self.plan.life_on(client, *prefix, place)?));
@@ -529,7 +548,12 @@ impl Shelf {
         }
         // Who has something that is not given here, or not any more, is known, and is given something beside it.
         let only_fixed = wish.only_fixed && bound.is_empty();
-        let (prefix, life) = self.choose(&BindWish { only_fixed, ..wish.clone() }, taken)?;
+        let chosen = self.choose(&BindWish { only_fixed, ..wish.clone() }, taken);
+        if chosen.is_none() && !only_fixed {
+            let pools = self.plan.pools_for(client, wish.key.kind, place);
+            pools.into_iter().for_each(|pool| self.shortages.note(pool, self.now));
+        }
+        let (prefix, life) = chosen?;
         // What moves is no more than before. All else that the client has counts, on whichever link: anybody may call himself by
         // its name there, so none of it gives way before its time is over.
         let moves = |prefix: &Ipv6Prefix| self.all.get(*prefix).is_some_and(|old| old.key.client == *client);

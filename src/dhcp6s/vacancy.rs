@@ -5,6 +5,7 @@
 //! place is found cannot be foreseen.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::Ipv6Addr;
 
 use sixway_dataplane::update::Ipv6Prefix;
@@ -111,6 +112,17 @@ impl Extent {
     }
 }
 
+impl fmt::Display for Extent {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, last, len } = self;
+        if *len == 128 {
+            return write!(out, "{first} to {last}");
+        }
+        let wide = (u128::from(*first) ^ u128::from(*last)).leading_zeros();
+        write!(out, "{first}/{wide} in pieces of /{len}")
+    }
+}
+
 /// The first and the last address of a prefix.
 pub fn span(prefix: Ipv6Prefix) -> (u128, u128) {
     let host = u128::MAX.checked_shr(prefix.prefix_len().into()).unwrap_or(0);
@@ -141,6 +153,11 @@ impl Vacancy {
             }
         }
         new
+    }
+
+    /// Whether anything of it is free.
+    pub fn has_room(&self) -> bool {
+        !self.free.0.is_empty()
     }
 
     /// Its space.
@@ -260,6 +277,14 @@ mod tests {
         pool.occupy(prefix("2001:db8:0:300::/64"));
         pool.vacate(prefix("2001:db8:0:300::/64"), |place| place != prefix("2001:db8:0:300::/56"));
         assert!(!pool.is_free(prefix("2001:db8:0:300::/56")));
+    }
+
+    #[test]
+    fn pools_are_called_by_what_is_in_them() {
+        let addresses = extent("2001:db8::5", "2001:db8::9", 128).to_string();
+        assert_eq!(addresses, "2001:db8::5 to 2001:db8::9");
+        let prefixes = extent("2001:db8:8000::", "2001:db8:80ff:ffff:ffff:ffff:ffff:ffff", 56).to_string();
+        assert_eq!(prefixes, "2001:db8:8000::/40 in pieces of /56");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::netlink::{Links, gone};
 
 /// The routing protocol that these routes say they come from; nobody has registered it.
 pub const PROTOCOL: u8 = 61;
-/// The metric of what leads nowhere: any other route of the same prefix comes first.
+/// The metric of what leads nowhere, less a number for each who says so: any other route of the same prefix comes first.
 const LAST: u32 = u32::MAX - 1;
 /// The metric the kernel gives to an IPv6 route without one.
 const USUAL: u32 = 1024;
@@ -72,13 +72,33 @@ impl Links {
         Ok(holders)
     }
 
-    /// Lets packets to a prefix go nowhere, unless another route leads them.
+    /// What goes nowhere by the word of `who`, in this process or one before it.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn sunk(&self, who: u32) -> Result<BTreeSet<Ipv6Prefix>, LinkError> {
+        let question = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let mut answers = pin!(self.kernel.route().get(question).execute());
+        let (mut found, own) = (BTreeSet::new(), RouteAttribute::Priority(last(who)));
+        while let Some(answer) = answers.next().await {
+            let route =
+                answer.map_err(|error| LinkError::from_kernel("list the routes".to_owned(), "", error))?;
+            let is_ours = route.header.protocol == RouteProtocol::Other(PROTOCOL)
+                && route.header.kind == RouteType::BlackHole
+                && route.attributes.contains(&own);
+            found.extend(destination_of(&route).filter(|_| is_ours));
+        }
+        Ok(found)
+    }
+
+    /// Lets packets to a prefix go nowhere by the word of `who`, unless another route leads them. Others who say the same of it
+    /// have a route of their own.
     ///
     /// # Errors
     /// [`LinkError::Denied`], or the kernel's refusal.
-    pub async fn sink(&self, prefix: Ipv6Prefix) -> Result<(), LinkError> {
+    pub async fn sink(&self, prefix: Ipv6Prefix, who: u32) -> Result<(), LinkError> {
         let what = format!("let packets to {prefix} go nowhere");
-        let added = self.kernel.route().add(sunk(prefix)).replace().execute().await;
+        let added = self.kernel.route().add(sunk(prefix, who)).replace().execute().await;
         added.map_err(|error| LinkError::from_kernel(what, "", error))
     }
 
@@ -86,9 +106,9 @@ impl Links {
     ///
     /// # Errors
     /// [`LinkError::Denied`], or the kernel's refusal.
-    pub async fn unsink(&self, prefix: Ipv6Prefix) -> Result<(), LinkError> {
+    pub async fn unsink(&self, prefix: Ipv6Prefix, who: u32) -> Result<(), LinkError> {
         let what = format!("let packets to {prefix} go their way again");
-        gone(what, "", self.kernel.route().del(sunk(prefix)).execute()).await
+        gone(what, "", self.kernel.route().del(sunk(prefix, who)).execute()).await
     }
 }
 
@@ -102,10 +122,14 @@ pub(super) fn led(prefix: Ipv6Prefix, via: Option<Ipv6Addr>, index: u32) -> Rout
     via.into_iter().fold(route, RouteMessageBuilder::<Ipv6Addr>::gateway).build()
 }
 
-fn sunk(prefix: Ipv6Prefix) -> RouteMessage {
+fn last(who: u32) -> u32 {
+    LAST.saturating_sub(who)
+}
+
+fn sunk(prefix: Ipv6Prefix, who: u32) -> RouteMessage {
     RouteMessageBuilder::<Ipv6Addr>::new()
         .destination_prefix(prefix.addr(), prefix.prefix_len())
-        .priority(LAST)
+        .priority(last(who))
         .kind(RouteType::BlackHole)
         .protocol(RouteProtocol::Other(PROTOCOL))
         .build()
@@ -146,8 +170,15 @@ mod tests {
                 let mut bulk = Bulk::open().unwrap();
                 assert!(bulk.lead(&[(prefix, Some(via))], index).is_empty());
                 // What leads nowhere comes after what leads somewhere, also for the same prefix.
-                links.sink(prefix).await.unwrap();
-                links.sink(prefix).await.unwrap();
+                links.sink(prefix, 1).await.unwrap();
+                links.sink(prefix, 1).await.unwrap();
+                // Somebody else says the same of it, and takes back what is said there alone.
+                links.sink(prefix, 2).await.unwrap();
+                let one = BTreeSet::from([prefix]);
+                assert_eq!(links.sunk(2).await.unwrap(), one);
+                links.unsink(prefix, 2).await.unwrap();
+                assert_eq!(links.sunk(2).await.unwrap(), BTreeSet::new());
+                assert_eq!(links.sunk(1).await.unwrap(), one);
                 assert_eq!(links.led(index).await.unwrap(), BTreeMap::from([(prefix, via)]));
                 let other = "2001:db8:2::/48".parse().unwrap();
                 let all = BTreeSet::from([prefix, other, "2001:db8:3::/48".parse().unwrap()]);
@@ -156,8 +187,9 @@ mod tests {
                 assert_eq!(links.holders(&all).await.unwrap(), expected.into());
                 assert!(bulk.lead(&[(prefix, None)], index).is_empty());
                 assert!(links.led(index).await.unwrap().is_empty());
-                links.unsink(prefix).await.unwrap();
-                links.unsink(prefix).await.unwrap();
+                links.unsink(prefix, 1).await.unwrap();
+                links.unsink(prefix, 1).await.unwrap();
+                assert_eq!(links.sunk(1).await.unwrap(), BTreeSet::new());
             });
         });
     }

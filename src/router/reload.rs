@@ -146,7 +146,8 @@ fn keep_what_needs_a_restart(now: &Config, wanted: &mut Config) -> Vec<String> {
     let mut notes = Vec::new();
     let mut keep = |key: &str, differs: bool| {
         if differs {
-            notes.push(format!("{key} takes effect at the next start"));
+            let takes = if key.contains(" and ") { "take" } else { "takes" };
+            notes.push(format!("{key} {takes} effect at the next start"));
         }
     };
     keep("[router] tun", now.router.tun != wanted.router.tun);

@@ -34,6 +34,9 @@ pub const MAX_DEPTH: usize = 10;
 /// The most notes that are kept; further ones are only counted.
 pub const MAX_NOTES: usize = 200;
 
+/// The most mistakes of form that are named.
+pub const MAX_WRONG: usize = 50;
+
 /// What the text is read within.
 pub trait Surroundings {
     /// The octets of a file, named as in the text (relative to the working directory).
@@ -242,10 +245,10 @@ impl fmt::Debug for Key {
 /// Reads a configuration with all that it includes.
 ///
 /// # Errors
-/// The first mistake of form, or all mistakes of sense.
+/// The mistakes of form, one for each statement; or all mistakes of sense.
 pub fn load(file: &str, text: &[u8], around: &dyn Surroundings) -> Result<Loaded, Vec<Remark>> {
     let mut notes = Notes::default();
-    let statements = parser::parse(file, text, around, &mut notes).map_err(|wrong| vec![wrong])?;
+    let statements = parser::parse(file, text, around, &mut notes)?;
     let conf = apply::apply(statements, around, &mut notes)?;
     Ok(Loaded { conf, notes: notes.finish() })
 }

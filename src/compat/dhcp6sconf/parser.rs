@@ -1,6 +1,7 @@
 //! Tokens to statements, with all included files in their places.
 //!
-//! Form alone: whether a pool exists or a lifetime makes sense is `apply`'s business. The first mistake ends it.
+//! Form alone: whether a pool exists or a lifetime makes sense is `apply`'s business. Behind a mistake it goes on with the next
+//! word that begins a statement and stands nowhere else.
 
 use std::io::ErrorKind;
 use std::net::Ipv6Addr;
@@ -10,7 +11,7 @@ use super::values::{Duid, Lifetimes};
 use super::words::{
     ADDRESSES, DOMAINS, EXCLUDED_SUBNET, LEASE_QUERY, PREFIX_POOL, RELAY_ID, is_keyword, options,
 };
-use super::{MAX_DEPTH, MAX_INCLUDES, Notes, Place, Remark, Surroundings};
+use super::{MAX_DEPTH, MAX_INCLUDES, MAX_WRONG, Notes, Place, Remark, Surroundings};
 
 /// One statement with its place.
 pub(super) enum Statement {
@@ -119,38 +120,94 @@ pub(super) fn parse(
     text: &[u8],
     around: &dyn Surroundings,
     notes: &mut Notes,
-) -> Parsed<Vec<Statement>> {
+) -> Result<Vec<Statement>, Vec<Remark>> {
     let mut all = Vec::new();
-    let mut inner = Includes { around, read: 0, depth: 0 };
-    Parser::new(file, text, notes).statements(&mut inner, &mut all)?;
-    Ok(all)
+    let mut inner = Includes { around, read: 0, depth: 0, wrong: Vec::new(), is_over: false };
+    Parser::new(file, text, notes).file(&mut inner, &mut all);
+    if inner.wrong.is_empty() { Ok(all) } else { Err(inner.wrong) }
 }
 
 struct Includes<'a> {
     around: &'a dyn Surroundings,
     read: usize,
     depth: usize,
+    wrong: Vec<Remark>,
+    /// Nothing is read any further, in whatever file.
+    is_over: bool,
 }
+
+/// Words that begin statements. What lies between a mistake and the next of them is not looked at.
+const BEGINNINGS: &[&str] = &[
+    "option",
+    "interface",
+    "host",
+    "pool",
+    "keyinfo",
+    "authentication",
+    "include",
+    "profile",
+    "id-assoc",
+    LEASE_QUERY,
+];
 
 struct Parser<'a, 'n> {
     lexer: Lexer<'a>,
     notes: &'n mut Notes,
     ahead: Option<(Token, Place)>,
+    /// What was read last, and where ends what stands before it.
+    last: Option<(Token, Place)>,
+    behind: Place,
 }
 
 impl<'a, 'n> Parser<'a, 'n> {
     fn new(file: &str, text: &'a [u8], notes: &'n mut Notes) -> Self {
-        Self { lexer: Lexer::new(file, text), notes, ahead: None }
+        let lexer = Lexer::new(file, text);
+        let behind = lexer.place();
+        Self { lexer, notes, ahead: None, last: None, behind }
     }
 
     fn next(&mut self) -> (Token, Place) {
-        self.ahead.take().unwrap_or_else(|| self.lexer.next(self.notes))
+        if let Some(ahead) = self.ahead.take() {
+            return ahead;
+        }
+        self.behind = self.lexer.place();
+        let next = self.lexer.next(self.notes);
+        self.last = Some(next.clone());
+        next
     }
 
+    /// A sign that is missing is missing behind what stands before it, however many lines follow.
     fn sign(&mut self, sign: char, after: &str) -> Parsed<()> {
         match self.next() {
             (Token::Punct(found), _) if found == sign => Ok(()),
-            (found, place) => wrong(&place, &format!("'{sign}' {after}"), &found),
+            (found, _) => wrong(&self.behind, &format!("'{sign}' {after}"), &found),
+        }
+    }
+
+    /// All statements of a file, with every mistake.
+    fn file(&mut self, inner: &mut Includes<'_>, all: &mut Vec<Statement>) {
+        while !inner.is_over {
+            let Err(mistake) = self.statements(inner, all) else { return };
+            inner.wrong.push(mistake);
+            inner.is_over |= inner.wrong.len() >= MAX_WRONG;
+            if !self.find_beginning() {
+                return;
+            }
+        }
+    }
+
+    /// Goes to the next word that begins a statement; says whether there is one. What was read last may be one.
+    fn find_beginning(&mut self) -> bool {
+        let mut at = self.ahead.take().or_else(|| self.last.take());
+        loop {
+            match at {
+                Some((Token::End, _)) => return false,
+                Some((Token::Word(word), place)) if BEGINNINGS.contains(&word.as_str()) => {
+                    self.ahead = Some((Token::Word(word), place));
+                    return true;
+                }
+                _ => at = Some(self.next()),
+            }
         }
     }
 
@@ -508,6 +565,7 @@ impl<'a, 'n> Parser<'a, 'n> {
             let what = format!(
                 "files include files {MAX_DEPTH} deep and {MAX_INCLUDES} in all at most; does one include itself?"
             );
+            inner.is_over = true;
             return remark(place, what);
         }
         inner.read += 1;
@@ -520,7 +578,7 @@ impl<'a, 'n> Parser<'a, 'n> {
             Err(why) => return remark(place, format!("cannot read '{file}': {why}")),
         };
         inner.depth += 1;
-        Parser::new(&file, &text, self.notes).statements(inner, all)?;
+        Parser::new(&file, &text, self.notes).file(inner, all);
         inner.depth -= 1;
         Ok(())
     }

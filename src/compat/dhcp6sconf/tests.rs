@@ -135,7 +135,15 @@ fn mistakes_say_where_and_what_is_expected() {
     let said = refused("option domain-name-servers 2001:db8::1;\noption domain-name example.com;\n");
     assert!(said.starts_with("t.conf:2: a name in quotes is expected, and 'example.com' found"), "{said}");
     let said = refused("interface vs0 {\n preference 1;\n}\n");
-    assert!(said.starts_with("t.conf:4: ';' behind '}' is expected"), "{said}");
+    assert!(said.starts_with("t.conf:3: ';' behind '}' is expected"), "{said}");
+    // One for each statement that has any, and of those behind it too.
+    let said = refused(
+        "option domain-name example.com;\nhost a {\n duid 00:01\n prefix 2001:db8::/48 9; };\ninterface vs0 {\n fly; };\npool p {\n",
+    );
+    let places: Vec<&str> = said.lines().map(|line| &line[..9]).collect();
+    assert_eq!(places, ["t.conf:1:", "t.conf:3:", "t.conf:6:", "t.conf:8:"], "{said}");
+    let said = refused(&"interface { };\n".repeat(MAX_WRONG + 50));
+    assert_eq!(said.lines().count(), MAX_WRONG, "{said}");
     let said = refused("host a { duid 00:01;\n prefix 2001:db8::/48; };");
     assert!(said.starts_with("t.conf:2: a lifetime: seconds or 'infinity' is expected"), "{said}");
     // Mistakes of sense are all found, and in the order of the text.
@@ -166,9 +174,16 @@ fn silent_harm_is_said() {
             "the first host has them",
         ),
         ("host a { duid 00:01; prefix ::/0 9; };", "is given everything"),
+        (
+            "host a { duid 00:01; }; host b { duid 00:01; };",
+            "host 'a' has the same DUID and counts; host 'b' says nothing",
+        ),
+        ("host a { subscriber-id \"x\"; }; host b { subscriber-id \"x\"; };", "has the same line"),
     ] {
         assert!(notes(text).contains(what), "{text}: {}", notes(text));
     }
+    let nobody = "host a { prefix 2001:db8::/48 9; }; host b { duid 00:02; prefix 2001:db8::/48 9; };";
+    assert!(!notes(nobody).contains("in common"), "host b has it: {}", notes(nobody));
     let conf = loaded("host a { duid 00:01; prefix 2001:db8::/48 4294967296; };").conf;
     assert_eq!(conf.hosts[0].prefixes[0].1.preferred, Lifetimes::INFINITY);
     assert_eq!(

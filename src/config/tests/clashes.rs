@@ -138,7 +138,7 @@ fn mistakes_of_different_kinds_are_told_together() {
     mistakes(pools, &["1 to 64", "overlap"]);
     mistakes("[tsp]\nrealm = \"a b\"\n", &["no addresses to give out", "neither quotes"]);
     mistakes("[dtcp]\nlisten = \"x\"\nudp = true\n", &["no place to listen at", "router has no address"]);
-    let host = "[[dhcpv6_host]]\nduid = \"x\"\ntunnel = \"nobody\"\n";
+    let host = "[dhcpv6]\n[[dhcpv6_host]]\nduid = \"x\"\ntunnel = \"nobody\"\n";
     mistakes(host, &["no DUID", "no tunnel of that name"]);
     let far = "[router]\nworkers = 999\n".to_owned() + &a("10.0.0.2:1") + &a("10.0.0.2:1");
     mistakes(&far, &["0 to 256", "used twice", "same outer endpoints", "which is tunnel 'a's"]);
@@ -179,17 +179,20 @@ fn no_mistake_follows_from_a_guess() {
     one_mistake("[dhcpv6]\nvalid = 1\n", 2, &["`valid`"]);
     let range = range_with("count = 9\nprefix = \"2001:db8::/64\"\nremote = \"10.0.0.2:1\"");
     one_mistake(&(range + "[router]\ncapacity = 0\n"), 8, &["`capacity`"]);
-    let host = "[[dhcpv6_host]]\nduid = \"00:03:01\"\ntunnel = \"t1\"\n";
+    let host = "[dhcpv6]\n[[dhcpv6_host]]\nduid = \"00:03:01\"\ntunnel = \"t1\"\n";
     let short = range_with("prefix = \"2001:db8::/64\"\nremote = \"10.0.0.2:1\"");
-    one_mistake(&(host.to_owned() + &short), 4, &["`count` is missing"]);
+    one_mistake(&(host.to_owned() + &short), 5, &["`count` is missing"]);
 }
 
 #[test]
 fn clients_are_expected_in_tunnels_that_there_are() {
-    let host = |tunnel: &str| format!("[[dhcpv6_host]]\nduid = \"00:03:01\"\ntunnel = \"{tunnel}\"\n");
+    let host =
+        |tunnel: &str| format!("[dhcpv6]\n[[dhcpv6_host]]\nduid = \"00:03:01\"\ntunnel = \"{tunnel}\"\n");
     good(&(host("alice") + &alice_with("")));
     good(&host("bob@tsp"));
-    one_mistake(&host("alice"), 3, &["`tunnel` in [[dhcpv6_host]] is 'alice'", "USER@tsp"]);
+    let nobody = "[[dhcpv6_host]]\nduid = \"00:03:01\"\nprefixes = [\"2001:db8:1::/48\"]\n";
+    one_mistake(nobody, 2, &["without [dhcpv6]", "no DHCPv6 server"]);
+    one_mistake(&host("alice"), 4, &["`tunnel` in [[dhcpv6_host]] is 'alice'", "USER@tsp"]);
 }
 
 #[test]

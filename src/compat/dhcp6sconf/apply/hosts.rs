@@ -1,6 +1,6 @@
 //! `host` statements: who each is, and what is set aside for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use sixway_dataplane::update::Ipv6Prefix;
 
@@ -149,7 +149,22 @@ impl Whole<'_> {
     /// Of two hosts that are given the same, or one a part of the other's, the first has it; that is worth knowing.
     pub(super) fn overlaps(&mut self, hosts: &[Host], places: &[Place]) {
         let mut all: Vec<(Ipv6Prefix, usize)> = Vec::new();
+        let (mut known, mut lines) = (HashMap::new(), HashMap::new());
         for (n, host) in hosts.iter().enumerate() {
+            // What nobody is, and what somebody is already, takes nothing from others.
+            let before = match (&host.duid, &host.line) {
+                (Some(duid), _) => known.insert(duid, &host.name).map(|before| ("DUID", before)),
+                (None, Some(line)) => lines.insert(line, &host.name).map(|before| ("line", before)),
+                (None, None) => continue,
+            };
+            if let (Some((what, before)), Some(place)) = (before, places.get(n)) {
+                let why = format!(
+                    "host '{before}' has the same {what} and counts; host '{}' says nothing",
+                    host.name
+                );
+                self.notes.push(place, why);
+                continue;
+            }
             let single = host.addresses.iter().map(|(addr, _)| Ipv6Prefix::host(*addr));
             all.extend(
                 host.prefixes.iter().map(|(prefix, _)| *prefix).chain(single).map(|prefix| (prefix, n)),
