@@ -689,6 +689,7 @@ const QUERIES: &str = "
     pool p { range 2001:db8:53:1::1000 to 2001:db8:53:1::1fff; };
     pool q { range 2001:db8:7::1000 to 2001:db8:7::1fff; };
     host own { duid 00:03:05; prefix 2001:db8:1111::/48 infinity; };
+    host far { duid 00:03:06; prefix 2001:db8:6666::/48 60 90; };
     host line { remote-id 9 \"olt3/7\"; prefix 2001:db8:7777::/48 60 90; };
 ";
 
@@ -724,6 +725,10 @@ fn who_has_what_on_links_is_told_to_those_whom_the_file_names() {
     let olt = Opt::Other(code::REMOTE_ID, [&[0, 0, 0, 9][..], b"olt3/7"].concat());
     lab.ask(&relayed(request(4), vec![olt.clone()])).unwrap();
     lab.ask(&request(5).emit()).unwrap();
+    // One whose prefix is its own, behind the relay.
+    let mut prefix_alone = request(6);
+    prefix_alone.options.remove(2);
+    lab.ask(&relayed(prefix_alone, vec![eth7()])).unwrap();
 
     let by_duid = |duid: u8| Sought::Client(vec![0, 3, duid]);
     let by = |addr: &str| Sought::Address(addr.parse().unwrap());
@@ -747,7 +752,13 @@ fn who_has_what_on_links_is_told_to_those_whom_the_file_names() {
     assert_eq!(data(Sought::Address(inside), None), here);
     assert_eq!(data(Sought::Address(there.values[0].addr), None), there);
     let line = data(by("2001:db8:7777:1::1"), None);
-    assert!(line.client.is_empty() && line.options.first() == Some(&olt), "{line:?}");
+    assert!(line.client == [0, 3, 4] && line.options.first() == Some(&olt), "{line:?}");
+    assert_eq!(data(by_duid(4), None), line, "by what it has called itself");
+    assert_eq!(
+        data(by_duid(6), None).values[0].addr,
+        "2001:db8:6666::".parse::<std::net::Ipv6Addr>().unwrap()
+    );
+    assert_eq!(data(by_duid(6), Some("2001:db8:7::1000")), data(by_duid(6), None), "where its relay is");
     let own = data(by("2001:db8:1111::1"), None);
     let own: Vec<_> = own.values.iter().map(|v| (v.len, v.preferred, v.valid)).collect();
     assert_eq!(own, [(48, u32::MAX, u32::MAX)]);

@@ -276,7 +276,8 @@ impl Plan {
             || self.sites.get(name).is_some_and(|site| !site.on_link.is_empty())
     }
 
-    fn name<'a>(&'a self, link: &'a str, relay: Option<Ipv6Addr>) -> Option<&'a str> {
+    /// The link that a relay names, else this one; `None`: nothing is known of it.
+    pub fn name<'a>(&'a self, link: &'a str, relay: Option<Ipv6Addr>) -> Option<&'a str> {
         let Some(addr) = relay else { return Some(link) };
         let served = || self.sites().find(|site| site.on_link.iter().any(|own| own.contains(addr)));
         self.named(relay).map(|(name, _)| name).or_else(|| served().map(|site| &*site.name))
@@ -334,6 +335,11 @@ impl Plan {
             |prefix: &Ipv6Prefix| self.sites().flat_map(|site| &site.on_link).any(|own| own.covers(*prefix));
         let all = hosts.chain(pools).filter(|prefix| prefix.prefix_len() > 0 && !on_link(prefix));
         all.collect()
+    }
+
+    /// Whether just this is set aside for anybody.
+    pub fn is_own(&self, prefix: Ipv6Prefix) -> bool {
+        self.set_aside.contains_key(&prefix)
     }
 
     /// Whether it is, or has an address in common with, what is set aside for anybody.

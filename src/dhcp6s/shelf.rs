@@ -109,6 +109,10 @@ pub struct Shelf {
     is_refused: bool,
     /// Leases that have not been settled yet: nobody has been told of them.
     fresh: HashSet<Ipv6Prefix>,
+    /// Which link relays have named for what is set aside for hosts, if it is not the one that they were heard on.
+    away: HashMap<Ipv6Prefix, Arc<str>>,
+    /// What those who are known by their lines have called themselves last.
+    faces: HashMap<Arc<[u8]>, Arc<[u8]>>,
     /// What the answer to this message tells of.
     told: Vec<(BindKey, Ipv6Prefix)>,
     proofs: Proofs,
@@ -134,6 +138,8 @@ impl Shelf {
             is_closed: false,
             is_refused: false,
             fresh: HashSet::new(),
+            away: HashMap::new(),
+            faces: HashMap::new(),
             told: Vec::new(),
             proofs: Proofs::new(),
             new_proofs: Proofs::new(),
@@ -160,6 +166,9 @@ impl Shelf {
     /// it.
     pub fn configure(&mut self, plan: Plan) {
         self.plan = plan;
+        // Links may have other names now. Who is not known any more is not known by any name.
+        self.away.clear();
+        self.faces.retain(|line, _| self.plan.host(line).is_some());
         self.withdraw();
         self.lay_out();
     }
@@ -376,7 +385,11 @@ impl Shelf {
         let left = u32::try_from(until.saturating_sub(self.now)).ok().filter(|_| *until != NEVER);
         (!key.client.is_empty()).then(|| Known {
             client: key.client.clone(),
-            link: self.plan.link_of(&key.tunnel, *prefix).into(),
+            link: self
+                .away
+                .get(prefix)
+                .cloned()
+                .unwrap_or_else(|| self.plan.link_of(&key.tunnel, *prefix).into()),
             prefix: *prefix,
             given: Some(*life),
             left,
@@ -413,6 +426,7 @@ impl Shelf {
             self.changed += 1;
             self.unkept.remove(&prefix);
             self.fresh.remove(&prefix);
+            self.away.remove(&prefix);
             self.changes.push(Change::Gone(lease));
         }
     }
@@ -512,13 +526,26 @@ impl Shelf {
     fn renew(&mut self, wish: &BindWish, prefix: Ipv6Prefix, life: Life) -> Result<(), Lack> {
         let lease = self.wished(wish, prefix, life);
         if self.all.get(prefix) == Some(&lease) && !self.unkept.contains_key(&prefix) {
+            self.stand(wish, prefix);
             return Ok(());
         }
         if self.refuses() {
             return Err(Lack);
         }
         self.put(lease);
+        self.stand(wish, prefix);
         Ok(())
+    }
+
+    /// Keeps in mind on which link that is which says nothing of it itself: as many as are set aside.
+    fn stand(&mut self, wish: &BindWish, prefix: Ipv6Prefix) {
+        let link = self.plan.name(&wish.key.tunnel, wish.link);
+        match link.filter(|link| **link != *wish.key.tunnel && self.plan.is_own(prefix)) {
+            Some(link) => drop(self.away.insert(prefix, link.into())),
+            None if link.is_some() => drop(self.away.remove(&prefix)),
+            // A link that nobody knows says nothing.
+            None => {}
+        }
     }
 
     /// A lease from now on, of whoever sends this message. Who was on the link stays known there, whatever address a message

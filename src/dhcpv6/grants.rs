@@ -11,6 +11,9 @@ use super::codec::INFINITY;
 use super::session::{Known, Lack, Leases};
 use crate::broker::{BindKey, BindWish, Binding, Broker, End, Outcome, Route, Time};
 
+/// Bindings that are looked at in no time.
+const FEW: usize = 10_000;
+
 /// One message's doings.
 #[derive(Debug)]
 pub struct Grants<'a> {
@@ -93,6 +96,10 @@ impl Leases for Grants<'_> {
 
     fn all_of(&self, client: &[u8]) -> Vec<Known> {
         self.broker.bindings_of(client).map(|binding| self.known(binding)).collect()
+    }
+
+    fn walks(&self) -> bool {
+        self.broker.bindings_len() > FEW
     }
 
     /// A tunnel is known by anything that is bound in it.

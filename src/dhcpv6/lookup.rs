@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
 use dhcproto::v6::{DhcpOption, MessageType, Status};
 
@@ -17,6 +18,26 @@ use super::session::{Answer, Known, Leases, Life, Origin, Session, Silence};
 const MOST_OCTETS: usize = 60_000;
 /// The most links that are named.
 const MOST_LINKS: usize = 1024;
+/// Queries a second that are answered where each means a look at very many leases; others wait meanwhile.
+const WALKS: u32 = 4;
+
+/// How many such queries there were in which second.
+#[derive(Debug, Default)]
+pub(super) struct Walks {
+    second: u64,
+    begun: u32,
+}
+
+impl Walks {
+    /// Whether another one may be answered now, so long after the beginning.
+    fn begin(&mut self, now: Duration) -> bool {
+        if self.second != now.as_secs() {
+            (self.second, self.begun) = (now.as_secs(), 0);
+        }
+        self.begun = self.begun.saturating_add(1);
+        self.begun <= WALKS
+    }
+}
 
 impl Session {
     pub(super) fn answer_query(
@@ -36,6 +57,9 @@ impl Session {
             return Err(Silence::OtherServer);
         }
         let may = self.may_ask(origin, relays);
+        if may && leases.walks() && !self.walks.begin(self.uptime) {
+            return Err(Silence::TooOften);
+        }
         let told = if may { self.look_up(body, leases) } else { Err(Status::NotAllowed) };
         self.count(if may { "lease_query" } else { "lease_query_not_allowed" });
         // Who may not ask, or asks what cannot be answered, is told nothing of leases.
@@ -72,7 +96,11 @@ impl Session {
             None => None,
         };
         let mut all = match sought {
-            Sought::Client(duid) => leases.all_of(&duid),
+            Sought::Client(duid) => {
+                let mut all = leases.all_of(&duid);
+                leases.lines_of(&duid).iter().for_each(|line| all.extend(leases.all_of(line)));
+                all
+            }
             Sought::Address(addr) => match leases.whose(addr) {
                 Some(found) => {
                     let mut all = leases.all_of(&found.client);
@@ -93,19 +121,26 @@ impl Session {
             return Ok(Some(Opt::Addresses(code::LQ_CLIENT_LINK, named)));
         }
         let Some(first) = all.first() else { return Ok(None) };
-        self.data(&first.client, &all, &wanted).map(Some)
+        let line = self.terms.lines.values().any(|line| **line == *first.client);
+        let duid = if line { leases.duid_of(&first.client) } else { Some(first.client.clone()) };
+        self.data((&first.client, duid.as_deref()), &all, &wanted).map(Some)
     }
 
-    /// What a client has on one link.
-    fn data(&self, client: &[u8], all: &[Known], wanted: &[u16]) -> Result<Opt, Status> {
+    /// What a client has on one link. It is told by its DUID, as far as that is known.
+    fn data(
+        &self,
+        (client, duid): (&[u8], Option<&[u8]>),
+        all: &[Known],
+        wanted: &[u16],
+    ) -> Result<Opt, Status> {
         let usual = Life { preferred: self.terms.preferred, valid: self.terms.valid };
         let heard = |known: &Known| heard(known, usual).unwrap_or_else(|| self.up_for());
         let told = |option: &&Opt| wanted.contains(&option.code());
-        // Who is known by the line and not by a DUID is told as that.
+        // Who is known by the line is told as that too.
         let line = self.terms.lines.iter().find(|(_, who)| ***who == *client).map(|(line, _)| line);
         let line = line.map(|(code, octets)| Opt::Other(*code, octets.to_vec()));
         let data = ClientData {
-            client: if line.is_some() { Vec::new() } else { client.to_vec() },
+            client: duid.unwrap_or_default().to_vec(),
             values: all.iter().map(|known| left(known, usual)).collect(),
             heard: all.iter().map(heard).min(),
             relay: None,
@@ -136,4 +171,57 @@ fn left(known: &Known, usual: Life) -> Value {
     let valid = known.left.unwrap_or(INFINITY);
     let (addr, len) = (known.prefix.addr(), known.prefix.prefix_len());
     Value { addr, len, preferred: preferred.saturating_sub(gone).min(valid), valid, options: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::codec::Packet;
+    use super::super::query::Sought;
+    use super::super::requestor::Question;
+    use super::super::session::{Lack, Terms};
+    use super::*;
+    use crate::broker::{BindKey, BindWish};
+    use sixway_dataplane::update::Ipv6Prefix;
+
+    /// So many leases that none is found without looking at all.
+    struct Many;
+
+    impl Leases for Many {
+        fn offer(&mut self, wishes: &[BindWish]) -> Vec<Result<Ipv6Prefix, Lack>> {
+            wishes.iter().map(|_| Err(Lack)).collect()
+        }
+        fn bind(&mut self, _: &BindWish, _: Duration) -> Result<Vec<Ipv6Prefix>, Lack> {
+            Err(Lack)
+        }
+        fn bound(&self, _: &BindKey) -> Vec<Ipv6Prefix> {
+            Vec::new()
+        }
+        fn release(&mut self, _: Ipv6Prefix) {}
+        fn decline(&mut self, _: &BindKey, _: Ipv6Prefix, _: Duration) {}
+        fn is_on_link(&self, _: Ipv6Prefix, _: Option<Ipv6Addr>) -> bool {
+            false
+        }
+        fn walks(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn who_asks_for_clients_one_after_the_other_does_not_keep_all_others_waiting() {
+        let asker: Ipv6Addr = "2001:db8::53".parse().unwrap();
+        let requestors = vec![Ipv6Prefix::host(asker)];
+        let mut session = Session::new(Terms { requestors, duid: vec![0, 4, 1], ..Terms::default() }, 1);
+        let query = Query { sought: Sought::Client(vec![0, 3, 1]), link: None, wanted: Vec::new() };
+        let message = Question { duid: vec![0, 4, 7], xid: [7, 8, 9], query }.message();
+        let mut answered = |from: Option<Ipv6Addr>, now: u64| {
+            session.set_uptime(Duration::from_millis(now));
+            let origin = Origin { from, is_unicast: true, ..Origin::of("t") };
+            let answers = (0..100).filter_map(|_| session.handle(&origin, &message, &mut Many));
+            answers.inspect(|answer| assert!(Packet::parse(&answer.octets).is_ok())).count()
+        };
+        assert_eq!((answered(Some(asker), 5000), answered(Some(asker), 5999)), (4, 0));
+        assert_eq!(answered(Some(asker), 6000), 4);
+        assert_eq!(answered(Some(Ipv6Addr::LOCALHOST), 6000), 100, "who may not ask costs nothing");
+        assert_eq!(session.counts()["too_often"], 292);
+    }
 }

@@ -16,6 +16,7 @@ use super::audience::{Audience, Place};
 use super::auth::{self, Forged, Key, Ring};
 use super::calls::{Called, Calls};
 use super::codec::{INFINITY, Ia, IaKind, Message, Opt, Part, Relay, Value, code};
+use super::lookup::Walks;
 use super::relayed::{Relays, unwrap, wrap};
 use super::reply::{ended, failed};
 pub use super::terms::{Known, Lack, Leases, Life, Line, Origin, Reserved, Terms};
@@ -42,11 +43,13 @@ pub enum Silence {
     Forged,
     /// It has been here before, as its number says.
     Replayed,
+    /// A lease query, of which there are too many for what each costs.
+    TooOften,
 }
 
 impl Silence {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Malformed,
         Self::WrongForm,
         Self::OtherServer,
@@ -56,6 +59,7 @@ impl Silence {
         Self::NothingToConfirm,
         Self::Forged,
         Self::Replayed,
+        Self::TooOften,
     ];
 
     /// Its name as a count.
@@ -70,6 +74,7 @@ impl Silence {
             Self::NothingToConfirm => "nothing_to_confirm",
             Self::Forged => "forged",
             Self::Replayed => "replayed",
+            Self::TooOften => "too_often",
         }
     }
 }
@@ -131,6 +136,7 @@ pub struct Session {
     pub(super) calls: Calls,
     pub(super) audience: Audience,
     pub(super) uptime: Duration,
+    pub(super) walks: Walks,
 }
 
 /// A message on its way to an answer.
@@ -162,7 +168,8 @@ impl Session {
         let names = COUNTS.into_iter().chain(Silence::ALL.map(Silence::name));
         let counts = names.map(|name| (name, 0)).collect();
         let (calls, audience, uptime) = (Calls::default(), Audience::default(), Duration::ZERO);
-        Self { terms, secret, counts, ring: None, clock: (0, 0), calls, audience, uptime }
+        let walks = Walks::default();
+        Self { terms, secret, counts, ring: None, clock: (0, 0), calls, audience, uptime, walks }
     }
 
     /// With this ring messages can be proved; without one nothing is.
@@ -241,6 +248,9 @@ impl Session {
         let (link, supplied) = (self.link(&relays), self.supplied(&relays));
         let case = Case { origin, message: &message, client, link, key, may_be_told, reach, supplied };
         let answer = self.answer(&case, leases)?;
+        if let (Some(line), Some(duid)) = (&line, message.client()) {
+            leases.hear(line, duid);
+        }
         self.remember(&case, &relays, &answer);
         self.count(if answer.kind == MessageType::Advertise { "advertise" } else { "reply" });
         if !relays.is_empty() {

@@ -182,6 +182,24 @@ pub trait Leases {
         Vec::new()
     }
 
+    /// Whether [`Self::all_of`] looks at so much that it is to be asked only now and then.
+    fn walks(&self) -> bool {
+        false
+    }
+
+    /// A client that is known by its line has called itself by this DUID.
+    fn hear(&mut self, _line: &[u8], _duid: &[u8]) {}
+
+    /// What a client that is known by its line has called itself last; `None`: nothing is known of that.
+    fn duid_of(&self, _line: &[u8]) -> Option<Arc<[u8]>> {
+        None
+    }
+
+    /// The clients that are known by their lines, and have called themselves by this DUID last.
+    fn lines_of(&self, _duid: &[u8]) -> Vec<Arc<[u8]>> {
+        Vec::new()
+    }
+
     /// The link that has an address.
     fn link_at(&self, _addr: Ipv6Addr) -> Option<Arc<str>> {
         None

@@ -124,6 +124,23 @@ impl Leases for Shelf {
         self.all.of_client(client).filter_map(|lease| self.known(lease)).collect()
     }
 
+    fn hear(&mut self, line: &[u8], duid: &[u8]) {
+        // As many as the configuration has lines.
+        let is_known = self.faces.get(line).is_some_and(|known| **known == *duid);
+        if !is_known && self.plan.host(line).is_some() {
+            self.faces.insert(line.into(), duid.into());
+        }
+    }
+
+    fn duid_of(&self, line: &[u8]) -> Option<Arc<[u8]>> {
+        self.faces.get(line).cloned()
+    }
+
+    fn lines_of(&self, duid: &[u8]) -> Vec<Arc<[u8]>> {
+        let own = self.faces.iter().filter(|(_, known)| ***known == *duid);
+        own.map(|(line, _)| line.clone()).collect()
+    }
+
     fn link_at(&self, addr: Ipv6Addr) -> Option<Arc<str>> {
         // Links may have pools in common: whoever has the address knows best.
         let by_lease = self.whose(addr).map(|known| known.link);
