@@ -12,7 +12,7 @@
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 pub use self::reading::Damage;
 use super::clock::Epoch;
@@ -21,12 +21,13 @@ use super::record;
 use super::shelf::{Change, Lease, Proofs};
 use super::tidy::Part;
 
+mod raw;
 mod reading;
 #[cfg(test)]
 mod tests;
 
 /// The format that this program writes.
-const FORMAT: i64 = 5;
+const FORMAT: i64 = 6;
 const SCHEMA: &str = "
     CREATE TABLE lease (
         prefix    TEXT PRIMARY KEY,
@@ -54,6 +55,9 @@ const FROM_2: &str = "
 const FROM_3: &str = "CREATE TABLE page (number INTEGER PRIMARY KEY, records BLOB NOT NULL) STRICT;";
 /// From format 4 to 5: how many records a page has, each with its sum. A page without this number is of before, and has none.
 const FROM_4: &str = "ALTER TABLE page ADD COLUMN count INTEGER;";
+/// From format 5 to 6: the numbers of the first and the last page, so that it is seen when pages at an end are lost.
+const FROM_5: &str =
+    "CREATE TABLE span (one INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL) STRICT;";
 /// Records that a file of the old form counts as: it is written anew at once.
 const OLD: usize = usize::MAX / 2;
 /// Octets of records after which a page ends and the next begins.
@@ -104,6 +108,30 @@ pub enum LedgerError {
         /// What is lost.
         damage: Damage,
     },
+    /// What is sound in a damaged file cannot be put into a new one.
+    #[error(
+        "cannot write {path}: {why}; nothing was done to the damaged file. The folder needs {needed} octets of free room for \
+         the new one"
+    )]
+    Unwritten {
+        /// The new file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+        /// Octets that it has at most.
+        needed: u64,
+    },
+    /// No lease can be read.
+    #[error(
+        "{path} is damaged, and no lease in it can be read any more: {damage}. Nothing was done to it. Put back a copy of it, \
+         or move it away, and all leases in it are forgotten: what clients have may then be given to others"
+    )]
+    Nothing {
+        /// The file.
+        path: PathBuf,
+        /// What is lost.
+        damage: Damage,
+    },
 }
 
 /// What to do about a failure.
@@ -139,11 +167,19 @@ pub struct Ledger {
     is_epoch_due: bool,
     is_so: State,
     sheets: Sheets,
+    /// The format that the file has.
+    format: i64,
+    /// The first and the last page that there must be, as it was opened.
+    span: Option<(i64, i64)>,
+    /// What could not be read when it was opened.
+    wounds: Damage,
 }
 
 /// What is in the pages.
 #[derive(Clone, Copy, Debug)]
 struct State {
+    /// The first one, if there is any.
+    first: Option<i64>,
     /// The last one.
     last: i64,
     /// How many records are in all of them that count.
@@ -200,16 +236,36 @@ impl Ledger {
         Self::begin(store, path, now).map_err(failed)
     }
 
+    /// Opens a file that may be damaged, to read what is sound in it: nothing is written to it, whatever its format.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; [`LedgerError::Sqlite`] also where a server uses it.
+    pub fn open_damaged(path: &Path, now: (&str, u64, u64)) -> Result<Self, LedgerError> {
+        let failed = |why| LedgerError::Sqlite { path: path.to_owned(), why };
+        // A server has a log as long as it runs, and one that was killed leaves it. Without one nobody is in the way, and SQLite
+        // needs no files beside this one.
+        let log = beside(path, "-wal").exists();
+        let flags =
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let store = Connection::open_with_flags(address(path, !log), flags).map_err(failed)?;
+        let (format, before, span, wounds) = reading::begin_damaged(&store).map_err(failed)?;
+        if format > FORMAT {
+            return Err(LedgerError::Newer { path: path.to_owned(), found: format });
+        }
+        let epoch = Epoch::begin(before, now.0, now.1, now.2);
+        let is_so = State { first: None, last: 0, records: 0, anew: None, stale: None };
+        let (path, sheets) = (path.to_owned(), Sheets::default());
+        Ok(Self { path, store, epoch, is_epoch_due: false, is_so, sheets, format, span, wounds })
+    }
+
     /// Of a file of this format.
     fn begin(
         store: Connection,
         path: &Path,
         (boot, uptime, calendar): (&str, u64, u64),
     ) -> rusqlite::Result<Self> {
-        let before = store.query_row("SELECT boot, base, ahead FROM clock", [], |row| {
-            Ok(Epoch { boot: row.get(0)?, base: row.get(1)?, ahead: row.get(2)? })
-        });
-        let before = before.optional()?;
+        let before = reading::epoch_of(&store)?;
+        let span = reading::span_of(&store)?;
         let epoch = Epoch::begin(before.clone(), boot, uptime, calendar);
         let put = if before.as_ref() == Some(&epoch) { Ok(()) } else { put_epoch(&store, &epoch) };
         // What is there can be read, and clients asked again, while the disk is full; this is written with the first batch.
@@ -225,10 +281,12 @@ impl Ledger {
             }
             Err(why) => return Err(why),
         };
-        let last = store.query_row("SELECT coalesce(max(number), 0) FROM page", [], |row| row.get(0))?;
+        let ends = "SELECT (SELECT min(number) FROM page), (SELECT coalesce(max(number), 0) FROM page)";
+        let (first, last) = store.query_row(ends, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let old: bool = store.query_row("SELECT EXISTS (SELECT 1 FROM lease)", [], |row| row.get(0))?;
-        let is_so = State { last, records: if old { OLD } else { 0 }, anew: None, stale: None };
-        Ok(Self { path: path.to_owned(), store, epoch, is_epoch_due, is_so, sheets: Sheets::default() })
+        let is_so = State { first, last, records: if old { OLD } else { 0 }, anew: None, stale: None };
+        let (path, sheets, wounds) = (path.to_owned(), Sheets::default(), Damage::default());
+        Ok(Self { path, store, epoch, is_epoch_due, is_so, sheets, format: FORMAT, span, wounds })
     }
 
     /// What times are counted from.
@@ -275,12 +333,17 @@ impl Ledger {
         if let Some(ahead) = page.ahead {
             batch.execute("UPDATE clock SET ahead = ?1", [ahead])?;
         }
-        let stale = match so.stale {
-            Some(since) => sweep(&batch, since)?.then_some(since),
-            None => None,
+        let (stale, swept) = match so.stale {
+            Some(since) => sweep(&batch, since).map(|(more, swept)| (more.then_some(since), swept))?,
+            None => (None, None),
         };
+        let first = swept.map(|swept| swept + 1).or(so.first);
+        if let Some(first) = first {
+            let put = "INSERT OR REPLACE INTO span (one, first, last) VALUES (1, ?1, ?2)";
+            batch.prepare_cached(put)?.execute([first, so.last])?;
+        }
         batch.commit()?;
-        Ok(State { stale, ..so })
+        Ok(State { first, stale, ..so })
     }
 }
 
@@ -294,22 +357,23 @@ impl State {
             None => None,
         };
         let last = self.last + i64::try_from(pages).unwrap_or(0);
+        let first = self.first.or_else(|| (pages > 0).then_some(self.last + 1));
         match anew.filter(|_| ends) {
-            Some((since, records)) => Self { last, records, anew: None, stale: Some(since) },
-            None => Self { last, records: self.records.saturating_add(new), anew, stale: self.stale },
+            Some((since, records)) => Self { first, last, records, anew: None, stale: Some(since) },
+            None => Self { first, last, records: self.records.saturating_add(new), anew, stale: self.stale },
         }
     }
 }
 
 /// Deletes some of what counts no more, oldest first: whatever is still there says then what it said before. Returns whether
-/// more is left.
-fn sweep(batch: &Connection, since: i64) -> rusqlite::Result<bool> {
+/// more is left, and the last page that was deleted.
+fn sweep(batch: &Connection, since: i64) -> rusqlite::Result<(bool, Option<i64>)> {
     let (rows, _) = SWEPT;
     // Rows of the old form are older than any page.
     let old =
         batch.execute("DELETE FROM lease WHERE prefix IN (SELECT prefix FROM lease LIMIT ?1)", [rows])?;
     if old as i64 >= rows {
-        return Ok(true);
+        return Ok((true, None));
     }
     let sizes = "SELECT number, length(records) FROM page WHERE number < ?1 ORDER BY number LIMIT ?2";
     let mut question = batch.prepare_cached(sizes)?;
@@ -322,9 +386,9 @@ fn sweep(batch: &Connection, since: i64) -> rusqlite::Result<bool> {
         }
         (size, n, up_to) = (size + octets, n + 1, Some(*number));
     }
-    let Some(up_to) = up_to else { return Ok(false) };
+    let Some(up_to) = up_to else { return Ok((false, None)) };
     batch.execute("DELETE FROM page WHERE number <= ?1", [up_to])?;
-    Ok(n < sizes.len() || sizes.len() as i64 >= rows)
+    Ok((n < sizes.len() || sizes.len() as i64 >= rows, Some(up_to)))
 }
 
 fn put_epoch(store: &Connection, epoch: &Epoch) -> rusqlite::Result<()> {
@@ -338,11 +402,12 @@ fn lay_out(store: &Connection, path: &Path) -> Result<(), LedgerError> {
     let failed = |why| LedgerError::Sqlite { path: path.to_owned(), why };
     let found: i64 = store.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
     let steps: &[&str] = match found {
-        0 => &[SCHEMA, FROM_1, FROM_2, FROM_3, FROM_4],
-        1 => &[FROM_1, FROM_2, FROM_3, FROM_4],
-        2 => &[FROM_2, FROM_3, FROM_4],
-        3 => &[FROM_3, FROM_4],
-        4 => &[FROM_4],
+        0 => &[SCHEMA, FROM_1, FROM_2, FROM_3, FROM_4, FROM_5],
+        1 => &[FROM_1, FROM_2, FROM_3, FROM_4, FROM_5],
+        2 => &[FROM_2, FROM_3, FROM_4, FROM_5],
+        3 => &[FROM_3, FROM_4, FROM_5],
+        4 => &[FROM_4, FROM_5],
+        5 => &[FROM_5],
         FORMAT => return Ok(()),
         found => return Err(LedgerError::Newer { path: path.to_owned(), found }),
     };
@@ -413,18 +478,51 @@ impl Sheets {
     }
 }
 
-/// All leases in a file of their own, which must not be there yet.
+/// All leases in a file of their own, which must not be there yet: all of it is in that file afterwards, and on the disk.
 pub(super) fn write_all(
     path: &Path,
     now: (&str, u64, u64),
     leases: &[Lease],
     proofs: Proofs,
 ) -> Result<(), LedgerError> {
-    let mut fresh = Ledger::open(path, now)?;
+    let failed = |why| LedgerError::Sqlite { path: path.to_owned(), why };
+    let system = |why| LedgerError::System { path: path.to_owned(), why };
+    std::fs::OpenOptions::new().append(true).create_new(true).mode(0o600).open(path).map_err(system)?;
+    let store = Connection::open(path).map_err(failed)?;
+    // With a log each octet would take room twice, and be in the file itself only when that is closed.
+    let pragmas = "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE; PRAGMA synchronous = FULL;";
+    store.execute_batch(pragmas).map_err(failed)?;
+    lay_out(&store, path)?;
+    let mut fresh = Ledger::begin(store, path, now).map_err(failed)?;
+    if fresh.is_epoch_due {
+        return Err(system(std::io::ErrorKind::StorageFull.into()));
+    }
     fresh.write(&Page { proofs, ..Page::default() })?;
     for some in leases.chunks(4096) {
         let changes = some.iter().cloned().map(Change::Has).collect();
         fresh.write(&Page { changes, ..Page::default() })?;
     }
-    Ok(())
+    fresh.store.close().map_err(|(_, why)| failed(why))
+}
+
+/// The name of a file beside this one.
+pub(super) fn beside(path: &Path, more: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(more);
+    name.into()
+}
+
+/// A file as SQLite is told of it, with whether nobody else uses it.
+fn address(path: &Path, is_alone: bool) -> String {
+    let mut address = "file:".to_owned();
+    for octet in path.as_os_str().as_encoded_bytes() {
+        match octet {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                address.push((*octet).into())
+            }
+            _ => address.push_str(&format!("%{octet:02x}")),
+        }
+    }
+    address.push_str(if is_alone { "?immutable=1" } else { "" });
+    address
 }

@@ -1,14 +1,17 @@
 //! A damaged ledger: what is sound in it goes into a new file in its place, and the damaged one stays beside it.
 //!
-//! Nothing is done to the damaged pages, and the new file takes its place whole, so this may end at any point and be begun
-//! again.
+//! Nothing is done to the damaged file, which is only read; the new one is read again before it takes its place whole. So this
+//! may end at any point and be begun again.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::ledger::{Damage, Ledger, LedgerError, write_all};
-use super::shelf::Proofs;
+use super::ledger::{Damage, Ledger, LedgerError, beside, write_all};
+use super::shelf::{Lease, Proofs};
+
+/// Octets that a new file may need more than the damaged one has: tables with nothing in them, and SQLite's journal.
+const ROOM: u64 = 128 << 10;
 
 /// What has become of it.
 #[derive(Debug)]
@@ -27,54 +30,91 @@ pub struct Mended {
 /// [`LedgerError`]; then the file is as it was.
 pub fn mend(path: &Path, link: &str, now: (&str, u64, u64)) -> Result<Mended, LedgerError> {
     let system = |why| LedgerError::System { path: path.to_owned(), why };
-    fs::metadata(path).map_err(system)?;
-    let mut ledger = Ledger::open(path, now)?;
-    let (all, damage) = ledger.load_sound(link, now.1)?;
+    let size = fs::metadata(path).map_err(system)?.len();
+    let read = read(path, link, now);
+    // SQLite's, and of no use without a server.
+    remove(&beside(path, "-shm")).map_err(system)?;
+    let (all, proofs, damage) = read?;
     let leases = all.len();
     if damage.is_none() {
         return Ok(Mended { leases, damage, aside: None });
     }
-    // Which messages were proved last is of use only against who repeats them; who has proved anything proves more.
-    let proofs = ledger.load_proofs().unwrap_or_else(|_| Proofs::new());
-    drop(ledger);
-    // SQLite has put what was in there into the file when it closed it.
-    if beside(path, "-wal").exists() {
-        let why = io::Error::other(
-            "SQLite cannot close it; put back a copy of it and of the file with -wal behind its name",
-        );
-        return Err(system(why));
+    if all.is_empty() && damage.is_of_leases() {
+        return Err(LedgerError::Nothing { path: path.to_owned(), damage });
     }
     let new = beside(path, ".mended");
-    for left in [new.clone(), beside(&new, "-wal")] {
-        match fs::remove_file(&left) {
-            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(system(why)),
-            _ => {}
-        }
+    clear(&new).map_err(system)?;
+    if let Err(why) = write(&new, link, now, &all, proofs) {
+        let needed = size + fs::metadata(beside(path, "-wal")).map_or(0, |log| log.len()) + ROOM;
+        let _it_is_the_first_to_go_the_next_time = clear(&new);
+        return Err(LedgerError::Unwritten { path: new, why: why.to_string(), needed });
     }
-    write_all(&new, now, &all, proofs)?;
     let aside = put_aside(path).map_err(system)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let put = fs::rename(&new, path).and_then(|()| fs::File::open(folder)?.sync_all());
-    put.map_err(system)?;
+    put_in_place(&new, path).map_err(system)?;
     Ok(Mended { leases, damage, aside: Some(aside) })
 }
 
-/// The same file under a name that nothing has.
+/// What is sound in a file.
+fn read(path: &Path, link: &str, now: (&str, u64, u64)) -> Result<(Vec<Lease>, Proofs, Damage), LedgerError> {
+    let mut ledger = Ledger::open_damaged(path, now)?;
+    let (all, mut damage) = ledger.load_sound(link, now.1)?;
+    let proofs = ledger.load_sound_proofs(&mut damage)?;
+    Ok((all, proofs, damage))
+}
+
+/// Writes a new file, and reads it again: only what is really in it counts.
+fn write(
+    new: &Path,
+    link: &str,
+    now: (&str, u64, u64),
+    all: &[Lease],
+    proofs: Proofs,
+) -> Result<(), LedgerError> {
+    write_all(new, now, all, proofs.clone())?;
+    let (read, proved, damage) = read(new, link, now)?;
+    if damage.is_none() && read == all && proved == proofs && !beside(new, "-journal").exists() {
+        return Ok(());
+    }
+    let why = io::Error::other("what was written is not there when it is read again");
+    Err(LedgerError::System { path: new.to_owned(), why })
+}
+
+/// The new file takes the place of the damaged one, of which nothing may be left: its log would be taken for the new one's.
+fn put_in_place(new: &Path, path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = fs::File::open(folder)?;
+    folder.sync_all()?;
+    remove(&beside(path, "-wal"))?;
+    fs::rename(new, path)?;
+    folder.sync_all()
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
+        _ => Ok(()),
+    }
+}
+
+/// Removes what an earlier one has left.
+fn clear(new: &Path) -> io::Result<()> {
+    ["", "-wal", "-journal", "-shm"].iter().try_for_each(|more| remove(&beside(new, more)))
+}
+
+/// The same file, and its log, under a name that nothing has.
 fn put_aside(path: &Path) -> io::Result<PathBuf> {
     for n in 1_u32.. {
         let aside = beside(path, &format!(".damaged{n}"));
         match fs::hard_link(path, &aside) {
-            Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {}
-            done => return done.map(|()| aside),
+            Err(why) if why.kind() == io::ErrorKind::AlreadyExists => continue,
+            done => done?,
+        }
+        match fs::hard_link(beside(path, "-wal"), beside(&aside, "-wal")) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+            _ => return Ok(aside),
         }
     }
     Err(io::ErrorKind::AlreadyExists.into())
-}
-
-fn beside(path: &Path, more: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(more);
-    name.into()
 }
 
 #[cfg(test)]
@@ -83,7 +123,7 @@ mod tests {
     use crate::broker::{BindKey, BindKind};
     use crate::dhcp6s::ledger::Page;
     use crate::dhcp6s::plan::Life;
-    use crate::dhcp6s::shelf::{Change, Lease};
+    use crate::dhcp6s::shelf::Change;
 
     #[test]
     fn what_is_sound_goes_on_and_the_damaged_file_stays() {

@@ -146,7 +146,11 @@ fn pages_of_the_version_before_are_read_and_others_follow() {
     ledger.write(&page(vec![Change::Has(nth(2))])).unwrap();
     drop(ledger);
     let mut ledger = folder.open();
-    assert_eq!((ledger.load("vs0", 1000).unwrap(), ledger.records()), (vec![one, nth(2)], 2));
+    assert_eq!(ledger.load("vs0", 1000).unwrap(), [one.clone(), nth(2)]);
+    // They are written anew at once, however few they are.
+    let mut tidy = Tidy::default();
+    tidy.look(ledger.records(), 2);
+    assert!(tidy.is_due());
     // What is not whole is damage there too.
     ledger.store.execute("UPDATE page SET records = substr(records, 1, 40) WHERE number = 7", []).unwrap();
     assert!(ledger.load("vs0", 1000).unwrap_err().to_string().contains("page 7 is not as it was written"));
@@ -229,11 +233,11 @@ fn damage_is_named_and_what_is_beside_it_is_read() {
     // A page of another place.
     let other = "UPDATE page SET records = (SELECT records FROM page WHERE number = 1) WHERE number = 3";
     ledger.store.execute(other, []).unwrap();
-    let damage = Damage { first: 3, pages: 1, missing: 0, lost: 2 };
+    let damage = Damage { first: 3, pages: 1, missing: 0, lost: 2, tables: Vec::new() };
     assert_eq!(ledger.load_sound("vs0", 1000).unwrap(), (sound(&[4, 5]), damage));
     // Pages that are not there at all.
     ledger.store.execute("DELETE FROM page WHERE number IN (4, 5)", []).unwrap();
-    let damage = Damage { first: 3, pages: 3, missing: 2, lost: 2 };
+    let damage = Damage { first: 3, pages: 3, missing: 2, lost: 2, tables: Vec::new() };
     assert_eq!(ledger.load_sound("vs0", 1000).unwrap(), (sound(&[4, 5, 6, 7, 8, 9]), damage));
     let said = ledger.load("vs0", 1000).unwrap_err().to_string();
     assert!(said.contains("3 pages, the first is 3") && said.contains("of 2 pages nobody knows"), "{said}");
@@ -434,4 +438,191 @@ proptest! {
         drop(ledger);
         std::fs::remove_dir_all(&folder).unwrap();
     }
+}
+
+/// Where in the file this lease's client is, by SQLite's blocks.
+fn block_of(octets: &[u8], n: u32) -> usize {
+    let client = [&[0, 16][..], &n.to_be_bytes().repeat(4)].concat();
+    octets.windows(18).position(|octets| octets == client).unwrap() / 4096 * 4096
+}
+
+/// Pages of numbers that no count from the beginning comes to.
+fn old_ledger(folder: &Folder) -> Vec<u8> {
+    let mut ledger = folder.open();
+    ledger.is_so.last = 70_000;
+    for n in 1..201 {
+        ledger.write(&page(vec![Change::Has(nth(n))])).unwrap();
+    }
+    drop(ledger);
+    std::fs::read(folder.file()).unwrap()
+}
+
+#[test]
+fn whatever_block_is_damaged_what_is_in_the_others_is_read() {
+    let folder = Folder::new("blocks");
+    let sound = old_ledger(&folder);
+    for bad in [vec![1], vec![200], vec![1, 200], vec![100], vec![40, 120, 200]] {
+        let mut octets = sound.clone();
+        for n in bad {
+            let at = block_of(&octets, n);
+            octets[at..at + 4096].fill(0xee);
+        }
+        let left = (1..201).filter(|n| {
+            let client = [&[0, 16][..], &u32::to_be_bytes(*n).repeat(4)].concat();
+            octets.windows(18).any(|octets| octets == client)
+        });
+        let left: Vec<Lease> = left.map(nth).collect();
+        assert!((50..200).contains(&left.len()));
+        std::fs::write(folder.file(), &octets).unwrap();
+        let said = Ledger::open(&folder.file(), BEGIN).and_then(|mut ledger| ledger.load("vs0", 1000));
+        assert!(said.unwrap_err().to_string().contains("--mend-leases"));
+        let _log = std::fs::remove_file(beside(&folder.file(), "-wal"));
+        std::fs::write(folder.file(), &octets).unwrap();
+        let mended = crate::dhcp6s::mend::mend(&folder.file(), "vs0", BEGIN).unwrap();
+        assert_eq!(mended.damage.missing, 200 - left.len() as u64, "{}", mended.damage);
+        assert_eq!(std::fs::read(mended.aside.unwrap()).unwrap(), octets, "nothing was done to it");
+        assert_eq!(folder.open().load("vs0", 1000).unwrap(), left);
+    }
+}
+
+#[test]
+fn where_no_lease_can_be_read_nothing_takes_the_place_of_the_file() {
+    let folder = Folder::new("nothing");
+    let mut octets = old_ledger(&folder);
+    octets[4096..].fill(0xee);
+    std::fs::write(folder.file(), &octets).unwrap();
+    let said = crate::dhcp6s::mend::mend(&folder.file(), "vs0", BEGIN).unwrap_err().to_string();
+    assert!(said.contains("no lease in it can be read") && !said.contains("--mend-leases"), "{said}");
+    assert_eq!(std::fs::read(folder.file()).unwrap(), octets);
+    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 1);
+}
+
+#[test]
+fn what_is_in_the_log_alone_is_mended_too() {
+    let (folder, other) = (Folder::new("killed"), Folder::new("killed-copy"));
+    drop(folder.open());
+    let mut ledger = folder.open();
+    for n in 0..100 {
+        ledger.write(&page((n * 10..n * 10 + 10).map(nth).map(Change::Has).collect())).unwrap();
+    }
+    let said = crate::dhcp6s::mend::mend(&folder.file(), "vs0", BEGIN).unwrap_err().to_string();
+    assert!(said.contains("another server uses it"), "{said}");
+    ledger.store.execute("UPDATE page SET count = 11 WHERE number = 7", []).unwrap();
+    // It is killed.
+    std::fs::create_dir_all(&other.0).unwrap();
+    for more in ["", "-wal"] {
+        std::fs::copy(beside(&folder.file(), more), beside(&other.file(), more)).unwrap();
+    }
+    let mended = crate::dhcp6s::mend::mend(&other.file(), "other", ("next", 5, 1_700_000_900)).unwrap();
+    assert_eq!((mended.leases, mended.damage.lost), (1000, 1));
+    let aside = mended.aside.unwrap();
+    for (more, was) in [("", folder.file()), ("-wal", beside(&folder.file(), "-wal"))] {
+        assert!(std::fs::read(beside(&aside, more)).unwrap() == std::fs::read(was).unwrap(), "{more}");
+    }
+    assert!(!beside(&other.file(), "-wal").exists() && !beside(&other.file(), "-shm").exists());
+    assert_eq!(other.open().load("vs0", 1000).unwrap().len(), 1000);
+}
+
+#[test]
+fn each_table_is_mended_for_itself() {
+    let folder = Folder::new("tables");
+    let mut ledger = folder.open();
+    let proofs = Proofs::from([([0, 1][..].into(), 7)]);
+    ledger.write(&Page { proofs: proofs.clone(), ..Page::default() }).unwrap();
+    for n in 0..200 {
+        ledger.write(&page(vec![Change::Has(nth(n))])).unwrap();
+    }
+    let names = ["clock", "lease", "proof", "span", "page"];
+    let roots = names
+        .map(|name| (name, rows(&ledger, &format!("rootpage FROM sqlite_schema WHERE name = '{name}'"))));
+    drop(ledger);
+    let sound = std::fs::read(folder.file()).unwrap();
+    for (name, root) in roots {
+        let mut octets = sound.clone();
+        let at = (root as usize - 1) * 4096;
+        octets[at..at + 4096].fill(0xee);
+        std::fs::write(folder.file(), &octets).unwrap();
+        let now = ("next", 1000, 1_700_000_500);
+        let mended = crate::dhcp6s::mend::mend(&folder.file(), "vs0", now).unwrap();
+        assert_eq!(
+            (mended.leases, mended.damage.to_string()),
+            (200, format!("SQLite cannot read all of `{name}`"))
+        );
+        assert_eq!(std::fs::read(mended.aside.unwrap()).unwrap(), octets);
+        let mut ledger = Ledger::open(&folder.file(), now).unwrap();
+        assert_eq!(ledger.load("vs0", 1000).unwrap().len(), 200, "{name}");
+        assert_eq!(ledger.load_proofs().unwrap().len(), usize::from(name != "proof"));
+    }
+}
+
+#[test]
+fn first_and_last_pages_that_are_gone_are_missed() {
+    for (gone, is_found) in [("number <= 3", 3), ("number > 3", 3), ("true", 0)] {
+        let folder = Folder::new("ends");
+        let mut ledger = folder.open();
+        for n in 0..6 {
+            ledger.write(&page(vec![Change::Has(nth(n))])).unwrap();
+        }
+        ledger.store.execute(&format!("DELETE FROM page WHERE {gone}"), []).unwrap();
+        drop(ledger);
+        let (all, damage) = folder.open().load_sound("vs0", 1000).unwrap();
+        assert_eq!((all.len(), damage.missing), (is_found, 6 - is_found as u64), "{gone}");
+    }
+    // A file of the format before has no note of them, and has one after the first batch.
+    let folder = Folder::new("ends-before");
+    let mut ledger = folder.open();
+    ledger.write(&page(vec![Change::Has(nth(1))])).unwrap();
+    ledger.store.execute_batch("DROP TABLE span; PRAGMA user_version = 5").unwrap();
+    drop(ledger);
+    let mut ledger = folder.open();
+    assert_eq!(ledger.load("vs0", 1000).unwrap(), [nth(1)]);
+    ledger.write(&page(vec![Change::Has(nth(2))])).unwrap();
+    assert_eq!((rows(&ledger, "first FROM span"), rows(&ledger, "last FROM span")), (1, 2));
+}
+
+/// Mended where there is room for some of the new file: it is whole, or the damaged one stays.
+#[test]
+fn a_nearly_full_disk_never_has_half_a_mended_file() {
+    let test = || {
+        let folder = Folder::new("mend-full");
+        std::fs::create_dir_all(&folder.0).unwrap();
+        let none = None::<&str>;
+        let own = unshare(CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
+            .and_then(|()| mount(Some("tmpfs"), &folder.0, Some("tmpfs"), MsFlags::empty(), Some("size=8m")));
+        if own.is_err() {
+            return;
+        }
+        let mut ledger = folder.open();
+        for n in 0..40 {
+            ledger.write(&page((n * 400..(n + 1) * 400).map(nth).map(Change::Has).collect())).unwrap();
+        }
+        ledger.store.execute("UPDATE page SET count = count + 1 WHERE number = 7", []).unwrap();
+        drop(ledger);
+        let damaged = std::fs::read(folder.file()).unwrap();
+        let free = nix::sys::statvfs::statvfs(&folder.0).unwrap();
+        let free = free.blocks_available() * free.fragment_size();
+        let mut results = Vec::new();
+        for tenths in [1, 5, 9, 10, 11, 12, 13, 14, 20] {
+            let room = damaged.len() as u64 * tenths / 10;
+            std::fs::write(folder.0.join("filler"), vec![0; (free - room) as usize]).unwrap();
+            let mended = crate::dhcp6s::mend::mend(&folder.file(), "vs0", BEGIN);
+            std::fs::remove_file(folder.0.join("filler")).unwrap();
+            results.push(mended.is_ok());
+            match mended {
+                Err(why) => {
+                    let said = why.to_string();
+                    assert!(said.contains("octets of free room"), "{said}");
+                    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 1, "nothing is left of it");
+                }
+                Ok(mended) => {
+                    assert_eq!(folder.open().load("vs0", 1000).unwrap().len(), 16_000);
+                    std::fs::rename(mended.aside.unwrap(), folder.file()).unwrap();
+                }
+            }
+            assert!(std::fs::read(folder.file()).unwrap() == damaged);
+        }
+        assert!(!results[0] && results[5..].iter().all(|done| *done), "{results:?}");
+    };
+    std::thread::spawn(test).join().unwrap();
 }
