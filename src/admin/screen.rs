@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::delegated::{ClientStatus, GivenStatus, HeldStatus};
 use super::status::{BrokerStatus, Offload, PoolStatus, Status, TunnelStatus};
 use super::table::{columns, duration, short};
-use crate::dhcp6s::ABSENT;
+use crate::dhcp6s::{ABSENT, DAMAGED};
 
 /// The screen, line by line.
 pub fn screen(s: &Status) -> Vec<String> {
@@ -99,6 +99,11 @@ fn link(interface: &str, c: &BTreeMap<String, u64>) -> String {
     let n = |name: &str| c.get(name).copied().unwrap_or_default();
     if n(ABSENT) > 0 {
         return format!("DHCPv6     {interface}: no such interface yet; it is served when it comes");
+    }
+    if n(DAMAGED) > 0 {
+        return format!(
+            "DHCPv6     {interface}: NOT SERVED: the file of leases is damaged; the log says what to do"
+        );
     }
     let answered = n("advertise") + n("reply");
     let (leases, full) = (n("leases"), n("pools_full"));

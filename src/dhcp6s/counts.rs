@@ -14,6 +14,8 @@ pub const LINK_COUNTS: [&str; 6] =
 
 /// Whether an interface is not there yet: nothing else is counted there.
 pub const ABSENT: &str = "absent";
+/// What a link counts that is not served because the leases are damaged, and nothing else.
+pub const DAMAGED: &str = "damaged";
 
 impl Server {
     /// What has happened, by name: messages, answers, what was not answered and why, and commands. Of all links together.

@@ -1,7 +1,7 @@
 //! Links that a running router serves beside its tunnels: one server for all of them, by one `dhcp6s.conf`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -9,7 +9,9 @@ use sixway_dataplane::update::Ipv6Prefix;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::counts::DAMAGED;
 use super::files::Files;
+use super::ledger::LedgerError;
 use super::{Elsewhere, Ended, Own, Server, Start, plan};
 use crate::admin::leases::{Held, Sieve};
 use crate::dhcpv6::telling::Evicted;
@@ -20,6 +22,93 @@ const WAITING: usize = 4;
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long it is waited for when it reads its configuration again.
 const RELOADING: Duration = Duration::from_secs(10);
+
+/// What a server is opened by.
+struct Recipe {
+    interfaces: Vec<String>,
+    file: PathBuf,
+    duid: PathBuf,
+    leases: PathBuf,
+}
+
+impl Recipe {
+    /// Opens the server; `None`: its leases are damaged, so nothing can be given out on links, and the log says so. What
+    /// else there is in the process needs none of them.
+    async fn open(&self, elsewhere: &Elsewhere) -> anyhow::Result<Option<Server>> {
+        let mut files = Files::new(&self.file).expecting(&self.interfaces);
+        let conf = files.read()?;
+        plan::check(&conf, elsewhere)?;
+        let start = Start {
+            interfaces: self.interfaces.clone(),
+            waits: true,
+            files,
+            conf,
+            dns: Vec::new(),
+            duid: self.duid.clone(),
+            leases: self.leases.clone(),
+            control: None,
+        };
+        start.say_silent_links();
+        let links = self.interfaces.join(", ");
+        match Server::open(start).await {
+            Ok(server) => {
+                tracing::info!("DHCPv6 on {links}: {} leases", server.leases());
+                Ok(Some(server))
+            }
+            Err(why) if why.downcast_ref().is_some_and(LedgerError::is_damage) => {
+                tracing::error!(
+                    "DHCPv6 is not served on {links}; all else runs. {why}. Then `sixway reload` has it served"
+                );
+                Ok(None)
+            }
+            Err(why) => Err(why),
+        }
+    }
+
+    /// Serves until it is told to stop.
+    async fn run(self, server: Option<Server>, mut ordered: mpsc::Receiver<Own>) {
+        let server = match server {
+            Some(server) => Some(server),
+            None => self.wait(&mut ordered).await,
+        };
+        let Some(mut server) = server else { return };
+        if server.serve(&mut ordered).await == Ended::Broken {
+            tracing::error!(
+                "DHCPv6 on links has ended: the thread that writes leases is gone, which is a bug"
+            );
+        }
+        server.close().await;
+    }
+
+    /// Stands in for a server whose leases are damaged, until a reload finds them sound; `None`: it is told to stop.
+    async fn wait(&self, ordered: &mut mpsc::Receiver<Own>) -> Option<Server> {
+        loop {
+            match ordered.recv().await? {
+                Own::Stop => return None,
+                Own::Reload(elsewhere, told) => {
+                    let opened = self.open(&elsewhere).await;
+                    let (done, server) = match opened {
+                        Ok(server) => (Ok(()), server),
+                        Err(why) => (Err(format!("{why:#}")), None),
+                    };
+                    let _whoever_waits = told.map(|told| told.send(done));
+                    if server.is_some() {
+                        return server;
+                    }
+                }
+                // Whoever asked may have gone.
+                Own::Count(to) => {
+                    let damaged = || BTreeMap::from([(DAMAGED.to_owned(), 1)]);
+                    let all = self.interfaces.iter().map(|name| (name.clone(), damaged()));
+                    drop(to.send(all.collect()));
+                }
+                Own::Find(_, _, to) => drop(to.send((Vec::new(), None))),
+                Own::End(_, to) => drop(to.send(None)),
+                Own::KeepClearOf(_) | Own::Reconfigure => {}
+            }
+        }
+    }
+}
 
 /// The server on links.
 #[derive(Debug)]
@@ -40,31 +129,15 @@ impl Front {
         store: &Path,
         elsewhere: &Elsewhere,
     ) -> anyhow::Result<Self> {
-        let mut files = Files::new(file).expecting(interfaces);
-        let conf = files.read()?;
-        plan::check(&conf, elsewhere)?;
-        let start = Start {
+        let recipe = Recipe {
             interfaces: interfaces.to_owned(),
-            waits: true,
-            files,
-            conf,
-            dns: Vec::new(),
+            file: file.to_owned(),
             duid: store.with_extension("dhcp6s_duid"),
             leases: store.with_extension("dhcp6s_leases.db"),
-            control: None,
         };
-        start.say_silent_links();
-        let mut server = Server::open(start).await?;
-        tracing::info!("DHCPv6 on {}: {} leases", interfaces.join(", "), server.leases());
-        let (orders, mut ordered) = mpsc::channel(WAITING);
-        let task = tokio::spawn(async move {
-            if server.serve(&mut ordered).await == Ended::Broken {
-                tracing::error!(
-                    "DHCPv6 on links has ended: the thread that writes leases is gone, which is a bug"
-                );
-            }
-            server.close().await;
-        });
+        let server = recipe.open(elsewhere).await?;
+        let (orders, ordered) = mpsc::channel(WAITING);
+        let task = tokio::spawn(recipe.run(server, ordered));
         Ok(Self { orders, task })
     }
 
@@ -122,5 +195,31 @@ impl Front {
         let Self { orders, task } = self;
         let _told = orders.send(Own::Stop).await;
         let _ended = task.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No interface of this name is there, so nothing of the host's is touched.
+    #[tokio::test]
+    async fn damaged_leases_keep_nothing_else_from_running_and_are_served_once_they_are_sound() {
+        let folder = std::env::temp_dir().join(format!("sixway-front-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (file, store) = (folder.join("dhcp6s.conf"), folder.join("store.db"));
+        std::fs::write(&file, "").unwrap();
+        let leases = folder.join("store.dhcp6s_leases.db");
+        std::fs::write(&leases, [0xee; 8192]).unwrap();
+        let links = ["not-there-0".to_owned()];
+        let front = Front::open(&links, &file, &store, &Vec::new()).await.unwrap();
+        assert!(front.counts().await["not-there-0"].contains_key(DAMAGED));
+        front.reload(Vec::new()).await.unwrap();
+        assert!(front.counts().await["not-there-0"].contains_key(DAMAGED), "it is as it was");
+        std::fs::remove_file(&leases).unwrap();
+        front.reload(Vec::new()).await.unwrap();
+        assert!(!front.counts().await["not-there-0"].contains_key(DAMAGED), "it is served");
+        front.close().await;
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -134,6 +134,17 @@ pub enum LedgerError {
     },
 }
 
+impl LedgerError {
+    /// Whether the file is there, and what is in it is not what was written.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } | Self::Nothing { .. } => true,
+            Self::Sqlite { why, .. } => reading::is_damage(why),
+            Self::System { .. } | Self::Newer { .. } | Self::Unwritten { .. } => false,
+        }
+    }
+}
+
 /// What to do about a failure.
 fn next(why: &rusqlite::Error, path: &Path) -> String {
     match why.sqlite_error_code() {
@@ -169,7 +180,7 @@ pub struct Ledger {
     sheets: Sheets,
     /// The format that the file has.
     format: i64,
-    /// The first and the last page that there must be, as it was opened.
+    /// The first and the last page that there must be; `None`: nobody has noted them.
     span: Option<(i64, i64)>,
     /// What could not be read when it was opened.
     wounds: Damage,
@@ -307,6 +318,7 @@ impl Ledger {
         let written = self.try_write(page);
         self.is_so = written.map_err(|why| LedgerError::Sqlite { path: self.path.clone(), why })?;
         self.is_epoch_due = false;
+        self.span = self.is_so.first.map(|first| (first, self.is_so.last));
         Ok(Kept { records: self.is_so.records, is_stale: self.is_so.stale.is_some() })
     }
 

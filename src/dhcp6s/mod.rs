@@ -57,7 +57,7 @@ use self::backlog::Backlog;
 pub use self::changes::only_one_says_dns;
 use self::changes::put_dns;
 use self::clock::Epoch;
-pub use self::counts::{ABSENT, LINK_COUNTS};
+pub use self::counts::{ABSENT, DAMAGED, LINK_COUNTS};
 use self::files::Files;
 use self::here::{now, uptime};
 use self::ledger::Ledger;

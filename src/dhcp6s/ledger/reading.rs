@@ -345,7 +345,7 @@ fn only_damage(why: rusqlite::Error) -> rusqlite::Result<()> {
 }
 
 /// Whether what SQLite keeps is not what it wrote.
-fn is_damage(why: &rusqlite::Error) -> bool {
+pub(super) fn is_damage(why: &rusqlite::Error) -> bool {
     let wrong_type =
         matches!(why, rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..));
     let codes = [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase];
