@@ -259,11 +259,12 @@ impl Ledger {
         let flags =
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let store = Connection::open_with_flags(address(path, !log), flags).map_err(failed)?;
-        let (format, before, span, wounds) = reading::begin_damaged(&store).map_err(failed)?;
+        let begun = reading::begin_damaged(&store).map_err(failed)?;
+        let reading::Begun { format, clock, span, wounds } = begun;
         if format > FORMAT {
             return Err(LedgerError::Newer { path: path.to_owned(), found: format });
         }
-        let epoch = Epoch::begin(before, now.0, now.1, now.2);
+        let epoch = Epoch::begin(clock, now.0, now.1, now.2);
         let is_so = State { first: None, last: 0, records: 0, anew: None, stale: None };
         let (path, sheets) = (path.to_owned(), Sheets::default());
         Ok(Self { path, store, epoch, is_epoch_due: false, is_so, sheets, format, span, wounds })

@@ -304,9 +304,14 @@ impl Ledger {
 const NAMES: &str = "sqlite_schema";
 
 /// What can be known of a file that may be damaged, and what of that cannot be read.
-pub(super) fn begin_damaged(
-    store: &Connection,
-) -> rusqlite::Result<(i64, Option<Epoch>, Option<(i64, i64)>, Damage)> {
+pub(super) struct Begun {
+    pub(super) format: i64,
+    pub(super) clock: Option<Epoch>,
+    pub(super) span: Option<(i64, i64)>,
+    pub(super) wounds: Damage,
+}
+
+pub(super) fn begin_damaged(store: &Connection) -> rusqlite::Result<Begun> {
     let mut damage = Damage::default();
     let format = store.query_row("PRAGMA user_version", [], |row| row.get(0));
     let format = or_broken(format.map(Some), NAMES, &mut damage)?.unwrap_or(FORMAT);
@@ -314,7 +319,7 @@ pub(super) fn begin_damaged(
     let span = if format >= FORMAT { span_of(store) } else { Ok(None) };
     let clock = or_broken(clock, "clock", &mut damage)?;
     let span = or_broken(span, "span", &mut damage)?;
-    Ok((format, clock, span, damage))
+    Ok(Begun { format, clock, span, wounds: damage })
 }
 
 /// What the clock was that times on disk are counted by.
