@@ -105,6 +105,14 @@ within() {
 has_route() { S ip -6 route show dev vs0 | grep -Eq "^2001:db8:80[0-9a-f:]*/56 via fe80"; }
 no_route() { ! has_route; }
 
+# A client that has not ended hears what the next one asks for.
+port_free() { ! C ss -Hlun "sport = :546" | grep -q .; }
+alone() {
+    within 5 port_free >/dev/null && return
+    C ss -Hlunp "sport = :546" | grep -o 'pid=[0-9]*' | cut -d= -f2 | sort -u | xargs -r kill -KILL
+    within 2 port_free
+}
+
 # ended PID : tells a client to stop, which releases what it has.
 ended() {
     kill "$1" 2>/dev/null
@@ -118,6 +126,7 @@ interface vc0 { send ia-pd 1, ia-na 2; request domain-name-servers; };
 id-assoc pd 1 { prefix-interface lan0 { sla-id 1; sla-len 8; }; };
 id-assoc na 2 { };
 X
+    alone || return
     ip netns exec "$TAG-F" dhcp6c -f -D -c "$WORK/c.conf" vc0 >"$WORK/dhcp6c.log" 2>&1 &
     CLIENT=$!
     within 20 sh -c "ip netns exec $TAG-F ip -6 addr show dev vc0 | grep -q 2001:db8:1::1" && return
@@ -134,6 +143,7 @@ wide_both() {
 }
 
 dhclient_runs() { # NAMESPACE INTERFACE FLAGS...
+    alone || return
     local where=$1 interface=$2
     shift 2
     rm -f "$WORK/leases"
@@ -160,6 +170,7 @@ dhclient_both() {
 dhcpcd_gets() { # IA...
     { echo "duid"; echo "noipv6rs"; echo "ipv6only"; echo "nohook resolv.conf"; echo "option dhcp6_name_servers"
         echo "interface vc0"; printf '%s\n' "$@"; } >"$WORK/dhcpcd.conf"
+    alone || return
     ip netns exec "$TAG-F" dhcpcd -f "$WORK/dhcpcd.conf" -6 -B -d vc0 >"$WORK/dhcpcd.log" 2>&1 &
     CLIENT=$!
     local ia
@@ -178,6 +189,7 @@ dhcpcd_gets() { # IA...
 dibbler_gets() { # IA...
     { echo "log-level 7"; echo "skip-confirm"; echo "iface vc0 {"; printf '%s\n' "$@"; echo "option dns-server }"; } >/etc/dibbler/client.conf
     rm -f /var/lib/dibbler/*.xml
+    alone || return
     ip netns exec "$TAG-F" dibbler-client run >"$WORK/dibbler.log" 2>&1 &
     CLIENT=$!
     local ia
@@ -228,7 +240,7 @@ killed() {
     kill -KILL "$(cat "$WORK/dhclient.pid")" $SERVER
     within 3 sh -c "! ip netns exec $TAG-S ss -lun | grep -q :547" && dhcp6_serve && within 3 has_route || return
     C timeout 20 dhclient -6 -P -1 -v -sf /bin/true -cf /dev/null -lf "$WORK/leases" -pf "$WORK/dhclient.pid" vc0 || return
-    tail -3 "$WORK/dhcp6s.log" | grep -q "kind=6 .*answered=true" || return
+    tail -3 "$WORK/dhcp6s.log" | grep -q "kind=Rebind .*answered=true" || return
     [ "$(grep -o 'iaprefix [^ ]*' "$WORK/leases" | sort -u | wc -l)" = 1 ] || return
     dhclient_stops -P
 }

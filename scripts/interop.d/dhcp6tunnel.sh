@@ -73,6 +73,7 @@ interface sixc { send ia-pd 1, ia-na 2; request domain-name-servers; };
 id-assoc pd 1 { prefix-interface lan0 { sla-id 1; sla-len 8; }; };
 id-assoc na 2 { };
 X
+    alone || return
     ip netns exec "$TAG-F" dhcp6c -f -D -c "$WORK/t.conf" -k /dev/null sixc >"$WORK/dhcp6c.log" 2>&1 &
     local client=$!
     within 8 sh -c "ip netns exec $TAG-F ip -6 addr show dev lan0 | grep -q 2001:db8:80" && bound 2 || { tail -5 "$WORK/dhcp6c.log"; return 1; }
@@ -83,6 +84,7 @@ X
 tunnel_dhcpcd() {
     { echo "duid"; echo "noipv6rs"; echo "ipv6only"; echo "nohook resolv.conf"; echo "option dhcp6_name_servers"
         echo "interface sixc"; echo "ia_na 1"; echo "ia_pd 2 lan0/1"; } >"$WORK/dhcpcd.conf"
+    alone || return
     ip netns exec "$TAG-F" dhcpcd -f "$WORK/dhcpcd.conf" -6 -B -d sixc >"$WORK/dhcpcd.log" 2>&1 &
     local client=$!
     within 8 sh -c "ip netns exec $TAG-F ip -6 addr show dev lan0 | grep -q 2001:db8:80" && bound 2 || { tail -5 "$WORK/dhcpcd.log"; return 1; }
@@ -95,6 +97,7 @@ tunnel_dhcpcd() {
 tunnel_dibbler() {
     { echo "log-level 7"; echo "skip-confirm"; echo "iface sixc {"; echo "ia { }"; echo "pd { }"; echo "option dns-server }"; } >/etc/dibbler/client.conf
     rm -f /var/lib/dibbler/*.xml
+    alone || return
     ip netns exec "$TAG-F" dibbler-client run >"$WORK/dibbler.log" 2>&1 &
     local client=$!
     within 8 sh -c "ip netns exec $TAG-F ip -6 addr show dev sixc | grep -q 2001:db8:5" && bound 2 || { tail -5 "$WORK/dibbler.log"; return 1; }

@@ -455,8 +455,8 @@ impl Server {
         let origin = Origin { is_unicast, from, port: from_port, ..Origin::of(tunnel) };
         let before = self.shelf.changes();
         let answer = port.session.handle(&origin, octets, &mut self.shelf);
-        let (interface, kind) = (&port.name, octets.first().copied().map(MessageType::from));
-        tracing::debug!(event = "message", interface, ?kind, from = %sender, answered = answer.is_some());
+        let (interface, kind) = (&port.name, kind_of(octets));
+        tracing::debug!(event = "message", interface, %kind, from = %sender, answered = answer.is_some());
         if self.shelf.is_refused() {
             // Not even that nothing is there: another server may have something, and this one may have it again.
             self.not_kept += 1;
@@ -536,6 +536,15 @@ fn listen(at: Option<(std::net::SocketAddr, Zeroizing<Vec<u8>>)>) -> anyhow::Res
         anyhow!("cannot listen for dhcp6ctl at {at}: {why}; another dhcp6s may: choose another port with -p, or none with -k /dev/null")
     })?;
     Ok((Some(control), Some(orders)))
+}
+
+/// What a message calls itself, for the log.
+fn kind_of(octets: &[u8]) -> impl std::fmt::Display {
+    let kind = octets.first().copied();
+    std::fmt::from_fn(move |f| match kind {
+        Some(kind) => write!(f, "{:?}", MessageType::from(kind)),
+        None => f.write_str("empty"),
+    })
 }
 
 /// Relay-forward (RFC 8415 section 7.3).
