@@ -455,7 +455,7 @@ impl Server {
         let origin = Origin { is_unicast, from, port: from_port, ..Origin::of(tunnel) };
         let before = self.shelf.changes();
         let answer = port.session.handle(&origin, octets, &mut self.shelf);
-        let (interface, kind) = (&port.name, kind_of(octets));
+        let (interface, kind) = (&port.name, Kind(octets.first().copied()));
         tracing::debug!(event = "message", interface, %kind, from = %sender, answered = answer.is_some());
         if self.shelf.is_refused() {
             // Not even that nothing is there: another server may have something, and this one may have it again.
@@ -539,12 +539,15 @@ fn listen(at: Option<(std::net::SocketAddr, Zeroizing<Vec<u8>>)>) -> anyhow::Res
 }
 
 /// What a message calls itself, for the log.
-fn kind_of(octets: &[u8]) -> impl std::fmt::Display {
-    let kind = octets.first().copied();
-    std::fmt::from_fn(move |f| match kind {
-        Some(kind) => write!(f, "{:?}", MessageType::from(kind)),
-        None => f.write_str("empty"),
-    })
+struct Kind(Option<u8>);
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(kind) => write!(f, "{:?}", MessageType::from(kind)),
+            None => f.write_str("empty"),
+        }
+    }
 }
 
 /// Relay-forward (RFC 8415 section 7.3).
