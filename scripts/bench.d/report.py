@@ -239,6 +239,10 @@ def cost_table(found):
     return "\n".join(out)
 
 
+# Where the part of the page begins that is not this script's.
+BY_HAND = "## DHCPv6 on a link\n"
+
+
 def page(peers_file, command):
     with open(peers_file, encoding="utf-8") as file:
         peers = json.load(file)
@@ -303,8 +307,12 @@ Command: `scripts/bench`, which runs `cargo bench` and prints this table. Each f
 One bench alone: `scripts/bench pipeline`, or `cargo bench --bench forward -- pipeline`. Packets of the
 benches fit the caches unless the number of tunnels says otherwise.
 """
-    with open(os.path.join(ROOT, "docs", "performance.md"), "w", encoding="utf-8") as file:
-        file.write(words)
+    path = os.path.join(ROOT, "docs", "performance.md")
+    # What other scripts measure is written by hand, and stays.
+    before = open(path, encoding="utf-8").read() if os.path.exists(path) else ""
+    by_hand = before.find(BY_HAND)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(words + ("\n" + before[by_hand:] if by_hand >= 0 else ""))
     print("wrote docs/performance.md and docs/performance/*.svg")
 
 
