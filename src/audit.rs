@@ -444,8 +444,11 @@ fn packet(source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
 
 /// The TUN device `tun` is up, with all that is to be on it: `Err` says what is wrong.
 pub fn device(tun: &str, stands: Result<String, String>) -> Finding {
-    let next =
-        || format!("`ip link set {tun} down; ip link set {tun} up`: what is missing is put back then.");
+    let next = || {
+        format!(
+            "Down: `ip link set {tun} up` brings back what was on it. Missing: `sixway reload` puts it back without loss (a `connect` without a file: `ip link set {tun} down; ip link set {tun} up`, which stops traffic for a moment). Gone: start anew."
+        )
+    };
     stands.map_or_else(|found| fail("device", found, next()), |found| pass("device", found))
 }
 

@@ -603,7 +603,8 @@ fn a_link_whose_neighbours_do_not_answer_stops_no_other_one() {
     let asks = Instant::now();
     other.ask();
     println!("    after {flooded:?} of that, four messages on the other link: {:?}", asks.elapsed());
-    assert!(asks.elapsed() < Duration::from_secs(1), "{:?}", asks.elapsed());
+    // Shorter than a neighbour is waited for.
+    assert!(asks.elapsed() < Duration::from_millis(2500), "{:?}", asks.elapsed());
     let counts = || server.status()["dhcpv6_links"].clone();
     let now = counts();
     assert!(now["s2"]["unsent"].as_u64() > Some(0) && now["s3"]["unsent"] == 0, "{now}");
@@ -615,8 +616,8 @@ fn a_link_whose_neighbours_do_not_answer_stops_no_other_one() {
     });
 
     // Whatever becomes of interfaces that are not ours, nobody looks at ours for that.
-    let looks = || counts()["s2"]["looks"].as_u64().unwrap_or_default();
-    let before = looks();
+    let looks = || wait_for("counts of the link", PATIENCE, || counts()["s2"]["looks"].as_u64());
+    let (before, began) = (looks(), Instant::now());
     for n in 0..20 {
         links.s.run(&format!(
             "ip link add x{n} type veth peer name y{n}; ip link set x{n} up; ip link set y{n} up"
@@ -624,7 +625,8 @@ fn a_link_whose_neighbours_do_not_answer_stops_no_other_one() {
         std::thread::sleep(Duration::from_millis(100));
     }
     // But for the one that comes every half minute.
-    assert!(looks() <= before + 1, "{before}, {}", looks());
+    let now = looks();
+    assert!(now <= before + 1 + began.elapsed().as_secs() / 30, "{before}, {now}");
     let before = looks();
     links.s.run("ip addr add fd00:2::2/64 dev s2 nodad");
     wait_for("the address to be seen", Duration::from_secs(5), || (looks() > before).then_some(()));

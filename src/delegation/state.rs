@@ -171,6 +171,8 @@ impl State {
             Ok(Some((_, false))) => Some(Absent::Down),
             Ok(Some((_, true))) => match self.links.lend_address(interface, *addr, *len, life).await {
                 Ok(Outcome::Added) => None,
+                // Ours, and for ever: it is as it was put there.
+                Ok(Outcome::AlreadyThere) if self.addresses.get(&key) == Some(&None) => return,
                 // What somebody else has put there is not ours to remove.
                 Ok(Outcome::AlreadyThere) => {
                     self.addresses.remove(&key);
@@ -208,15 +210,15 @@ impl State {
 
     /// Something has become of interfaces or addresses: what is missing where it can be is put there again.
     pub(super) async fn look(&mut self, now: Duration) {
+        self.is_pending = false;
         if self.addresses.is_empty() {
             return;
         }
-        // Who cannot look now looks again soon.
+        // Who cannot look now looks again at the next turn.
         let Ok(found) = self.links.ipv6_addresses().await else { return };
         let plan = self.wish.plan(&self.lease, &on_link(&self.wish.tun), now);
         let keys: Vec<Key> = self.addresses.keys().cloned().collect();
         let mut missing = Vec::new();
-        self.is_pending = false;
         for key in keys {
             match self.links.state(&key.0).await {
                 Ok(Some((index, true))) => match on(&found, &key, index) {
@@ -307,4 +309,39 @@ fn replace(file: &Path, text: &str) -> std::io::Result<()> {
     new.write_all(text.as_bytes())?;
     new.sync_all()?;
     std::fs::rename(beside, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delegation::plan::tests::{lease, wish};
+    use crate::link::netlink::tests::{cable, in_fresh_namespace, run};
+
+    #[test]
+    fn what_is_given_for_ever_stays_ours_and_where_nothing_is_nothing_waits() {
+        in_fresh_namespace(|| {
+            run(async |links| {
+                cable(&links).await;
+                let wish = Wish { radvd: None, tun: "b".to_owned(), ..wish(&["a"]) };
+                let mut state = State::open(wish).unwrap();
+                let mut endless = lease("2001:db8:200::/56");
+                endless.held.iter_mut().for_each(|held| (held.preferred, held.valid) = (None, None));
+                let now = Duration::ZERO;
+                let on_a = |state: &State| state.given().iter().any(|given| given.interface == "a");
+                for _ in 0..2 {
+                    state.put(endless.clone(), now).await;
+                    assert!(on_a(&state), "however often it is put there");
+                }
+                // What waited to be put back is nobody's now.
+                state.is_pending = true;
+                state.put(Lease::default(), now).await;
+                state.look(now).await;
+                assert_eq!((state.due(), on_a(&state)), (None, false));
+                let left = links.ipv6_addresses().await.unwrap();
+                assert!(
+                    left.iter().all(|found| found.addr.is_unicast_link_local() || found.addr.is_loopback())
+                );
+            });
+        });
+    }
 }

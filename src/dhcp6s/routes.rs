@@ -252,7 +252,8 @@ mod tests {
                 let all: Vec<_> = (0..3000).map(|n| (prefix(n), two)).collect();
                 let began = std::time::Instant::now();
                 let failed = routes.put_all(&all).await;
-                assert!(began.elapsed() < std::time::Duration::from_secs(3), "{:?}", began.elapsed());
+                // A look at all routes for each refusal took minutes.
+                assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
                 assert!(
                     failed
                         .iter()

@@ -38,8 +38,9 @@ impl Seen {
         is_news
     }
 
-    /// News were lost.
-    fn may_have_fallen(&mut self) -> bool {
+    /// News were lost: this is how it is now, and it may have fallen meanwhile.
+    fn may_have_fallen(&mut self, is_up: bool) -> bool {
+        self.is_up = is_up;
         self.falls += 1;
         true
     }
@@ -62,7 +63,7 @@ impl DeviceWatch {
         // What happens from here on is heard, so nothing is missed between the two.
         let is_up = links.state(name).await?.is_some_and(|(_, is_up)| is_up);
         let (tell, seen) = watch::channel(Seen { is_up, falls: 0 });
-        let name = name.to_owned();
+        let (name, links) = (name.to_owned(), links.clone());
         runtime.spawn(async move {
             tokio::pin!(connection);
             loop {
@@ -75,7 +76,10 @@ impl DeviceWatch {
                                 tell.send_if_modified(|seen| seen.stands(is_up));
                             }
                         }
-                        Some(NetlinkPayload::Overrun(_)) => drop(tell.send_if_modified(Seen::may_have_fallen)),
+                        Some(NetlinkPayload::Overrun(_)) => {
+                            let is_up = links.state(&name).await.is_ok_and(|it| it.is_some_and(|(_, is_up)| is_up));
+                            tell.send_if_modified(|seen| seen.may_have_fallen(is_up));
+                        }
                         Some(_) => {}
                         None => return,
                     }
@@ -195,6 +199,16 @@ mod tests {
     use super::*;
     use crate::link::netlink::tests::{cable, in_fresh_namespace, run};
 
+    /// News that are lost count as one more fall.
+    async fn comes(watch: &mut DeviceWatch, wanted: Seen) {
+        let heard = async {
+            while watch.seen().is_up != wanted.is_up || watch.seen().falls < wanted.falls {
+                watch.changed().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), heard).await.expect("news");
+    }
+
     #[test]
     fn a_fall_is_heard_of_however_short_and_what_is_left_is_seen() {
         in_fresh_namespace(|| {
@@ -224,17 +238,13 @@ mod tests {
                 for words in [["link", "set", "dev", "a", "down"], ["link", "set", "dev", "a", "up"]] {
                     assert!(std::process::Command::new("ip").args(words).status().unwrap().success());
                 }
-                while watch.seen() != (Seen { is_up: true, falls: 1 }) {
-                    watch.changed().await;
-                }
+                comes(&mut watch, Seen { is_up: true, falls: 1 }).await;
                 let standing = links.standing(index).await.unwrap();
                 assert!(standing.routes.is_empty() && !standing.addresses.contains(&(addr, 64)));
                 assert!(standing.locals.is_empty());
                 assert_eq!(links.state("a").await.unwrap(), Some((index, true)));
                 links.delete_link("a").await.unwrap();
-                while watch.seen() != (Seen { is_up: false, falls: 2 }) {
-                    watch.changed().await;
-                }
+                comes(&mut watch, Seen { is_up: false, falls: 2 }).await;
                 assert_eq!(links.state("a").await.unwrap(), None);
             });
         });
@@ -243,7 +253,9 @@ mod tests {
     #[test]
     fn lost_news_may_have_been_bad() {
         let mut seen = Seen { is_up: true, falls: 3 };
-        assert!(!seen.stands(true) && seen.may_have_fallen());
+        assert!(!seen.stands(true) && seen.may_have_fallen(true));
         assert_eq!(seen, Seen { is_up: true, falls: 4 });
+        assert!(seen.may_have_fallen(false));
+        assert_eq!(seen, Seen { is_up: false, falls: 5 });
     }
 }

@@ -60,7 +60,10 @@ impl Device {
     fn deal(&mut self, seen: Seen) -> bool {
         let is_empty = seen.is_up && (seen.falls != self.dealt.falls || !self.dealt.is_up);
         self.dealt = seen;
-        self.pace.did(self.began.elapsed());
+        // What goes down needs no pace.
+        if is_empty {
+            self.pace.did(self.began.elapsed());
+        }
         is_empty
     }
 }
@@ -129,7 +132,8 @@ mod tests {
                 assert!(!device.deal(seen(false, 1)), "first it has to come up");
                 assert!(device.deal(seen(true, 1)));
                 assert!(device.deal(seen(true, 2)), "both within one look");
-                assert!(!device.deal(seen(true, 2)));
+                assert!(device.deal(seen(true, 3)) && device.deal(seen(true, 4)));
+                assert!(!device.deal(seen(true, 4)));
                 assert!(device.pace.due().as_secs() > 2, "often enough");
                 assert!(matches!(Device::next(&mut Some(device), true).await, Turn::More));
             });
