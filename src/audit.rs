@@ -446,7 +446,7 @@ fn packet(source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
 pub fn device(tun: &str, stands: Result<String, String>) -> Finding {
     let next = || {
         format!(
-            "Down: `ip link set {tun} up` brings back what was on it. Missing: `sixway reload` puts it back without loss (a `connect` without a file: `ip link set {tun} down; ip link set {tun} up`, which stops traffic for a moment). Gone: start anew."
+            "Down: `ip link set {tun} up` brings back what was on it. Missing: `sixway reload` puts it back without loss (with `connect`: `ip link set {tun} down; ip link set {tun} up`, which stops traffic for a moment). Gone: start anew."
         )
     };
     stands.map_or_else(|found| fail("device", found, next()), |found| pass("device", found))

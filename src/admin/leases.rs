@@ -191,7 +191,7 @@ impl Held {
 
 /// Columns that are wide enough for most: a million rows are written as they come.
 fn row(prefix: &str, kind: &str, iaid: &str, (who, left): (&str, &str), on: &str, peer: &str) -> String {
-    format!("{prefix:<27}  {kind:<5} {iaid:<10} {who:<42} {left:>8}  {on:<10}  {peer}")
+    format!("{prefix:<27}  {kind:<5} {iaid:<10} {who:<53} {left:>8}  {on:<10}  {peer}")
 }
 
 #[cfg(test)]

@@ -68,9 +68,7 @@ pub struct AdminSocket {
 impl AdminSocket {
     /// Listens at `path`. A file left over by a dead instance is replaced.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
-        if let Some(pid) = client::owner(path) {
-            let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let command = command.replace('\0', " ").trim().to_owned();
+        if let Some((pid, command)) = living_owner(path) {
             return Err(BindError::InUse { path: path.to_owned(), pid, command });
         }
         let system = |source| BindError::System { path: path.to_owned(), cause: source };
@@ -106,6 +104,20 @@ impl AdminSocket {
                 drop(place);
             });
         }
+    }
+}
+
+/// Who listens there, and its command line. One without has been killed and is not quite gone: it is waited for, two seconds.
+fn living_owner(path: &Path) -> Option<(i32, String)> {
+    let mut left = 40;
+    loop {
+        let pid = client::owner(path)?;
+        let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        left -= 1;
+        if !command.is_empty() || left == 0 {
+            return Some((pid, command.replace('\0', " ").trim().to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

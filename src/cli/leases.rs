@@ -167,7 +167,7 @@ impl<W: Write> Printer<W> {
 
     fn finish(&mut self) -> io::Result<()> {
         if self.printed == 0 && !self.json {
-            writeln!(self.out, "nobody has anything of that")?;
+            writeln!(self.out, "nobody has anything like that")?;
         }
         self.out.flush()
     }
