@@ -20,6 +20,10 @@ use crate::dhcpv6::telling::Evicted;
 const WAITING: usize = 4;
 /// How long the server is waited for that is asked something.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How long an order waits for room among those before it.
+const CROWDED: Duration = Duration::from_secs(3);
+/// What is said of a server that answers later, or never.
+const BUSY: &str = "the server on links is busy; `sixway leases` says what became of it";
 /// How long it is waited for when it reads its configuration again.
 const RELOADING: Duration = Duration::from_secs(10);
 
@@ -147,7 +151,9 @@ impl Front {
     /// What is wrong with it; then it stays in force as it was.
     pub async fn reload(&self, elsewhere: Elsewhere) -> anyhow::Result<()> {
         let (tell, told) = oneshot::channel();
-        let _told = self.orders.send(Own::Reload(elsewhere, Some(tell))).await;
+        if !self.order(Own::Reload(elsewhere, Some(tell))).await {
+            return Err(anyhow!("the DHCPv6 server on links is busy; run `sixway reload` again"));
+        }
         match tokio::time::timeout(RELOADING, told).await {
             Ok(Ok(done)) => done.map_err(|why| anyhow!(why)),
             Ok(Err(_)) => Err(anyhow!("the DHCPv6 server on links has ended; the log says why")),
@@ -157,12 +163,23 @@ impl Front {
 
     /// Has the server give nothing that is given out elsewhere now, or somebody's there; what it has given of that ends.
     pub async fn keep_clear_of(&self, elsewhere: Elsewhere) {
-        let _told = self.orders.send(Own::KeepClearOf(elsewhere)).await;
+        if !self.order(Own::KeepClearOf(elsewhere)).await {
+            tracing::warn!(
+                "the DHCPv6 server on links is busy and does not know what is given elsewhere now; `sixway reload` tells it"
+            );
+        }
     }
 
     /// Has clients that let themselves be told ask anew.
     pub async fn reconfigure(&self) {
-        let _told = self.orders.send(Own::Reconfigure).await;
+        if !self.order(Own::Reconfigure).await {
+            tracing::warn!("the DHCPv6 server on links is busy, and its clients do not ask anew");
+        }
+    }
+
+    /// Whether it has room for this; whoever waits for an answer of a server that has ended is told so by that.
+    async fn order(&self, own: Own) -> bool {
+        tokio::time::timeout(CROWDED, self.orders.send(own)).await.is_ok()
     }
 
     /// What has happened on each link, by name; nothing if the server does not answer at once.
@@ -180,8 +197,16 @@ impl Front {
     }
 
     /// Ends the lease of this prefix; says what becomes of its client, `None` if there was none.
-    pub async fn end(&self, prefix: Ipv6Prefix) -> Option<Evicted> {
-        self.ask(|tell| Own::End(prefix, tell)).await.flatten()
+    ///
+    /// # Errors
+    /// The server does not answer at once: it may end the lease all the same, later.
+    pub async fn end(&self, prefix: Ipv6Prefix) -> Result<Option<Evicted>, &'static str> {
+        match self.ask(|tell| Own::End(prefix, tell)).await {
+            Some(ended) => Ok(ended),
+            // It has ended, and gives nothing out.
+            None if self.orders.is_closed() => Ok(None),
+            None => Err(BUSY),
+        }
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Own) -> Option<T> {
@@ -201,6 +226,25 @@ impl Front {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a server is asked that does nothing waits for it, and ends the lease once it does something again.
+    #[tokio::test]
+    async fn a_busy_server_is_not_one_that_knows_of_no_lease_and_nobody_waits_for_it_without_end() {
+        let (orders, mut ordered) = mpsc::channel(WAITING);
+        let front = Front { orders, task: tokio::spawn(async {}) };
+        let prefix = "2001:db8::/56".parse().unwrap();
+        for _ in 0..WAITING {
+            assert_eq!(front.end(prefix).await.unwrap_err(), BUSY);
+        }
+        assert_eq!(front.end(prefix).await.unwrap_err(), BUSY, "there is no room for another");
+        let (clear, anew) = (front.keep_clear_of(Vec::new()), front.reconfigure());
+        let ((), (), read) = tokio::join!(clear, anew, front.reload(Vec::new()));
+        let why = read.unwrap_err().to_string();
+        assert!(why.contains("busy"), "{why}");
+        assert!(matches!(ordered.recv().await, Some(Own::End(asked, _)) if asked == prefix));
+        drop(ordered);
+        assert!(front.end(prefix).await.unwrap().is_none(), "it has ended");
+    }
 
     /// No interface of this name is there, so nothing of the host's is touched.
     #[tokio::test]

@@ -66,8 +66,9 @@ impl Control {
                 ended.map_or_else(Response::Error, |()| Response::Churned { applied: 0, refused: None })
             }
             Request::Kick { who } => match self.end_on_link(&who).await {
-                Some(client) => Response::Kicked { tunnels: 1, client: Some(client.into()) },
-                None => self.kick(&who),
+                Ok(Some(client)) => Response::Kicked { tunnels: 1, client: Some(client.into()) },
+                Ok(None) => self.kick(&who),
+                Err(why) => Response::Error(why.to_owned()),
             },
             Request::Leases(wish) => self.leases(&wish).await,
             Request::Drain { on } => self.drain(on),
@@ -95,9 +96,9 @@ impl Control {
         Response::Drained { on, brokers: self.config.tsp.as_ref().map_or(0, |tsp| tsp.brokers.len()) }
     }
 
-    /// Ends the lease of this prefix or address on a link; `None`: there was none.
-    async fn end_on_link(&self, who: &str) -> Option<Evicted> {
-        let (Some(links), Ok(prefix)) = (&self.links, parse_prefix(who)) else { return None };
+    /// Ends the lease of this prefix or address on a link; `None`: there was none. An error: nobody knows yet.
+    async fn end_on_link(&self, who: &str) -> Result<Option<Evicted>, &'static str> {
+        let (Some(links), Ok(prefix)) = (&self.links, parse_prefix(who)) else { return Ok(None) };
         links.end(prefix).await
     }
 
