@@ -85,10 +85,11 @@ impl Server {
         self.ports.push(port);
     }
 
-    /// The links as they are now. One that has no address at the moment is as it was: it is down, and will come again.
+    /// The links as they are now, absent ones too: what is theirs to give is nobody else's. One that has no address at the moment is as it was: it is down, and will come again.
     pub(super) fn sites(&self) -> Vec<Site> {
         let known = |name: &str| self.shelf.plan().sites().find(|site| *site.name == *name).cloned();
-        let names = self.ports.iter().map(|port| &*port.name).collect::<BTreeSet<&str>>();
+        let absent = self.absent.iter().map(String::as_str);
+        let names = self.ports.iter().map(|port| &*port.name).chain(absent).collect::<BTreeSet<&str>>();
         let now = names.into_iter().map(here::site);
         now.map(|site| match known(&site.name) {
             Some(before) if site.own.is_empty() => before,
@@ -103,8 +104,47 @@ impl Server {
         for port in self.ports.iter_mut().filter(|port| port.is_up()) {
             port.routes.set(self.shelf.iter()).await;
         }
-        if let Some(first) = self.ports.first_mut() {
+        let mut ports = self.ports.iter_mut();
+        if let Some(first) = ports.next() {
             first.routes.sink(self.shelf.spaces()).await;
         }
+        // What an earlier process, whose first link this was, has left with it.
+        for port in ports {
+            port.routes.sink(BTreeSet::new()).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dhcp6s::Start;
+    use crate::dhcp6s::files::Files;
+    use crate::link::netlink::tests::{in_fresh_namespace, run};
+
+    #[test]
+    fn what_a_link_that_is_not_there_has_to_give_is_still_its_own_after_a_look() {
+        in_fresh_namespace(|| {
+            run(async |_links| {
+                let folder = std::env::temp_dir().join(format!("sixway-following-{}", std::process::id()));
+                std::fs::create_dir_all(&folder).unwrap();
+                let file = folder.join("dhcp6s.conf");
+                let text = "interface not-there-0 { delegated-prefix-pool 2001:db8::/40 56 60 90; };";
+                std::fs::write(&file, text).unwrap();
+                let interfaces = vec!["not-there-0".to_owned()];
+                let mut files = Files::new(&file).expecting(&interfaces);
+                let conf = files.read().unwrap();
+                let (duid, leases) = (folder.join("duid"), folder.join("leases.db"));
+                let (dns, control) = (Vec::new(), None);
+                let start = Start { interfaces, waits: true, files, conf, dns, duid, leases, control };
+                let mut server = Server::open(start).await.unwrap();
+                let before = server.shelf.spaces();
+                assert!(!before.is_empty());
+                server.follow_links().await;
+                assert_eq!(server.shelf.spaces(), before);
+                server.close().await;
+                std::fs::remove_dir_all(&folder).unwrap();
+            });
+        });
     }
 }

@@ -515,8 +515,8 @@ impl Server {
             }
         }
         self.say_counts();
-        if let Some(first) = self.ports.first_mut() {
-            first.routes.sink(BTreeSet::new()).await;
+        for port in &mut self.ports {
+            port.routes.sink(BTreeSet::new()).await;
         }
         self.scribe.close();
     }
