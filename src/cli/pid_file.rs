@@ -1,12 +1,15 @@
 //! The file that says which process a server is: one process at a time has it, from before anything else is opened until the
 //! end.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 
 /// How often another process may take the file away while it is opened.
 const TRIES: usize = 8;
@@ -28,39 +31,72 @@ impl PidFile {
                 path.display()
             )
         };
-        let mut file = opened(path).with_context(unwritten)?;
+        let (mut file, is_held) = locked(path).with_context(unwritten)?;
         let mut text = String::new();
         let _what_makes_no_sense_is_nobody = file.read_to_string(&mut text);
         let pid = text.trim().parse::<u32>().ok().filter(|pid| *pid != std::process::id());
-        let is_held = match file.try_lock() {
-            Ok(()) => false,
-            Err(TryLockError::WouldBlock) => true,
-            Err(TryLockError::Error(why)) => return Err(why).with_context(unwritten),
-        };
         let command = pid.and_then(command);
-        // Other programs, and earlier versions of this one, do not lock it.
-        let is_other = command.as_ref().is_some_and(|words| is_server(words, name));
-        if is_held || is_other {
+        let is_named = command.as_ref().is_some_and(|words| is_server(words, name));
+        // Other programs do not lock it. Where the number is of one of ours, which does, it was somebody else's before.
+        if is_held || is_named && pid.is_some_and(|pid| !is_ours(pid)) {
             let who = pid.map_or(String::new(), |pid| format!(", process {pid}"));
             let words = command.map_or(String::new(), |words| format!(" ({})", words.join(" ")));
             bail!("another {name}{who}{words}, has {}; {next}", path.display());
         }
         file.rewind().and_then(|()| file.set_len(0)).with_context(unwritten)?;
         file.write_all(format!("{}\n", std::process::id()).as_bytes()).with_context(unwritten)?;
+        // Now that it is locked anybody may read it.
+        file.set_permissions(Permissions::from_mode(0o644)).with_context(unwritten)?;
         Ok(Self { path: path.to_owned(), file })
     }
 }
 
-/// The file as it is at the path: whoever ends takes it away.
-fn opened(path: &Path) -> std::io::Result<File> {
-    let mut tries = TRIES;
-    loop {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        tries -= 1;
-        if tries == 0 || fs::metadata(path).is_ok_and(|at| is_same(&at, &file)) {
-            return Ok(file);
+/// The file as it is at the path, and whether another server has it; if not, it is locked.
+///
+/// Servers lock it to write, which nobody can who may only read it. Who reads can lock it against writers, though not while
+/// a server has it: so a file that is locked that way is nobody's, and another one takes its place.
+fn locked(path: &Path) -> io::Result<(File, bool)> {
+    for _ in 0..TRIES {
+        let mut how = OpenOptions::new();
+        let file = how.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let lock = lock(&file)?;
+        // Whoever ends takes it away, perhaps between the opening and the locking.
+        if !fs::metadata(path).is_ok_and(|at| is_same(&at, &file)) {
+            continue;
+        }
+        match lock {
+            Lock::Ours => return Ok((file, false)),
+            Lock::Server => return Ok((file, true)),
+            Lock::Reader => fs::remove_file(path)?,
         }
     }
+    Err(io::Error::other("others lock it or take it away again and again"))
+}
+
+/// Who has the file.
+enum Lock {
+    Ours,
+    Server,
+    Reader,
+}
+
+/// Locks the file for as long as it is open, here or in a child.
+fn lock(file: &File) -> io::Result<Lock> {
+    let mut whole = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
+        Ok(_) => return Ok(Lock::Ours),
+        Err(Errno::EAGAIN | Errno::EACCES) => {}
+        Err(why) => return Err(why.into()),
+    }
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut whole))?;
+    let is_read = i32::from(whole.l_type) == libc::F_RDLCK;
+    Ok(if is_read { Lock::Reader } else { Lock::Server })
 }
 
 fn is_same(at: &fs::Metadata, file: &File) -> bool {
@@ -72,6 +108,18 @@ fn command(pid: u32) -> Option<Vec<String>> {
     let text = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let words = String::from_utf8_lossy(&text).split_terminator('\0').map(str::to_owned).collect::<Vec<_>>();
     (!words.is_empty()).then_some(words)
+}
+
+/// Whether a process runs this program, of whatever version; not where that cannot be seen.
+fn is_ours(pid: u32) -> bool {
+    let program = |of: &str| {
+        let path = fs::read_link(format!("/proc/{of}/exe")).ok()?;
+        let name = path.file_name()?.to_str()?;
+        // So the kernel names one that has been replaced since.
+        Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
+    };
+    let other = program(&pid.to_string());
+    other.is_some() && other == program("self")
 }
 
 /// Whether a command line is of this server: by its own name, or as the first argument.
@@ -91,6 +139,8 @@ impl Drop for PidFile {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
+
     use super::*;
 
     #[test]
@@ -112,6 +162,52 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let said = format!("{:#}", PidFile::write(Path::new("/nonexistent/x"), "dhcp6s", "").err().unwrap());
         assert!(said.contains("-P"), "{said}");
+    }
+
+    #[test]
+    fn a_number_that_is_another_of_ours_now_is_nobodys() {
+        let path = std::env::temp_dir().join(format!("sixway-pid-again-{}", std::process::id()));
+        // A program of this one's name, started by another.
+        let own = std::env::current_exe().unwrap();
+        let own = own.file_name().unwrap().to_str().unwrap();
+        let folder = std::env::temp_dir().join(format!("sixway-pid-exe-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::copy("/bin/sleep", folder.join(own)).unwrap();
+        let mut other = std::process::Command::new(folder.join(own)).arg0("sleep").arg("30").spawn().unwrap();
+        while command(other.id()).is_none_or(|words| !is_server(&words, "sleep")) {
+            std::thread::yield_now();
+        }
+        fs::write(&path, format!("{}\n", other.id())).unwrap();
+        let first = PidFile::write(&path, "sleep", "next");
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(first.is_ok(), "{}", first.err().unwrap());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn who_may_only_read_it_keeps_no_server_from_it() {
+        let path = std::env::temp_dir().join(format!("sixway-pid-read-{}", std::process::id()));
+        fs::write(&path, "").unwrap();
+        let reader = File::open(&path).unwrap();
+        reader.lock().unwrap();
+        let mut read = libc::flock {
+            l_type: libc::F_RDLCK as libc::c_short,
+            l_whence: 0,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        fcntl(&reader, FcntlArg::F_OFD_SETLK(&read)).unwrap();
+        let first = PidFile::write(&path, "dhcp6s", "next").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o644);
+        let late = File::open(&path).unwrap();
+        assert_eq!(fcntl(&late, FcntlArg::F_OFD_SETLK(&read)), Err(Errno::EAGAIN));
+        read.l_type = libc::F_WRLCK as libc::c_short;
+        assert_eq!(fcntl(&late, FcntlArg::F_OFD_SETLK(&read)), Err(Errno::EBADF));
+        assert!(PidFile::write(&path, "dhcp6s", "next").is_err(), "it has one");
+        drop(first);
+        assert!(!path.exists());
     }
 
     #[test]
