@@ -58,6 +58,11 @@ pub struct Back {
 }
 
 impl Back {
+    /// Whether nothing was gone after all.
+    pub fn is_nothing(self) -> bool {
+        self.addresses + self.routes + self.refused == 0
+    }
+
     fn count(&mut self, thing: Thing) {
         match thing {
             Thing::Address(..) | Thing::Local(_) => self.addresses += 1,
@@ -195,7 +200,12 @@ impl Network {
     async fn missing(&self) -> Result<Vec<Thing>, LinkError> {
         let Some((index, _)) = self.links.state(&self.tun).await? else { return Ok(Vec::new()) };
         let standing = self.links.standing(index).await?;
+        let is_ours = |thing: &Thing| [&self.own, &self.lent].iter().any(|all| all.get(thing) == Some(&true));
         let is_there = |thing: &Thing| match thing {
+            // One that somebody else has given the device may have another length: the kernel takes no second one.
+            Thing::Address(addr, _) if !is_ours(thing) => {
+                standing.addresses.iter().any(|(one, _)| one == addr)
+            }
             Thing::Address(addr, len) => standing.addresses.contains(&(*addr, *len)),
             Thing::Local(addr) => standing.locals.contains(addr),
             Thing::Route(prefix) => standing.routes.contains(prefix),

@@ -110,7 +110,8 @@ impl Control {
         while self.network.owes() {
             back = self.network.put_back().await;
         }
-        back.map(|back: Back| format!("gone from {} and put back: {back}", self.config.router.tun))
+        back.filter(|back| !back.is_nothing())
+            .map(|back: Back| format!("gone from {} and put back: {back}", self.config.router.tun))
     }
 }
 
