@@ -231,7 +231,12 @@ impl Network {
 
     /// Whether there is something to put back.
     pub fn owes(&self) -> bool {
-        !self.owed.is_empty()
+        self.owing() > 0
+    }
+
+    /// How many things there are to put back.
+    pub fn owing(&self) -> usize {
+        self.owed.len()
     }
 
     /// Puts back some of what is gone; what was, once that was the last of it. What the kernel refuses is left out.
@@ -246,7 +251,17 @@ impl Network {
     }
 
     async fn put_thing_back(&mut self, thing: Thing) {
-        match self.add(thing).await {
+        let added = match thing {
+            // It is not on this device, so it is on another. Which one is said of the first: that takes a look at all routes.
+            Thing::Route(prefix) if self.back.refused > 0 => {
+                match self.links.offer_route(prefix, &self.tun).await {
+                    Ok(Outcome::AlreadyThere) => return self.back.refused += 1,
+                    other => other,
+                }
+            }
+            Thing::Address(..) | Thing::Local(_) | Thing::Route(_) => self.add(thing).await,
+        };
+        match added {
             Ok(Outcome::Added) => {
                 self.back.count(thing);
                 let held = if self.own.contains_key(&thing) { &mut self.own } else { &mut self.lent };
@@ -445,5 +460,68 @@ fn check_forwarding(config: &Config) -> Result<Option<String>, LinkError> {
                  `{FORWARDING_COMMAND}`, or let the router do it: [router] forwarding = \"set\""
             )),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::netlink::tests::{cable, in_fresh_namespace, run};
+
+    async fn network() -> Network {
+        let mut network = Network::look("a").await.unwrap();
+        network.mtu = 1400;
+        network
+    }
+
+    #[test]
+    fn an_address_that_the_operator_gave_with_another_length_is_there() {
+        in_fresh_namespace(|| {
+            run(async |links| {
+                cable(&links).await;
+                let addr = "2001:db8::1".parse().unwrap();
+                let _theirs = links.add_address("a", addr, 128).await.unwrap();
+                let mut network = network().await;
+                let thing = Thing::Address(addr, 64);
+                let is_ours = network.add(thing).await.unwrap() == Outcome::Added;
+                assert!(!is_ours, "the kernel takes no second one");
+                network.own.insert(thing, is_ours);
+                network.look_for_losses().await.unwrap();
+                assert!(!network.owes());
+                assert!(network.judge().await.is_ok());
+                // Once it is gone ours comes in its place, with our length.
+                links.remove_address("a", addr, 128).await.unwrap();
+                assert!(network.judge().await.is_err());
+                network.look_for_losses().await.unwrap();
+                assert_eq!(network.put_back().await.map(|back| back.addresses), Some(1));
+                assert!(network.judge().await.is_ok() && network.own[&thing]);
+                links.remove_address("a", addr, 64).await.unwrap();
+                let _theirs = links.add_address("a", addr, 128).await.unwrap();
+                assert!(network.judge().await.is_err(), "ours is gone");
+            });
+        });
+    }
+
+    #[test]
+    fn routes_that_others_have_are_refused_and_the_rest_comes_back_in_slices() {
+        in_fresh_namespace(|| {
+            run(async |links| {
+                cable(&links).await;
+                let mut network = network().await;
+                for n in 0..TURN + 8 {
+                    let prefix = format!("2001:db8:{n:x}::/48").parse().unwrap();
+                    if n % 100 == 0 {
+                        let _theirs = links.add_route(prefix, "b", None).await.unwrap();
+                    }
+                    network.own.insert(Thing::Route(prefix), true);
+                }
+                network.look_for_losses().await.unwrap();
+                assert_eq!(network.owing(), TURN + 8);
+                assert!(network.put_back().await.is_none(), "there is more");
+                assert_eq!(network.owing(), 8);
+                let back = network.put_back().await.unwrap();
+                assert_eq!((back.routes, back.refused), (TURN + 2, 6));
+            });
+        });
     }
 }

@@ -140,6 +140,18 @@ impl Links {
         self.add_any_route(prefix, None, dev, metric).await
     }
 
+    /// As [`add_route`](Self::add_route), but where there is one already nobody looks which device it leads to: that takes a
+    /// look at all routes.
+    ///
+    /// # Errors
+    /// [`LinkError::NoDevice`], [`LinkError::Denied`], or the kernel's refusal.
+    pub async fn offer_route(&self, prefix: Ipv6Prefix, dev: &str) -> Result<Outcome, LinkError> {
+        let what = format!("route {prefix} to device '{dev}'");
+        let index = self.wanted_index(dev, &what).await?;
+        let message = route_message(prefix, None, index, None);
+        added(what, dev, self.kernel.route().add(message).execute()).await
+    }
+
     /// Routes a prefix to a neighbour behind the device.
     ///
     /// # Errors

@@ -97,7 +97,7 @@ impl Control {
     async fn put_back(&mut self) {
         if let Some(back) = self.network.put_back().await {
             let tun = &self.config.router.tun;
-            tracing::info!(event = "device_up", "{tun} is up again; put back: {back}");
+            tracing::info!(event = "device_up", "what was gone from {tun} is put back: {back}");
         }
     }
 
@@ -106,12 +106,19 @@ impl Control {
         if let Err(why) = self.network.look_for_losses().await {
             return Some(format!("it cannot be seen what is missing on {}: {why}", self.config.router.tun));
         }
-        let mut back = None;
-        while self.network.owes() {
+        let mut back = self.network.put_back().await;
+        // The rest of many comes in turns, between which others have theirs; where nobody watches the device there are none.
+        while self.device.is_none() && self.network.owes() {
             back = self.network.put_back().await;
         }
-        back.filter(|back| !back.is_nothing())
-            .map(|back: Back| format!("gone from {} and put back: {back}", self.config.router.tun))
+        let (tun, more) = (&self.config.router.tun, self.network.owing());
+        if more > 0 {
+            return Some(format!(
+                "much is gone from {tun} and is being put back, {more} more; the log says when it is done"
+            ));
+        }
+        let back = back.filter(|back: &Back| !back.is_nothing());
+        back.map(|back| format!("gone from {tun} and put back: {back}"))
     }
 }
 
