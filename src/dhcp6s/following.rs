@@ -120,29 +120,54 @@ mod tests {
     use super::*;
     use crate::dhcp6s::Start;
     use crate::dhcp6s::files::Files;
-    use crate::link::netlink::tests::{in_fresh_namespace, run};
+    use crate::link::netlink::tests::{cable, in_fresh_namespace, run};
+
+    /// A server for these interfaces, by a file of this text.
+    async fn server(folder: &std::path::Path, interfaces: &[&str], text: &str) -> Server {
+        std::fs::create_dir_all(folder).unwrap();
+        let file = folder.join("dhcp6s.conf");
+        std::fs::write(&file, text).unwrap();
+        let interfaces: Vec<String> = interfaces.iter().map(|name| (*name).to_owned()).collect();
+        let mut files = Files::new(&file).expecting(&interfaces);
+        let conf = files.read().unwrap();
+        let (duid, leases) = (folder.join("duid"), folder.join("leases.db"));
+        let (dns, control) = (Vec::new(), None);
+        let start = Start { interfaces, waits: true, files, conf, dns, duid, leases, control };
+        Server::open(start).await.unwrap()
+    }
 
     #[test]
     fn what_a_link_that_is_not_there_has_to_give_is_still_its_own_after_a_look() {
         in_fresh_namespace(|| {
             run(async |_links| {
                 let folder = std::env::temp_dir().join(format!("sixway-following-{}", std::process::id()));
-                std::fs::create_dir_all(&folder).unwrap();
-                let file = folder.join("dhcp6s.conf");
                 let text = "interface not-there-0 { delegated-prefix-pool 2001:db8::/40 56 60 90; };";
-                std::fs::write(&file, text).unwrap();
-                let interfaces = vec!["not-there-0".to_owned()];
-                let mut files = Files::new(&file).expecting(&interfaces);
-                let conf = files.read().unwrap();
-                let (duid, leases) = (folder.join("duid"), folder.join("leases.db"));
-                let (dns, control) = (Vec::new(), None);
-                let start = Start { interfaces, waits: true, files, conf, dns, duid, leases, control };
-                let mut server = Server::open(start).await.unwrap();
+                let mut server = server(&folder, &["not-there-0"], text).await;
                 let before = server.shelf.spaces();
                 assert!(!before.is_empty());
                 server.follow_links().await;
                 assert_eq!(server.shelf.spaces(), before);
                 server.close().await;
+                std::fs::remove_dir_all(&folder).unwrap();
+            });
+        });
+    }
+
+    #[test]
+    fn what_a_dead_server_let_go_nowhere_by_another_link_is_taken_back() {
+        in_fresh_namespace(|| {
+            run(async |links| {
+                let first = cable(&links).await;
+                let second = links.index("b").await.unwrap().unwrap();
+                let space = "2001:db8::/40".parse().unwrap();
+                links.sink(space, second).await.unwrap();
+                let folder = std::env::temp_dir().join(format!("sixway-sunk-{}", std::process::id()));
+                let text = "interface a { delegated-prefix-pool 2001:db8::/40 56 60 90; };";
+                let server = server(&folder, &["a", "b"], text).await;
+                assert!(links.sunk(second).await.unwrap().is_empty());
+                assert_eq!(links.sunk(first).await.unwrap(), BTreeSet::from([space]));
+                server.close().await;
+                assert!(links.sunk(first).await.unwrap().is_empty());
                 std::fs::remove_dir_all(&folder).unwrap();
             });
         });
