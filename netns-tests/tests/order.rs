@@ -55,6 +55,9 @@ const BURST: u32 = 16;
 /// Datagrams of the longest train. The kernel counts a train that it drops, from a full queue of the TUN device or a full
 /// socket, as one packet.
 const MOST_IN_TRAIN: u64 = 65_535 / LARGEST as u64;
+/// A busy kernel moves a sender to another processor now and then, while packets of its still wait for the first one: that is
+/// not ours, and rare. Packets of a flow that took two ways would change places in every burst.
+const MOVED: u64 = 3;
 const PAUSE: Duration = Duration::from_millis(5);
 
 fn story(encap: &str, workers: u8) {
@@ -71,7 +74,9 @@ fn story(encap: &str, workers: u8) {
     assert!(got * 2 > sent, "a flow of which half is lost shows no order: {got} of {sent}");
     let explained = counted * MOST_IN_TRAIN;
     assert!(sent - got <= explained, "{} datagrams vanished and {counted} losses were counted", sent - got);
-    assert_eq!(tcp_reordered(&rig), reordered, "the kernels' TCP saw segments change places");
+    let after = tcp_reordered(&rig);
+    let times: u64 = after.iter().map(|(name, n)| n - reordered.get(name).unwrap_or(&0)).sum();
+    assert!(times <= MOVED, "the kernels' TCP saw segments change places: {after:?}, before {reordered:?}");
     assert_busy(&rig, workers, &server);
     client.stop();
     server.stop();
