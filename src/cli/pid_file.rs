@@ -19,6 +19,8 @@ pub(super) struct PidFile {
     path: PathBuf,
     /// Locked as long as it is open.
     file: File,
+    /// Whether it is a file: a device or a pipe is written to, and otherwise left alone.
+    is_file: bool,
 }
 
 impl PidFile {
@@ -31,6 +33,12 @@ impl PidFile {
                 path.display()
             )
         };
+        let number = format!("{}\n", std::process::id());
+        if fs::metadata(path).is_ok_and(|at| !at.is_file() && !at.is_dir()) {
+            let mut file = OpenOptions::new().write(true).open(path).with_context(unwritten)?;
+            file.write_all(number.as_bytes()).with_context(unwritten)?;
+            return Ok(Self { path: path.to_owned(), file, is_file: false });
+        }
         let (mut file, is_held) = locked(path).with_context(unwritten)?;
         let mut text = String::new();
         let _what_makes_no_sense_is_nobody = file.read_to_string(&mut text);
@@ -44,10 +52,10 @@ impl PidFile {
             bail!("another {name}{who}{words}, has {}; {next}", path.display());
         }
         file.rewind().and_then(|()| file.set_len(0)).with_context(unwritten)?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes()).with_context(unwritten)?;
+        file.write_all(number.as_bytes()).with_context(unwritten)?;
         // Now that it is locked anybody may read it.
         file.set_permissions(Permissions::from_mode(0o644)).with_context(unwritten)?;
-        Ok(Self { path: path.to_owned(), file })
+        Ok(Self { path: path.to_owned(), file, is_file: true })
     }
 }
 
@@ -131,7 +139,7 @@ fn is_server(words: &[String], name: &str) -> bool {
 impl Drop for PidFile {
     fn drop(&mut self) {
         // One that somebody has put there since is not ours to remove.
-        if fs::metadata(&self.path).is_ok_and(|at| is_same(&at, &self.file)) {
+        if self.is_file && fs::metadata(&self.path).is_ok_and(|at| is_same(&at, &self.file)) {
             let _gone_or_not = fs::remove_file(&self.path);
         }
     }
@@ -142,6 +150,13 @@ mod tests {
     use std::os::unix::process::CommandExt;
 
     use super::*;
+
+    #[test]
+    fn a_device_is_written_to_by_as_many_as_like_and_stays() {
+        let open = || PidFile::write(Path::new("/dev/null"), "dhcp6s", "next").unwrap();
+        drop((open(), open()));
+        assert!(Path::new("/dev/null").exists());
+    }
 
     #[test]
     fn one_process_has_it_and_what_a_dead_one_left_is_taken() {
