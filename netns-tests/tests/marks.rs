@@ -227,7 +227,8 @@ fn a_peer_without_checksums_is_heard() {
     datagram.extend_from_slice(&packet);
     raw.send(&datagram).unwrap();
     let mut reply = [0; 200];
-    let len = ear.recv(&mut reply).unwrap();
-    assert!(len > 48 && reply[40] == 129, "{:x?}", &reply[..len]);
+    // The router advertises itself into the tunnel as well, now and then.
+    let answered = (0..5).any(|_| ear.recv(&mut reply).unwrap() > 48 && reply[40] == 129);
+    assert!(answered, "{reply:x?}");
     server.stop();
 }
