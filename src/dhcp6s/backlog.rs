@@ -143,28 +143,10 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn conf() -> ServerConf {
-        use crate::compat::dhcp6sconf::{Surroundings, load};
-        struct Nowhere;
-        impl Surroundings for Nowhere {
-            fn read(&self, _: &str) -> std::io::Result<Vec<u8>> {
-                Err(std::io::ErrorKind::NotFound.into())
-            }
-            fn has_interface(&self, _: &str) -> bool {
-                true
-            }
-            fn now(&self) -> u64 {
-                0
-            }
-            fn today(&self) -> (i16, i8, i8) {
-                (2026, 1, 1)
-            }
-            fn unix_time(&self, _: (i16, i8, i8), _: (i8, i8)) -> Option<u64> {
-                None
-            }
-        }
+        use crate::compat::dhcp6sconf::{Anywhere, load};
         let text = "interface a { address-pool p 5 10; }; pool p { range 2001:db8::1000 to 2001:db8::ffff; };
             host h { duid 00:ff; prefix 2001:db8:a::/48 infinity; };";
-        load("x", text.as_bytes(), &Nowhere).unwrap().conf
+        load("x", text.as_bytes(), &Anywhere).unwrap().conf
     }
 
     fn shelf() -> Shelf {

@@ -11,6 +11,30 @@
 mod apply;
 mod lexer;
 mod parser;
+
+/// A host where every interface is there, and no file.
+#[cfg(test)]
+pub(crate) struct Anywhere;
+
+#[cfg(test)]
+impl Surroundings for Anywhere {
+    fn read(&self, _: &str) -> std::io::Result<Vec<u8>> {
+        Err(std::io::ErrorKind::NotFound.into())
+    }
+    fn has_interface(&self, _: &str) -> bool {
+        true
+    }
+    fn now(&self) -> u64 {
+        0
+    }
+    fn today(&self) -> (i16, i8, i8) {
+        (2026, 1, 1)
+    }
+    fn unix_time(&self, _: (i16, i8, i8), _: (i8, i8)) -> Option<u64> {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests;
 mod values;

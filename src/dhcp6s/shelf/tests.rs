@@ -1,33 +1,11 @@
 //! Leases on a shelf: hosts, pools, relays, declined addresses; and any steps in any order.
 
 use super::*;
-use crate::compat::dhcp6sconf::{Surroundings, load};
+use crate::compat::dhcp6sconf::{Anywhere, load};
 use crate::dhcp6s::plan::Site;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::io;
 use std::time::Duration;
-
-/// A host where every interface is there.
-struct Anywhere;
-
-impl Surroundings for Anywhere {
-    fn read(&self, _: &str) -> io::Result<Vec<u8>> {
-        Err(io::ErrorKind::NotFound.into())
-    }
-    fn has_interface(&self, _: &str) -> bool {
-        true
-    }
-    fn now(&self) -> u64 {
-        0
-    }
-    fn today(&self) -> (i16, i8, i8) {
-        (2026, 1, 1)
-    }
-    fn unix_time(&self, _: (i16, i8, i8), _: (i8, i8)) -> Option<u64> {
-        None
-    }
-}
 
 const CONF: &str = "
     interface vs0 { address-pool p 100 200; delegated-prefix-pool 2001:db8:8000::/54 56 100 200; };
